@@ -1,0 +1,28 @@
+# `make demo` and `make test` need nothing but Python >= 3.11 and a network or a package cache.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: setup demo test check clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $(INSTALLED)
+
+demo: setup
+	$(BIN)/dsonas run --config digits --out runs/demo
+
+test: check
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10
+
+check: setup
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv runs build src/*.egg-info

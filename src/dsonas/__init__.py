@@ -1,0 +1,1 @@
+"""dsonas: neural architecture search by direct sparse optimisation."""

@@ -1,0 +1,123 @@
+"""The proximal method that presses scaling factors to exactly zero (eq. 6-8 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def soft_threshold(values: Tensor, threshold: float | Tensor) -> Tensor:
+    """Proximal operator of ``threshold * ||x||_1``, elementwise.
+
+    Args:
+        values: scaling factors, any shape, dimensionless.
+        threshold: step size times penalty, >= 0; a number or a tensor of the shape of ``values``.
+
+    Returns:
+        A tensor of the same shape; entries with ``|value| <= threshold`` are exactly 0.
+
+    Raises:
+        ValueError: if a numeric ``threshold`` is negative. (A tensor is not looked at: that would
+            make an accelerator wait.)
+
+    Example:
+        >>> soft_threshold(torch.tensor([1.5, 0.2]), 0.5)
+        tensor([1., 0.])
+
+    Source: arXiv 1811.01567, eq. 6-8.
+    """
+    if not isinstance(threshold, Tensor) and not threshold >= 0:
+        raise ValueError(f"threshold must be >= 0, got {threshold}")
+    return values.sign() * (values.abs() - threshold).clamp(min=0)
+
+
+class ProximalNAG(Optimizer):
+    """Accelerated proximal gradient with Nesterov momentum for scaling factors ("APG-NAG").
+
+    With g the (elementwise clipped) gradient, S the soft threshold, and v the momentum::
+
+        z      <- S_{lr * penalty}( lambda - lr * g )
+        v      <- z - lambda + momentum * v
+        lambda <- max(0, z + momentum * v)
+
+    The projection comes last and v is not projected. Momentum 0 is the plain proximal gradient
+    step. There is no weight decay.
+
+    Args:
+        params: scaling factors, any shapes, or parameter groups.
+        lr: step size, > 0.
+        penalty: L1 weight per scaling factor, >= 0; a number, or a tensor that broadcasts to the
+            parameter. Set ``group["penalty"]`` to change it while training.
+        momentum: in [0, 1).
+        clip: gradients are clipped to [-clip, clip] elementwise; ``None`` does not clip.
+
+    Raises:
+        ValueError: if a value is outside its range.
+
+    Example:
+        >>> factor = torch.nn.Parameter(torch.tensor([1.0, 0.01]))
+        >>> optimizer = ProximalNAG([factor], lr=0.1, penalty=0.5, momentum=0.0)
+        >>> factor.sum().backward()
+        >>> optimizer.step()
+        >>> factor.data
+        tensor([0.8500, 0.0000])
+
+    Source: arXiv 1811.01567, eq. 6-8.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.1,
+        penalty: float | Tensor = 1e-3,
+        momentum: float = 0.9,
+        clip: float | None = 2.0,
+    ) -> None:
+        if not lr > 0:
+            raise ValueError(f"lr must be > 0, got {lr}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        if clip is not None and not clip > 0:
+            raise ValueError(f"clip must be > 0 or None, got {clip}")
+        if not bool((torch.as_tensor(penalty) >= 0).all()):
+            raise ValueError(f"penalty must be >= 0, got {penalty}")
+        defaults = {"lr": lr, "penalty": penalty, "momentum": momentum, "clip": clip}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every scaling factor that has a gradient.
+
+        Args:
+            closure: recomputes the loss, with gradients enabled; optional.
+
+        Returns:
+            The closure's value, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._update(param, group)
+        return loss
+
+    def _update(self, param: Tensor, group: dict[str, Any]) -> None:
+        lr, momentum, clip = group["lr"], group["momentum"], group["clip"]
+        state = self.state[param]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(param)
+        buffer = state["momentum_buffer"]
+        grad = param.grad if clip is None else param.grad.clamp(-clip, clip)
+        penalty = group["penalty"]
+        if isinstance(penalty, Tensor):
+            penalty = penalty.to(param)
+        proximal = soft_threshold(param - lr * grad, lr * penalty)
+        buffer.mul_(momentum).add_(proximal).sub_(param)
+        param.copy_((proximal + momentum * buffer).clamp_(min=0))
