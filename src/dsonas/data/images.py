@@ -1,0 +1,241 @@
+"""Labelled images behind one small interface: held in memory, or decoded from files on demand."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from .config import DataError
+from .decoding import UnreadableImageError, decode
+from .splitting import stratified_choice
+
+logger = logging.getLogger(__name__)
+
+
+class ImageSet(ABC):
+    """A sequence of labelled images of one shape.
+
+    Attributes:
+        labels: int64 tensor of shape ``(num_images,)``, class of each image.
+        image_shape: channels, height, width.
+        in_memory: whether ``gather`` is an index into memory rather than a read from disk.
+    """
+
+    labels: Tensor
+    image_shape: tuple[int, int, int]
+    in_memory: bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def subset(self, indices: Tensor) -> ImageSet:
+        """Choose images; pixels are shared, not copied.
+
+        Args:
+            indices: int64 tensor of positions, or bool tensor of ``num_images`` entries.
+
+        Returns:
+            An image set of the same kind.
+        """
+
+    @abstractmethod
+    def gather(self, indices: Tensor) -> Tensor:
+        """Fetch the pixels of some images.
+
+        Args:
+            indices: int64 tensor of shape ``(batch,)``.
+
+        Returns:
+            uint8 tensor of shape ``(batch, channels, height, width)``.
+        """
+
+    def split(self, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
+        """Divide in two, stratified by class.
+
+        Args:
+            fraction: share of the second part, in (0, 1).
+            seed: the same seed gives the same parts.
+
+        Returns:
+            The part with ``1 - fraction`` of the images, and the part with ``fraction`` of them.
+
+        Raises:
+            ValueError: if ``fraction`` is out of range, or so near its ends that a part is empty.
+
+        Example:
+            >>> images = TensorImages(torch.zeros(4, 1, 8, 8).byte(), torch.tensor([0, 0, 1, 1]))
+            >>> first, second = images.split(0.5, seed=0)
+            >>> first.labels, second.labels
+            (tensor([0, 1]), tensor([0, 1]))
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction must be above 0 and below 1, got {fraction}: try 0.5")
+        num_second = round(fraction * len(self))
+        if not 0 < num_second < len(self):
+            raise DataError(
+                f"a fraction of {fraction} of {len(self)} images leaves one part empty: "
+                "use more images or another fraction"
+            )
+        first = stratified_choice(self.labels, len(self) - num_second, seed)
+        return self.subset(first), self.subset(~first)
+
+    def sample(self, num_images: int | None, seed: int) -> ImageSet:
+        """Choose a stratified subset.
+
+        Args:
+            num_images: at most so many, >= 1; None for all.
+            seed: the same seed gives the same subset.
+
+        Returns:
+            An image set of the same kind; the set itself if it is no larger than asked for.
+        """
+        if num_images is None or num_images >= len(self):
+            return self
+        return self.subset(stratified_choice(self.labels, num_images, seed))
+
+
+class TensorImages(ImageSet):
+    """Images in memory.
+
+    Args:
+        images: uint8 tensor of shape ``(num_stored, channels, height, width)``.
+        labels: int64 tensor, class of each image.
+        rows: int64 tensor, the row of ``images`` of each image; None for all in order.
+
+    Raises:
+        ValueError: if the tensors do not fit together.
+
+    Example:
+        >>> images = TensorImages(torch.zeros(4, 1, 8, 8).byte(), torch.tensor([0, 0, 1, 1]))
+        >>> len(images.subset(torch.tensor([0, 2]))), images.image_shape
+        (2, (1, 8, 8))
+    """
+
+    in_memory = True
+
+    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor | None = None) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise ValueError(
+                "images must be a uint8 tensor (images, channels, height, width), "
+                f"got {images.dtype} of shape {tuple(images.shape)}: convert them first"
+            )
+        num_images = len(images) if rows is None else len(rows)
+        if len(labels) != num_images:
+            raise ValueError(
+                f"labels must be as many as images, got {len(labels)} for {num_images}: "
+                "give one label for each image"
+            )
+        self._images, self._rows = images, rows
+        self.labels = labels.to(torch.int64)
+        self.image_shape = (images.shape[1], images.shape[2], images.shape[3])
+
+    def subset(self, indices: Tensor) -> TensorImages:
+        """Choose images; see ``ImageSet.subset``."""
+        rows = torch.arange(len(self._images)) if self._rows is None else self._rows
+        return TensorImages(self._images, self.labels[indices], rows[indices])
+
+    def gather(self, indices: Tensor) -> Tensor:
+        """Fetch pixels; see ``ImageSet.gather``."""
+        rows = indices if self._rows is None else self._rows[indices]
+        return self._images.index_select(0, rows)
+
+
+class FileImages(ImageSet):
+    """Images in files, decoded when asked for.
+
+    A file that turns out to be damaged is replaced by the next readable one of its class, so that
+    a long run goes on and the labels stay right; the replacement is logged.
+
+    Args:
+        paths: image files.
+        labels: int64 tensor, class of each file.
+        image_size: side of the decoded squares in pixels.
+        channels: 1 for grey, 3 for RGB.
+
+    Raises:
+        ValueError: if there are not as many labels as files.
+    """
+
+    in_memory = False
+
+    def __init__(
+        self, paths: Sequence[str], labels: Tensor, *, image_size: int, channels: int
+    ) -> None:
+        if len(paths) != len(labels):
+            raise ValueError(
+                f"labels must be as many as paths, got {len(labels)} for {len(paths)}: "
+                "give one label for each file"
+            )
+        self.paths = tuple(paths)
+        self.labels = labels.to(torch.int64)
+        self.image_shape = (channels, image_size, image_size)
+
+    def subset(self, indices: Tensor) -> FileImages:
+        """Choose images; see ``ImageSet.subset``."""
+        positions = torch.arange(len(self))[indices]
+        return FileImages(
+            [self.paths[position] for position in positions.tolist()],
+            self.labels[indices],
+            image_size=self.image_shape[1],
+            channels=self.image_shape[0],
+        )
+
+    def gather(self, indices: Tensor) -> Tensor:
+        """Fetch pixels; see ``ImageSet.gather``.
+
+        Raises:
+            DataError: if no file of a class can be read.
+        """
+        return torch.stack([self._decode_or_replace(index) for index in indices.tolist()])
+
+    def load(self, num_threads: int) -> tuple[TensorImages, list[str]]:
+        """Decode everything into memory.
+
+        Args:
+            num_threads: decoding threads, >= 1.
+
+        Returns:
+            The readable images, and the paths of the unreadable files.
+        """
+        images = torch.empty(len(self), *self.image_shape, dtype=torch.uint8)
+
+        def decode_into_place(position: int) -> bool:
+            try:
+                images[position] = self._decode(position)
+            except UnreadableImageError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(num_threads) as pool:
+            readable = torch.tensor(list(pool.map(decode_into_place, range(len(self)))))
+        bad = [path for path, good in zip(self.paths, readable.tolist(), strict=True) if not good]
+        loaded = TensorImages(images, self.labels)
+        return (loaded.subset(readable) if bad else loaded), bad
+
+    def _decode(self, position: int) -> Tensor:
+        channels, image_size, _ = self.image_shape
+        return torch.from_numpy(decode(self.paths[position], image_size, channels))
+
+    def _decode_or_replace(self, position: int) -> Tensor:
+        try:
+            return self._decode(position)
+        except UnreadableImageError as error:
+            same_class = torch.nonzero(self.labels == self.labels[position]).flatten().tolist()
+            place = same_class.index(position)
+            return self._decode_first(same_class[place + 1 :] + same_class[:place], error)
+
+    def _decode_first(self, positions: list[int], reason: UnreadableImageError) -> Tensor:
+        for position in positions:
+            try:
+                pixels = self._decode(position)
+            except UnreadableImageError:
+                continue
+            logger.warning("%s; %s takes its place", reason, self.paths[position])
+            return pixels
+        raise DataError(f"{reason}, nor any other image of its class: replace these files")

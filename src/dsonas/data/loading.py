@@ -1,0 +1,171 @@
+"""From a configuration to training and test images with everything derived from them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from .augmentation import Augmentation
+from .config import DataConfig, DataError
+from .folders import read_folder
+from .images import ImageSet
+from .normalisation import channel_statistics
+from .sources import (
+    SourceData,
+    read_cifar10,
+    read_cifar100,
+    read_digits,
+    read_fashion_mnist,
+)
+
+logger = logging.getLogger(__name__)
+
+SOURCES: dict[str, Callable[[DataConfig, int], SourceData]] = {
+    "digits": read_digits,
+    "fashion-mnist": read_fashion_mnist,
+    "cifar10": read_cifar10,
+    "cifar100": read_cifar100,
+    "folder": read_folder,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """A data set ready for use.
+
+    Args:
+        train: the training images, both parts of a search together.
+        test: the test images, the same whatever the run's seed.
+        class_names: names of the classes in the order of their labels.
+        mean: mean of every channel in units of 0..1.
+        std: standard deviation of every channel in units of 0..1, > 0.
+        train_augmentation: crop, flip and cutout, for step 3.
+        skipped: files that could not be read, relative to the image folder.
+    """
+
+    train: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_augmentation: Augmentation
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def search_augmentation(self) -> Augmentation:
+        """Crop and flip without cutout, for steps 1 and 2."""
+        return replace(self.train_augmentation, cutout=0)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, at least 2."""
+        return len(self.class_names)
+
+    @property
+    def input_channels(self) -> int:
+        """1 for grey images, 3 for RGB."""
+        return self.train.image_shape[0]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images in pixels."""
+        return self.train.image_shape[1]
+
+
+def load_data(config: DataConfig, seed: int = 0) -> ImageData:
+    """Load a data set.
+
+    Args:
+        config: which one, and how.
+        seed: chooses the subset of ``config.max_train_images``. The test images do not depend on
+            it, so that results of runs with different seeds are comparable.
+
+    Returns:
+        The training and test images, and what belongs to them.
+
+    Raises:
+        DataError: if the data are missing, damaged or unsuitable; the message says what to do.
+
+    Example:
+        >>> data = load_data(DataConfig(name="digits"))
+        >>> len(data.train), len(data.test), data.num_classes, data.image_size
+        (1438, 359, 10, 8)
+    """
+    source = SOURCES[config.source](config, seed)
+    if source.skipped:
+        first = ", ".join(source.skipped[:3])
+        logger.warning("%d unreadable image files skipped: %s", len(source.skipped), first)
+    _check_size(source, config)
+    _check_every_class(source)
+    mean, std = source.statistics or channel_statistics(source.train)
+    return ImageData(
+        train=source.train,
+        test=source.test,
+        class_names=source.class_names,
+        mean=mean,
+        std=std,
+        train_augmentation=_resolve_augmentation(source, config),
+        skipped=source.skipped,
+    )
+
+
+def split_for_search(
+    images: ImageSet, lambda_fraction: float, seed: int
+) -> tuple[ImageSet, ImageSet]:
+    """Divide the training images into those that update the weights and the scaling factors.
+
+    Args:
+        images: the training images.
+        lambda_fraction: share of the second part, in [0, 1); 0 gives all images to both.
+        seed: the same seed gives the same parts.
+
+    Returns:
+        The part for the weights and the part for the scaling factors, stratified by class.
+
+    Raises:
+        ValueError: if the fraction is out of range or leaves a part empty.
+
+    Example:
+        >>> train = load_data(DataConfig(name="digits")).train
+        >>> [len(part) for part in split_for_search(train, 0.5, seed=0)]
+        [719, 719]
+        >>> [len(part) for part in split_for_search(train, 0, seed=0)]
+        [1438, 1438]
+
+    Source: arXiv 1811.01567, table 3 (the effect of the split).
+    """
+    return (images, images) if lambda_fraction == 0 else images.split(lambda_fraction, seed)
+
+
+def _check_size(source: SourceData, config: DataConfig) -> None:
+    num_train, num_classes = len(source.train), len(source.class_names)
+    if num_train < num_classes:
+        raise DataError(
+            f"training images must be at least as many as classes, got {num_train} for "
+            f"{num_classes} classes (data.max_train_images {config.max_train_images}): "
+            "use more images"
+        )
+    if len(source.test) == 0:
+        raise DataError("no test image can be read: check that the files are complete images")
+
+
+def _check_every_class(source: SourceData) -> None:
+    counts = torch.bincount(source.train.labels, minlength=len(source.class_names))
+    if missing := [source.class_names[at] for at in torch.nonzero(counts == 0).flatten().tolist()]:
+        raise DataError(
+            f"{len(missing)} classes have no readable training image, the first is "
+            f"{missing[0]!r}: replace its files or remove its folder"
+        )
+
+
+def _resolve_augmentation(source: SourceData, config: DataConfig) -> Augmentation:
+    padding = config.crop_padding
+    if padding is None:
+        padding = source.crop_padding
+    if padding is None:
+        padding = source.train.image_shape[1] // 8
+    flip = source.flip if config.flip is None else config.flip
+    return Augmentation(crop_padding=padding, flip=flip, cutout=config.cutout)

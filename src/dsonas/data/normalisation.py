@@ -1,0 +1,70 @@
+"""Pixel statistics of a training set, and pixels to normalised floats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .images import ImageSet
+
+_CHUNK = 256
+_NUM_STREAMED = 2048
+
+
+def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of every channel.
+
+    Exact for images in memory; from 2048 images spread over the set where they are streamed.
+
+    Args:
+        images: an image set that is not empty.
+
+    Returns:
+        Means and standard deviations in units of 0..1, one of each per channel. A deviation is at
+        least 1/255, so that dividing by it is safe.
+
+    Example:
+        >>> from dsonas.data import TensorImages
+        >>> pixels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
+        >>> channel_statistics(TensorImages(pixels, torch.zeros(2)))
+        ((0.5,), (0.5,))
+    """
+    used = torch.arange(len(images))
+    if not images.in_memory:
+        used = used[:: max(1, len(images) // _NUM_STREAMED)]
+    histogram = torch.zeros(images.image_shape[0], 256, dtype=torch.int64)
+    for chunk in used.split(_CHUNK):
+        for channel, pixels in enumerate(images.gather(chunk).unbind(1)):
+            histogram[channel] += torch.bincount(pixels.flatten(), minlength=256)
+    weights = histogram.double() / histogram.sum(1, keepdim=True)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = weights @ values
+    variance = (weights * (values - mean[:, None]) ** 2).sum(1)
+    return tuple(mean.tolist()), tuple(variance.sqrt().clamp(min=1 / 255).tolist())
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn pixels into floats of mean 0 and deviation 1: ``(images / 255 - mean) / std``.
+
+    Args:
+        images: tensor ``(batch, channels, height, width)`` of pixels from 0 to 255.
+        mean: one number per channel, in units of 0..1.
+        std: one number per channel, in units of 0..1, > 0.
+
+    Returns:
+        A new float32 tensor of the same shape in channels_last memory format.
+
+    Example:
+        >>> pixels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
+        >>> normalise(pixels, [0.5], [0.5]).flatten()
+        tensor([-1.,  1.])
+    """
+    deviations = torch.tensor(std, device=images.device).view(1, -1, 1, 1)
+    means = torch.tensor(mean, device=images.device).view(1, -1, 1, 1)
+    # .contiguous() would leave one-channel images in NCHW strides, and convolutions with them
+    result = torch.empty(
+        images.shape, device=images.device, memory_format=torch.channels_last
+    ).copy_(images)
+    return result.mul_(1 / (255 * deviations)).sub_(means / deviations)

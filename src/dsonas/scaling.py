@@ -1,0 +1,85 @@
+"""The scaling factors of a supernet and the architecture they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from dsonas.architecture import REDUCTION_OPERATIONS, Architecture
+
+
+class ScalingFactors(nn.Module):
+    """One packed vector per set of blocks, one pair per reduction block.
+
+    A vector keeps its full length through the whole search: the entry of a removed connection is
+    exactly 0, gets no gradient, and so stays 0 under the proximal step.
+
+    Args:
+        blocks: packed vectors, one for all blocks (share) or one for each (full).
+        reductions: a vector of two for each reduction block.
+    """
+
+    def __init__(self, blocks: Sequence[Tensor], reductions: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.blocks = nn.ParameterList([nn.Parameter(vector) for vector in blocks])
+        self.reductions = nn.ParameterList([nn.Parameter(vector) for vector in reductions])
+
+    @classmethod
+    def ones(cls, architecture: Architecture, sharing: str) -> ScalingFactors:
+        """The start values: 1 everywhere, 0 where the architecture has no connection."""
+        graphs = architecture.blocks[:1] if sharing == "share" else architecture.blocks
+        return cls(
+            [torch.tensor(graph.live, dtype=torch.get_default_dtype()) for graph in graphs],
+            [
+                torch.tensor(live, dtype=torch.get_default_dtype())
+                for live in architecture.reductions
+            ],
+        )
+
+    def for_block(self, block: int) -> Tensor:
+        """The packed vector of a block."""
+        return self.blocks[0 if len(self.blocks) == 1 else block]
+
+    @torch.no_grad()
+    def architecture(self, supernet: Architecture) -> Architecture:
+        """What is left of the supernet: live connections with a positive factor, cleaned.
+
+        A reduction block whose factors are all 0 keeps its first live convolution.
+        """
+        keep = [(vector > 0).tolist() for vector in self.blocks]
+        graphs = [
+            graph.prune(keep[0 if len(keep) == 1 else i]).clean()
+            for i, graph in enumerate(supernet.blocks)
+        ]
+        reductions = [
+            _kept_reduction(vector.tolist(), live)
+            for vector, live in zip(self.reductions, supernet.reductions, strict=True)
+        ]
+        return replace(supernet, blocks=tuple(graphs), reductions=tuple(reductions))
+
+    @torch.no_grad()
+    def write_zeros(
+        self, architecture: Architecture, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Set the factors of all removed connections to 0 and clear their momentum."""
+        graphs = architecture.blocks[:1] if len(self.blocks) == 1 else architecture.blocks
+        flags = [graph.live for graph in graphs]
+        pairs = zip(
+            [*self.blocks, *self.reductions], [*flags, *architecture.reductions], strict=True
+        )
+        for vector, live in pairs:
+            mask = torch.tensor(live, dtype=vector.dtype, device=vector.device)
+            vector.mul_(mask)
+            if optimizer is not None and "momentum_buffer" in optimizer.state.get(vector, {}):
+                optimizer.state[vector]["momentum_buffer"].mul_(mask)
+
+
+def _kept_reduction(values: Sequence[float], live: Sequence[bool]) -> tuple[bool, ...]:
+    positive = tuple(alive and value > 0 for value, alive in zip(values, live, strict=True))
+    if any(positive):
+        return positive
+    kept = max(range(len(REDUCTION_OPERATIONS)), key=lambda i: (live[i], values[i]))
+    return tuple(i == kept for i in range(len(REDUCTION_OPERATIONS)))
