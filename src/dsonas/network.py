@@ -28,7 +28,8 @@ def batch_norm(channels: int, learn_gamma: bool = True) -> nn.BatchNorm2d:
 
 class ConvBNReLU(nn.Sequential):
     """Convolution without bias, BN, ReLU. A 1x1 convolution of stride 2 is taken as a slice and a
-    stride-1 convolution: the same maths, and safe in channels_last on CPUs."""
+    stride-1 convolution: the same maths, and safe in channels_last on CPUs.
+    """
 
     def __init__(
         self,
@@ -166,9 +167,7 @@ class Block(nn.Module):
         parameters = [
             [p for p in candidate.parameters() if p.requires_grad] for candidate in candidates
         ]
-        return fused_block(
-            x, factors, self.output.weight, self.schedule, candidates, parameters
-        )
+        return fused_block(x, factors, self.output.weight, self.schedule, candidates, parameters)
 
 
 def _sum(tensors: list[Tensor]) -> Tensor:
@@ -374,7 +373,8 @@ def _stem(skeleton: Skeleton) -> nn.Sequential:
 
 def initialise(network: nn.Module) -> None:
     """Start values of the paper's code: convolutions N(0, sqrt(2 / (out * kh * kw))), groups
-    ignored; linear N(0, 0.01); biases and beta 0, gamma 1."""
+    ignored; linear N(0, 0.01); biases and beta 0, gamma 1.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d):
             fan_out = module.out_channels * math.prod(module.kernel_size)

@@ -9,19 +9,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .augmentation import Augmentation as Augmentation
-    from .augmentation import augment as augment
-    from .batches import Batches as Batches
-    from .config import DataConfig as DataConfig
-    from .config import DataError as DataError
-    from .images import FileImages as FileImages
-    from .images import ImageSet as ImageSet
-    from .images import TensorImages as TensorImages
-    from .loading import ImageData as ImageData
-    from .loading import load_data as load_data
-    from .loading import split_for_search as split_for_search
-    from .normalisation import normalise as normalise
-    from .prediction import load_images as load_images
+    from .augmentation import Augmentation, augment
+    from .batches import Batches
+    from .config import DataConfig, DataError
+    from .images import FileImages, ImageSet, TensorImages
+    from .loading import ImageData, load_data, split_for_search
+    from .normalisation import normalise
+    from .prediction import load_images
+
+__all__ = [
+    "Augmentation",
+    "Batches",
+    "DataConfig",
+    "DataError",
+    "FileImages",
+    "ImageData",
+    "ImageSet",
+    "TensorImages",
+    "augment",
+    "load_data",
+    "load_images",
+    "normalise",
+    "split_for_search",
+]
 
 _HOME = {
     "Augmentation": "augmentation",
@@ -47,4 +57,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted(_HOME)
+    return __all__

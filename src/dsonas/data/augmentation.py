@@ -150,7 +150,8 @@ def cut_out(images: Tensor, offsets: Offsets, augmentation: Augmentation) -> Ten
     rows = _inside(offsets.centre_row, height, augmentation.cutout)
     columns = _inside(offsets.centre_column, width, augmentation.cutout)
     square = rows[:, None, :, None] & columns[:, None, None, :]
-    return images.masked_fill(square.to(images.device), 0)
+    # masked_fill without underscore would return a channels_last batch in NCHW strides
+    return images.clone().masked_fill_(square.to(images.device), 0)
 
 
 def _inside(centres: Tensor, length: int, side: int) -> Tensor:

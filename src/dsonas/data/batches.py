@@ -164,5 +164,5 @@ def _check_sizes(num_images: int, batch_size: int, drop_last: bool) -> None:
     if drop_last and num_images < batch_size:
         raise DataError(
             f"fewer images than a batch: batch_size must be at most the number of images in this "
-            f"part, {num_images}, got {batch_size}: lower --...batch_size, or use more images"
+            f"part, {num_images}, got {batch_size}: lower batch_size, or use more images"
         )

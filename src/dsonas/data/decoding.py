@@ -70,7 +70,7 @@ def decode(path: str, image_size: int, channels: int) -> np.ndarray:
             upright = ImageOps.exif_transpose(image)
             plain = _as_8bit(upright).convert("L" if channels == 1 else "RGB")
             square = ImageOps.fit(plain, (image_size, image_size), Image.Resampling.BICUBIC)
-            pixels = np.asarray(square).reshape(image_size, image_size, channels)
+            pixels = np.array(square).reshape(image_size, image_size, channels)
             return np.ascontiguousarray(pixels.transpose(2, 0, 1))
     except Exception as error:  # a damaged file can raise almost anything in a decoder
         raise UnreadableImageError(f"cannot read image {path}: {error}") from error

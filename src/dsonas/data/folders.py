@@ -167,8 +167,7 @@ def _read_parts(
     paths = [path for part in readable for path in part.paths]
     channels = _choose_channels(paths, [header for part in headers for header in part], config)
     train, test = (
-        FileImages(part.paths, part.labels, image_size=size, channels=channels)
-        for part in readable
+        FileImages(part.paths, part.labels, image_size=size, channels=channels) for part in readable
     )
     if len(paths) * channels * size**2 > config.memory_limit:
         return (train, test), skipped

@@ -63,8 +63,8 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """
     deviations = torch.tensor(std, device=images.device).view(1, -1, 1, 1)
     means = torch.tensor(mean, device=images.device).view(1, -1, 1, 1)
+    # the arithmetic runs in NCHW, several times faster for three channels, and is then copied:
     # .contiguous() would leave one-channel images in NCHW strides, and convolutions with them
-    result = torch.empty(
-        images.shape, device=images.device, memory_format=torch.channels_last
-    ).copy_(images)
-    return result.mul_(1 / (255 * deviations)).sub_(means / deviations)
+    values = torch.mul(images, 1 / (255 * deviations)).sub_(means / deviations)
+    result = torch.empty(images.shape, device=images.device, memory_format=torch.channels_last)
+    return result.copy_(values)

@@ -97,9 +97,7 @@ def _decode_files(
 
 def _check_color(file: str, channels: int) -> None:
     if channels == 3 and read_header(file).grey:
-        raise DataError(
-            f"{file} is grey but the network was trained on RGB images: save it as RGB"
-        )
+        raise DataError(f"{file} is grey but the network was trained on RGB images: save it as RGB")
 
 
 def _collect(

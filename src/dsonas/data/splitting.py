@@ -11,7 +11,7 @@ from dsonas.seeding import derive_seed
 def class_quotas(counts: Tensor, total: int) -> Tensor:
     """Share ``total`` out among classes in proportion to their counts (largest remainders).
 
-    Every class that has images gets at least one if ``total`` allows.
+    Every class that has images gets at least one if ``total`` allows, at the cost of the largest.
 
     Args:
         counts: int64 tensor of shape ``(num_classes,)``, images of each class, >= 0.
@@ -24,15 +24,15 @@ def class_quotas(counts: Tensor, total: int) -> Tensor:
         >>> class_quotas(torch.tensor([90, 9, 1]), 10)
         tensor([8, 1, 1])
     """
-    present = (counts > 0).to(torch.int64)
-    floor = present if total >= int(present.sum()) else torch.zeros_like(counts)
-    spare = counts - floor
-    shares = (total - floor.sum()) * spare
-    divisor = max(1, int(spare.sum()))
-    quotas = floor + shares // divisor
-    remainders = shares % divisor
-    largest = torch.argsort(remainders, descending=True, stable=True)
-    quotas[largest[: total - int(quotas.sum())]] += 1
+    num_images = max(1, int(counts.sum()))
+    quotas = total * counts // num_images
+    by_remainder = torch.argsort(total * counts % num_images, descending=True, stable=True)
+    quotas[by_remainder[: total - int(quotas.sum())]] += 1
+    if total >= int((counts > 0).sum()):
+        starved = (counts > 0) & (quotas == 0)
+        quotas += starved
+        for _ in range(int(starved.sum())):
+            quotas[quotas.argmax()] -= 1
     return quotas
 
 

@@ -1,0 +1,117 @@
+"""Upper bounds that the user states, and the width that meets them exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dsonas.architecture import Architecture, scale_channels
+from dsonas.costs import Cost, architecture_cost
+
+_SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
+MAX_MULTIPLIER = 64.0
+
+
+def parse_count(value: float | str, name: str = "count") -> float:
+    """A positive number, or one written with k, M or G.
+
+    Raises:
+        ValueError: if it is not.
+
+    Example:
+        >>> parse_count("1.5M")
+        1500000.0
+    """
+    text = str(value).strip().lower()
+    factor = _SUFFIXES.get(text[-1:], 1.0)
+    try:
+        number = float(text[:-1] if factor != 1 else text) * factor
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be a positive number such as 1500000 or 1.5M, got {value!r}")
+    return number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Upper bounds on the final network; every bound that is given must hold.
+
+    Args:
+        macs: multiply-adds for one image; a number, or a text such as ``1.5M``.
+        params: parameters of the final network.
+
+    Raises:
+        ValueError: if a bound is not a positive number.
+
+    Example:
+        >>> Budget(macs="2M").bounds
+        {'macs': 2000000.0}
+    """
+
+    macs: float | str | None = None
+    params: float | str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("macs", "params"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, parse_count(value, f"budget.{name}"))
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The bounds that are given, by name."""
+        values = {name: getattr(self, name) for name in ("macs", "params")}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def use(self, cost: Cost) -> float:
+        """The largest share of a bound that a cost takes; 0 without bounds, above 1 if broken."""
+        return max((getattr(cost, name) / bound for name, bound in self.bounds.items()), default=0)
+
+
+class InfeasibleBudgetError(ValueError):
+    """No width meets the budget; the message gives the smallest cost that can be reached."""
+
+
+def fit_width(architecture: Architecture, budget: Budget) -> Architecture:
+    """Scale all channels by one global multiplier until the budget is used up, never above it.
+
+    Bisection on the multiplier over the exact cost; then single channels are added, stage by
+    stage, while they fit. Without bounds the architecture is returned as it is.
+
+    Args:
+        architecture: its structure is kept.
+        budget: the bounds.
+
+    Raises:
+        InfeasibleBudgetError: if one channel per stage is too much already.
+    """
+    if not budget.bounds:
+        return architecture
+    base = architecture.skeleton.channels
+
+    def use(multiplier: float) -> float:
+        scaled = architecture.with_channels(scale_channels(base, multiplier))
+        return budget.use(architecture_cost(scaled))
+
+    low, high = 0.0, MAX_MULTIPLIER
+    if use(low) > 1:
+        least = architecture_cost(architecture.with_channels(scale_channels(base, low)))
+        raise InfeasibleBudgetError(
+            f"budget {budget.bounds} is below the smallest network of this structure "
+            f"(one channel per stage): {least.macs} macs and {least.params} params"
+        )
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if use(middle) > 1 else (middle, high)
+    return _fill(architecture.with_channels(scale_channels(base, low)), budget)
+
+
+def _fill(architecture: Architecture, budget: Budget) -> Architecture:
+    """Add a channel to a stage while that fits, the widest stage first (its step is finest)."""
+    channels = list(architecture.skeleton.channels)
+    for stage in sorted(range(len(channels)), key=lambda s: -channels[s]):
+        trial = [*channels[:stage], channels[stage] + 1, *channels[stage + 1 :]]
+        if budget.use(architecture_cost(architecture.with_channels(trial))) <= 1:
+            channels = trial
+    return architecture.with_channels(channels)

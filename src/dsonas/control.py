@@ -1,0 +1,135 @@
+"""Lead a search from the supernet to its planned cost.
+
+The proximal step alone reaches an unpredictable sparsity (the penalty shrinks whole vectors for
+free, see ``importance``). So the cost of the live architecture is planned over the search: it falls
+from that of the supernet to the target in equal ratios per step, and then stays while the weights
+settle. At every rebuild, what the proximal step has not yet removed is removed by rank: operations
+by importance per multiply-add (or parameter) saved, connections by importance alone, since each
+costs the same addition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dsonas.architecture import Architecture, BlockGraph
+from dsonas.costs import architecture_cost
+from dsonas.importance import connection_flows, node_importance, without_node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Planned shares of the supernet over the search.
+
+    Args:
+        structure: share of the supernet's cost that is live at the end, in (0, 1].
+        connections: share of its connections that are live at the end, in (0, 1].
+        reached_at: part of the search after which the structure is held, in (0, 1].
+
+    Example:
+        >>> plan = Plan(structure=0.25, connections=0.25, reached_at=0.5)
+        >>> [round(plan.share(plan.structure, t), 3) for t in (0, 0.25, 0.5, 1)]
+        [1.0, 0.5, 0.25, 0.25]
+    """
+
+    structure: float
+    connections: float
+    reached_at: float = 0.75
+
+    def share(self, final: float, progress: float) -> float:
+        """The planned share at ``progress`` in [0, 1] of the search."""
+        return final ** min(1.0, progress / self.reached_at)
+
+    def is_held(self, progress: float) -> bool:
+        """Whether the structure is complete and only weights and factors settle."""
+        return progress >= self.reached_at
+
+
+def follow_plan(
+    plan: Plan,
+    progress: float,
+    supernet: Architecture,
+    current: Architecture,
+    factors: Sequence[Sequence[float]],
+    measure: str = "macs",
+) -> Architecture:
+    """Remove what is worth least for its cost until the planned shares hold.
+
+    Args:
+        plan: the planned shares.
+        progress: part of the search done, in [0, 1].
+        supernet: the complete architecture.
+        current: the live, cleaned architecture.
+        factors: packed scaling factors: one vector (share) or one for each block (full).
+        measure: ``macs`` or ``params``.
+
+    Returns:
+        The architecture to go on with; ``current`` itself if it is cheap enough.
+    """
+    shared = len(factors) == 1
+
+    def cost(architecture: Architecture) -> int:
+        return getattr(architecture_cost(architecture), measure)
+
+    allowed = plan.share(plan.structure, progress) * cost(supernet)
+    while cost(current) > allowed:
+        cheaper = _best_removal(current, factors, shared, cost)
+        if cheaper is None:
+            break
+        current = cheaper
+    limit = plan.share(plan.connections, progress) * _num_connections(supernet, shared)
+    return _drop_connections(current, factors, shared, int(limit))
+
+
+def _best_removal(current: Architecture, factors, shared: bool, cost) -> Architecture | None:
+    """Without the operation that is worth least per cost saved; None if no block has two."""
+    before, best, best_ratio = cost(current), None, float("inf")
+    for place, graph in enumerate(current.blocks[:1] if shared else current.blocks):
+        flows = connection_flows(graph, factors[place])
+        for node, worth in node_importance(graph, flows).items():
+            smaller = without_node(graph, node)
+            if shared and not smaller.kept_nodes:
+                continue
+            candidate = _with_graph(current, place, smaller, shared)
+            ratio = worth / max(1, before - cost(candidate))
+            if ratio < best_ratio:
+                best, best_ratio = candidate, ratio
+    return best
+
+
+def _drop_connections(current: Architecture, factors, shared: bool, limit: int) -> Architecture:
+    """Remove the connections with the least flow, keeping each operation's largest input."""
+    graphs = list(current.blocks[:1] if shared else current.blocks)
+    excess = sum(graph.num_live for graph in graphs) - limit
+    ranked = sorted(
+        (flow, place, i)
+        for place, graph in enumerate(graphs)
+        for i, flow in enumerate(connection_flows(graph, factors[place]))
+        if graph.live[i]
+    )
+    for _, place, i in ranked:
+        if excess <= 0:
+            break
+        graph = graphs[place]
+        keep = [j != i for j in range(len(graph.live))]
+        pruned = graph.prune(keep)
+        cleaned = pruned.clean()
+        if cleaned.kept_nodes == graph.kept_nodes:
+            excess -= graph.num_live - cleaned.num_live
+            graphs[place] = cleaned
+    for place, graph in enumerate(graphs):
+        current = _with_graph(current, place, graph, shared)
+    return current
+
+
+def _with_graph(
+    architecture: Architecture, place: int, graph: BlockGraph, shared: bool
+) -> Architecture:
+    blocks = [graph if shared or i == place else old for i, old in enumerate(architecture.blocks)]
+    return replace(architecture, blocks=tuple(blocks))
+
+
+def _num_connections(architecture: Architecture, shared: bool) -> int:
+    graphs = architecture.blocks[:1] if shared else architecture.blocks
+    return sum(graph.num_live for graph in graphs)

@@ -1,0 +1,109 @@
+"""What an architecture costs, counted exactly and without running it.
+
+``macs`` are multiply-adds of convolutions and the classifier for one image (half of what
+``torch.utils.flop_counter`` calls flops); ``params`` are the parameters of the final network (no
+scaling factors, no auxiliary head), BN included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dsonas.architecture import Architecture, BlockGraph
+from dsonas.operations import build_operation
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds for one image, and parameters.
+
+    Example:
+        >>> Cost(10, 2) + Cost(5, 1)
+        Cost(macs=15, params=3)
+    """
+
+    macs: int = 0
+    params: int = 0
+
+    def __add__(self, other: Any) -> Cost:
+        return Cost(self.macs + other.macs, self.params + other.params)
+
+
+def architecture_cost(architecture: Architecture) -> Cost:
+    """The cost of the network that ``dsonas.build`` makes of an architecture.
+
+    Example:
+        >>> from dsonas.spaces import cifar_space
+        >>> round(architecture_cost(cifar_space().complete()).macs / 1e9, 4)
+        1.4845
+    """
+    skeleton = architecture.skeleton
+    sizes, channels = skeleton.stage_sizes, skeleton.channels
+    total = stem_cost(architecture)
+    previous = None
+    for graph, stage in zip(architecture.blocks, skeleton.block_stages, strict=True):
+        total += block_cost(graph, channels[stage], sizes[stage], stage != previous)
+        previous = stage
+    for stage, live in enumerate(architecture.reductions):
+        total += reduction_cost(live, channels[stage], channels[stage + 1], sizes[stage + 1])
+    return total + head_cost(architecture)
+
+
+def stem_cost(architecture: Architecture) -> Cost:
+    """The first convolutions."""
+    skeleton = architecture.skeleton
+    first, size = skeleton.channels[0], skeleton.stage_sizes[0]
+    if skeleton.stem == "cifar":
+        return _conv_bn(skeleton.input_channels, first, 3, size)
+    half = max(1, first // 2)
+    middle = (skeleton.image_size + 1) // 2
+    return _conv_bn(skeleton.input_channels, half, 3, middle) + _conv_bn(half, first, 3, size)
+
+
+def head_cost(architecture: Architecture) -> Cost:
+    """The last BN and the classifier."""
+    width, classes = architecture.skeleton.channels[-1], architecture.skeleton.num_classes
+    return Cost(width * classes, 2 * width + width * classes + classes)
+
+
+def reduction_cost(live: tuple[bool, ...], inputs: int, outputs: int, size: int) -> Cost:
+    """A reduction block to features of ``size`` x ``size`` pixels."""
+    total = Cost()
+    for kernel_size, alive in zip((1, 3), live, strict=True):
+        total += _conv_bn(inputs, outputs, kernel_size, size) if alive else Cost()
+    return total
+
+
+@lru_cache(maxsize=4096)
+def block_cost(graph: BlockGraph, channels: int, size: int, projecting: bool) -> Cost:
+    """A block at C channels on ``size`` x ``size`` features; operations not kept cost nothing."""
+    graph = graph.clean()
+    total = _conv_bn(channels, channels, 1, size) if projecting else Cost()
+    if not graph.kept_nodes:
+        return total
+    for node in graph.kept_nodes:
+        total += operation_cost(graph.operation(node), channels, size)
+    width = channels * len(graph.inputs[graph.output_node])
+    return total + _conv_bn(width, channels, 1, size)
+
+
+@lru_cache(maxsize=4096)
+def operation_cost(name: str, channels: int, size: int) -> Cost:
+    """An operation with its BN, counted on the meta device, so it serves any registered one."""
+    with torch.device("meta"):
+        module = build_operation(name, channels).eval()
+        features = torch.empty(1, channels, size, size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(features)
+    params = sum(parameter.numel() for parameter in module.parameters())
+    return Cost(counter.get_total_flops() // 2, params + 2 * channels)
+
+
+def _conv_bn(inputs: int, outputs: int, kernel_size: int, size: int) -> Cost:
+    weights = inputs * outputs * kernel_size**2
+    return Cost(weights * size * size, weights + 2 * outputs)

@@ -1,0 +1,271 @@
+"""Learning rates as pure functions of the update number.
+
+A schedule maps the number of updates done before (0 for the first one) to a learning rate. It has
+no state, so a resumed run only needs the update number. Standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+Schedule = Callable[[int], float]
+
+
+def constant(lr: float) -> Schedule:
+    """The same learning rate for every update.
+
+    Args:
+        lr: learning rate, > 0.
+
+    Returns:
+        A function from the update number, from 0, to the learning rate.
+
+    Raises:
+        ValueError: if ``lr`` is not > 0.
+
+    Example:
+        >>> constant(0.1)(1000)
+        0.1
+    """
+    _require("lr", lr, lr > 0, "> 0")
+    return lambda update: lr
+
+
+def multi_step(
+    lr: float,
+    epochs: Sequence[int],
+    steps_per_epoch: int,
+    *,
+    factor: float = 0.1,
+    begin_epoch: int = 0,
+) -> Schedule:
+    """Multiply the learning rate by a factor at the start of each of some epochs.
+
+    Args:
+        lr: learning rate of update 0, > 0.
+        epochs: at whose start the learning rate changes, counted from 0.
+        steps_per_epoch: updates per epoch, >= 1.
+        factor: what it is multiplied by, > 0.
+        begin_epoch: the epoch of update 0, >= 0. Changes at or before its start are over: ``lr`` is
+            taken to include them.
+
+    Returns:
+        A function from the update number, from 0, to the learning rate.
+
+    Raises:
+        ValueError: if a value is outside its range.
+
+    Example:
+        >>> schedule = multi_step(0.1, [30, 60], steps_per_epoch=10, factor=0.5)
+        >>> schedule(299), schedule(300), schedule(600)
+        (0.1, 0.05, 0.025)
+    """
+    _require("lr", lr, lr > 0, "> 0")
+    _require("factor", factor, factor > 0, "> 0")
+    _require("steps_per_epoch", steps_per_epoch, steps_per_epoch >= 1, ">= 1")
+    _require("begin_epoch", begin_epoch, begin_epoch >= 0, ">= 0")
+    updates = [(epoch - begin_epoch) * steps_per_epoch for epoch in epochs if epoch > begin_epoch]
+    return lambda update: lr * factor ** sum(update >= change for change in updates)
+
+
+def cosine(lr_max: float, lr_min: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
+    """A linear warm-up, then half a cosine from ``lr_max`` to ``lr_min``.
+
+    Update u of w warm-up updates has ``lr_max * (u + 1) / w``; the next has ``lr_max``, the last of
+    all (if that is another one) and every later one ``lr_min``.
+
+    Args:
+        lr_max: largest learning rate, > 0.
+        lr_min: last learning rate, in [0, lr_max].
+        total_steps: updates in all, warm-up included, >= 1.
+        warmup_steps: updates of the warm-up, in [0, total_steps].
+
+    Returns:
+        A function from the update number, from 0, to the learning rate.
+
+    Raises:
+        ValueError: if a value is outside its range.
+
+    Example:
+        >>> schedule = cosine(0.4, 0.0, total_steps=7, warmup_steps=4)
+        >>> [round(schedule(update), 3) for update in range(7)]
+        [0.1, 0.2, 0.3, 0.4, 0.4, 0.2, 0.0]
+    """
+    _require_cosine(lr_max, lr_min)
+    _require("total_steps", total_steps, total_steps >= 1, ">= 1")
+    fits = 0 <= warmup_steps <= total_steps
+    _require("warmup_steps", warmup_steps, fits, f"in [0, total_steps = {total_steps}]")
+
+    def schedule(update: int) -> float:
+        if update < warmup_steps:
+            return lr_max * (update + 1) / warmup_steps
+        last = max(1, total_steps - 1 - warmup_steps)
+        return _half_cosine(lr_max, lr_min, min(1.0, (update - warmup_steps) / last))
+
+    return schedule
+
+
+def cosine_restarts(
+    lr_max: float,
+    lr_min: float,
+    first_period: int,
+    steps_per_epoch: int,
+    *,
+    factor: int = 2,
+    num_epochs: int | None = None,
+) -> Schedule:
+    """Half cosines that start again, each ``factor`` times as long; constant in each epoch.
+
+    Epoch t of a period of T epochs has ``lr_min + (lr_max - lr_min) (1 + cos(pi t / T)) / 2``.
+
+    Args:
+        lr_max: learning rate of the first epoch of every period, > 0.
+        lr_min: what each period falls towards, in [0, lr_max].
+        first_period: epochs of the first period, >= 1.
+        steps_per_epoch: updates per epoch, >= 1.
+        factor: ratio of the lengths of a period and the one before, >= 1.
+        num_epochs: epochs planned, >= 1: later updates keep the last planned epoch's value instead
+            of falling into a new restart. None: restarts for ever.
+
+    Returns:
+        A function from the update number, from 0, to the learning rate.
+
+    Raises:
+        ValueError: if a value is outside its range.
+
+    Example:
+        >>> schedule = cosine_restarts(0.1, 0.0, first_period=2, steps_per_epoch=1, num_epochs=6)
+        >>> [round(schedule(update), 3) for update in range(8)]
+        [0.1, 0.05, 0.1, 0.085, 0.05, 0.015, 0.015, 0.015]
+
+    Source: arXiv 1608.03983, eq. 5.
+    """
+    _require_cosine(lr_max, lr_min)
+    _require("first_period", first_period, first_period >= 1, ">= 1")
+    _require("steps_per_epoch", steps_per_epoch, steps_per_epoch >= 1, ">= 1")
+    _require("factor", factor, factor >= 1 and factor == int(factor), "a whole number >= 1")
+    _require("num_epochs", num_epochs, num_epochs is None or num_epochs >= 1, ">= 1 or None")
+
+    def schedule(update: int) -> float:
+        epoch, period = update // steps_per_epoch, first_period
+        if num_epochs is not None:
+            epoch = min(epoch, num_epochs - 1)
+        while epoch >= period:
+            epoch, period = epoch - period, period * factor
+        return _half_cosine(lr_max, lr_min, epoch / period)
+
+    return schedule
+
+
+def linear(
+    lr: float, lr_max: float, warmup_epochs: int, total_epochs: int, steps_per_epoch: int
+) -> Schedule:
+    """A linear warm-up from ``lr`` towards ``lr_max``, then a linear fall to 0.
+
+    With W warm-up updates of T, the n-th update (from 1) has ``lr + n (lr_max - lr) / W`` for
+    n < W; from n = W on each update has ``lr_max / (T - W)`` less than the one before, at least 0.
+
+    Args:
+        lr: where the warm-up starts, > 0; the first update is one rise above it.
+        lr_max: where the warm-up ends, >= lr. As published, the fall begins one rise before it, and
+            so reaches 0 a few updates before the end.
+        warmup_epochs: in [0, total_epochs - 1].
+        total_epochs: >= 1.
+        steps_per_epoch: updates per epoch, >= 1.
+
+    Returns:
+        A function from the update number, from 0, to the learning rate.
+
+    Raises:
+        ValueError: if a value is outside its range.
+
+    Example:
+        >>> schedule = linear(0.1, 0.5, warmup_epochs=4, total_epochs=8, steps_per_epoch=1)
+        >>> [round(schedule(update), 3) for update in range(8)]
+        [0.2, 0.3, 0.4, 0.275, 0.15, 0.025, 0.0, 0.0]
+    """
+    warmup, total = _warmup_and_total(lr, lr_max, warmup_epochs, total_epochs, steps_per_epoch)
+    last_rise = max(warmup - 1, 0)
+
+    def schedule(update: int) -> float:
+        rises = min(update + 1, last_rise)
+        top = lr_max if warmup == 0 else lr + rises * (lr_max - lr) / warmup
+        return max(0.0, top - (update + 1 - rises) * lr_max / (total - warmup))
+
+    return schedule
+
+
+def poly(
+    lr: float,
+    lr_max: float,
+    warmup_epochs: int,
+    total_epochs: int,
+    steps_per_epoch: int,
+    *,
+    power: float = 2.0,
+) -> Schedule:
+    """A linear warm-up from ``lr`` to ``lr_max``, then a polynomial fall to 0.
+
+    With W warm-up updates of T, the n-th update (from 1) has ``lr + n (lr_max - lr) / W`` for
+    n <= W, then ``lr_max ((T - n) / (T - W)) ** power``.
+
+    Args:
+        lr: where the warm-up starts, > 0; the first update is one rise above it.
+        lr_max: where the warm-up ends, >= lr.
+        warmup_epochs: in [0, total_epochs - 1].
+        total_epochs: >= 1; later updates have learning rate 0.
+        steps_per_epoch: updates per epoch, >= 1.
+        power: > 0.
+
+    Returns:
+        A function from the update number, from 0, to the learning rate.
+
+    Raises:
+        ValueError: if a value is outside its range.
+
+    Example:
+        >>> schedule = poly(0.1, 0.4, warmup_epochs=3, total_epochs=5, steps_per_epoch=1)
+        >>> [round(schedule(update), 3) for update in range(5)]
+        [0.2, 0.3, 0.4, 0.1, 0.0]
+    """
+    warmup, total = _warmup_and_total(lr, lr_max, warmup_epochs, total_epochs, steps_per_epoch)
+    _require("power", power, power > 0, "> 0")
+
+    def schedule(update: int) -> float:
+        number = update + 1
+        if number <= warmup:
+            return lr + number * (lr_max - lr) / warmup
+        return lr_max * (max(0, total - number) / (total - warmup)) ** power
+
+    return schedule
+
+
+def _half_cosine(lr_max: float, lr_min: float, progress: float) -> float:
+    return lr_min + (lr_max - lr_min) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _warmup_and_total(
+    lr: float, lr_max: float, warmup_epochs: int, total_epochs: int, steps_per_epoch: int
+) -> tuple[int, int]:
+    _require("lr", lr, lr > 0, "> 0")
+    _require("lr_max", lr_max, lr_max >= lr, f">= lr = {lr}")
+    _require("total_epochs", total_epochs, total_epochs >= 1, ">= 1")
+    _require("steps_per_epoch", steps_per_epoch, steps_per_epoch >= 1, ">= 1")
+    _require(
+        "warmup_epochs",
+        warmup_epochs,
+        0 <= warmup_epochs < total_epochs,
+        f">= 0 and < total_epochs = {total_epochs}",
+    )
+    return warmup_epochs * steps_per_epoch, total_epochs * steps_per_epoch
+
+
+def _require_cosine(lr_max: float, lr_min: float) -> None:
+    _require("lr_max", lr_max, lr_max > 0, "> 0")
+    _require("lr_min", lr_min, 0 <= lr_min <= lr_max, f"in [0, lr_max = {lr_max}]")
+
+
+def _require(name: str, value: object, holds: bool, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {rule}, got {value}")

@@ -1,0 +1,117 @@
+import pytest
+import torch
+
+from dsonas.data import Augmentation, augment
+from dsonas.data.augmentation import crop_and_flip, cut_out, draw_offsets
+
+FULL = Augmentation(crop_padding=2, flip=True, cutout=4)
+
+
+def reference(image, offsets, sample, augmentation):
+    """One image, pixel by pixel."""
+    _, height, width = image.shape
+    padding, side = augmentation.crop_padding, augmentation.cutout
+    result = torch.zeros_like(image)
+    for row in range(height):
+        for column in range(width):
+            source_column = width - 1 - column if offsets.flipped[sample] else column
+            y = row + int(offsets.top[sample]) - padding
+            x = source_column + int(offsets.left[sample]) - padding
+            first_row = int(offsets.centre_row[sample]) - side // 2
+            first_column = int(offsets.centre_column[sample]) - side // 2
+            cut = (
+                first_row <= row < first_row + side and first_column <= column < first_column + side
+            )
+            if 0 <= y < height and 0 <= x < width and not cut:
+                result[:, row, column] = image[:, y, x]
+    return result
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        FULL,
+        Augmentation(),
+        Augmentation(crop_padding=3),
+        Augmentation(flip=True),
+        Augmentation(cutout=3),
+        Augmentation(cutout=50),
+        Augmentation(crop_padding=9, flip=True),
+    ],
+)
+def test_equals_a_plain_loop_over_images(channels, dtype, augmentation):
+    images = torch.randint(1, 256, (12, channels, 7, 9), generator=generator()).to(dtype)
+    offsets = draw_offsets(images.shape, augmentation, generator(1))
+    expected = torch.stack(
+        [reference(image, offsets, at, augmentation) for at, image in enumerate(images)]
+    )
+    result = augment(images, augmentation, generator(1))
+    assert result.dtype == dtype
+    assert torch.equal(result, expected)
+
+
+def test_input_is_left_alone():
+    images = torch.randint(1, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    before = images.clone()
+    augment(images, FULL, generator())
+    assert torch.equal(images, before)
+
+
+def test_memory_layout_of_the_input_does_not_matter():
+    images = torch.rand(4, 3, 8, 8)
+    channels_last = images.to(memory_format=torch.channels_last)
+    assert torch.equal(
+        augment(images, FULL, generator()), augment(channels_last, FULL, generator())
+    )
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [Augmentation(crop_padding=4), Augmentation(flip=True), Augmentation(cutout=4)],
+)
+def test_images_of_a_batch_differ(augmentation):
+    image = torch.randint(1, 256, (1, 3, 16, 16), dtype=torch.uint8)
+    results = augment(image.expand(64, 3, 16, 16), augmentation, generator())
+    distinct = {result.numpy().tobytes() for result in results}
+    assert len(distinct) == 2 if augmentation.flip else len(distinct) > 25
+
+
+def test_offsets_cover_their_range_evenly():
+    offsets = draw_offsets(torch.Size([90_000, 1, 6, 6]), FULL, generator())
+    for values, places in ((offsets.top, 5), (offsets.left, 5), (offsets.centre_row, 6)):
+        shares = torch.bincount(values, minlength=places) / 90_000
+        assert len(shares) == places
+        assert float((shares - 1 / places).abs().max()) < 0.01
+    assert float(offsets.flipped.double().mean()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_switching_cutout_on_leaves_crops_as_they_were():
+    shape = torch.Size([16, 3, 8, 8])
+    with_cutout = draw_offsets(shape, FULL, generator())
+    without = draw_offsets(shape, Augmentation(crop_padding=2, flip=True), generator())
+    assert torch.equal(with_cutout.top, without.top)
+    assert torch.equal(with_cutout.flipped, without.flipped)
+
+
+def test_cutout_keeps_memory_format():
+    images = torch.rand(4, 1, 8, 8).to(memory_format=torch.channels_last)
+    offsets = draw_offsets(images.shape, FULL, generator())
+    assert cut_out(images, offsets, FULL).stride() == images.stride()
+
+
+def test_nothing_to_do_returns_the_images_themselves():
+    images = torch.rand(2, 1, 4, 4)
+    offsets = draw_offsets(images.shape, Augmentation(), generator())
+    assert crop_and_flip(images, offsets, Augmentation()) is images
+
+
+@pytest.mark.parametrize("field", ["crop_padding", "cutout"])
+def test_negative_numbers_are_refused(field):
+    with pytest.raises(ValueError, match=f"{field} must be at least 0, got -1"):
+        Augmentation(**{field: -1})  # pyright: ignore[reportArgumentType]
