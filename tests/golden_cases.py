@@ -44,6 +44,8 @@ AUXILIARY_NAMES = {
     "4.1": "aux_conv2_bn",
     "7": "aux_fc",
 }
+# The published constants of adaptive MAC: the output vector, then operations 1 to 4 of a level.
+MAC_RATIOS = {"after": 0.448, "1": 0.986, "2": 1.0, "3": 0.447, "4": 0.447}
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -93,6 +95,8 @@ def _unpack(flat: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
 class Case:
     """One network of the golden data, with its stored results."""
 
+    file: str
+    name: str
     groups: dict[str, Any]
     meta: dict[str, Any]
     param: dict[str, np.ndarray]
@@ -108,12 +112,17 @@ class Case:
         factors = source.get("lambda_raw") or {
             key: array for key, array in source["param"].items() if key.startswith("lambda_")
         }
-        return cls(groups, meta[name], source["param"], source["aux"], factors)
+        return cls(file, name, groups, meta[name], source["param"], source["aux"], factors)
 
     @property
     def num_levels(self) -> int:
         """M, the levels of a block."""
         return self.meta["num_layers"]
+
+    @property
+    def is_source(self) -> bool:
+        """Whether activations and later statistics are stored for this very case."""
+        return "aux_after" in read_cases(self.file)[0][self.name]
 
     @property
     def complete(self) -> BlockGraph:
@@ -272,48 +281,6 @@ def parts(ours: str, theirs: list[str], case: Case, tensor: Tensor) -> Iterator[
         yield from zip(theirs, pieces, strict=True)
 
 
-def has_auxiliary(case: Case) -> bool:
-    """Whether the case has an auxiliary head."""
-    return any(name.startswith("aux_fc") for name in case.param)
-
-
-def derived(case: Case) -> Network:
-    """The final network that the uncleaned scaling factors of a case stand for."""
-    arrays = case.factors
-    graphs = []
-    for unit, graph in zip(case.units, case.supernet().blocks, strict=True):
-        values = joined("scaling.blocks.", case.factor_names(unit), case, arrays)
-        graphs.append(graph.prune((values > 0).tolist()).clean())
-    reductions = tuple(
-        tuple((arrays[f"lambda_{unit}"].reshape(-1) > 0).tolist()) for unit in case.reduction_units
-    )
-    architecture = Architecture(case.skeleton, tuple(graphs), reductions)
-    return Network(architecture, auxiliary=has_auxiliary(case))
-
-
-def batch_norm_counts(network: Network) -> dict[str, int]:
-    """BN module -> number of values per channel in its last training pass; filled by hooks."""
-    counts: dict[str, int] = {}
-    for name, module in network.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-
-            def count(module: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
-                counts[name] = inputs[0].numel() // inputs[0].shape[1]
-
-            module.register_forward_pre_hook(count)
-    return counts
-
-
-def biased_statistics(
-    network: Network, case: Case, start: Arrays, counts: dict[str, int], num_passes: int
-) -> dict[str, Tensor]:
-    """Published moving statistics; PyTorch's hold the unbiased variance, MXNet's the biased one."""
-    found = {}
-    for ours, theirs in module_names(network, case).items():
-        module = network.get_submodule(ours)
-        if isinstance(module, nn.BatchNorm2d):
-            n, decay = counts[ours], (1 - module.momentum) ** num_passes
-            kept = decay * torch.from_numpy(start[f"{theirs}_moving_var"]).double()
-            found[f"{theirs}_moving_mean"] = module.running_mean
-            found[f"{theirs}_moving_var"] = kept + (module.running_var - kept) * (n - 1) / n
-    return found
+def decays(published_name: str) -> bool:
+    """Whether the published optimiser decays it: convolution and linear weights only."""
+    return published_name.endswith("_weight")

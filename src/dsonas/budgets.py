@@ -115,3 +115,36 @@ def _fill(architecture: Architecture, budget: Budget) -> Architecture:
         if budget.use(architecture_cost(architecture.with_channels(trial))) <= 1:
             channels = trial
     return architecture.with_channels(channels)
+
+
+def check_reachable(supernet: Architecture, budget: Budget) -> None:
+    """Refuse, before any training, a budget that no network of a space can meet.
+
+    Raises:
+        InfeasibleBudgetError: with the smallest cost that can be reached.
+    """
+    smallest = architecture_cost(smallest_architecture(supernet))
+    if budget.use(smallest) > 1:
+        raise InfeasibleBudgetError(
+            f"budget {budget.bounds} cannot be met: the smallest network of this space (one "
+            f"operation per block, one channel per stage) has {smallest.macs} macs and "
+            f"{smallest.params} params"
+        )
+
+
+def smallest_architecture(supernet: Architecture) -> Architecture:
+    """The cheapest network of a space: one operation in every block, one channel per stage."""
+    best: Architecture | None = None
+    for node in range(1, 1 + len(supernet.operations)):
+        graphs = tuple(
+            graph.prune([target == graph.output_node and source == node
+                         for source, target in graph.connections]).clean()
+            for graph in supernet.blocks
+        )  # fmt: skip
+        reductions = tuple((True, False) for _ in supernet.reductions)
+        one = Architecture(supernet.skeleton, graphs, reductions)
+        one = one.with_channels([1] * len(one.skeleton.channels))
+        if best is None or architecture_cost(one).macs < architecture_cost(best).macs:
+            best = one
+    assert best is not None
+    return best

@@ -49,6 +49,7 @@ class Schedule:
 
     nodes: tuple[int, ...]
     levels: tuple[Level, ...]
+    output_planes: tuple[int, ...]
     output_positions: tuple[int, ...]
     num_factors: int
 
@@ -71,8 +72,10 @@ class Schedule:
             if here:
                 levels.append(Level((first, first + len(here)), tuple(rows)))
             first += len(here)
-        output = tuple(position(node, graph.output_node) for node in nodes)
-        return cls(nodes, tuple(levels), output, dead)
+        feeding = graph.inputs[graph.output_node]
+        output = tuple(index[node, graph.output_node] for node in feeding)
+        planes = tuple(1 + nodes.index(node) for node in feeding)
+        return cls(nodes, tuple(levels), planes, output, dead)
 
 
 def fused_block(
@@ -88,7 +91,7 @@ def fused_block(
     Args:
         x: block input (B, C, H, W).
         factors: packed scaling factors of the block.
-        output_weight: (C, K * C, 1, 1), K kept nodes.
+        output_weight: (C, K * C, 1, 1), K nodes that feed the output.
         schedule: the block's layout.
         functions: for each kept node its operation with BN, without the ReLU.
         parameters: for each kept node the tensors its function reads that may need gradients.
@@ -148,7 +151,7 @@ class _FusedBlock(torch.autograd.Function):
         call.planes, call.matrices = planes, matrices
         call.folded = _fold(weight, output_factors, dtype)
         ctx.call = call
-        return _project(planes[1:], call.folded).permute(0, 3, 1, 2)
+        return _project(planes, call.schedule.output_planes, call.folded).permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
@@ -160,14 +163,7 @@ class _FusedBlock(torch.autograd.Function):
             raise RuntimeError("a fused block can be differentiated only once per forward pass")
         _, _, wants_factors, wants_weight, *wants_flat = ctx.needs_input_grad
         outgoing = gradient.permute(0, 2, 3, 1).to(planes.dtype).contiguous()
-        gradients = torch.empty_like(planes)
-        gradients[0].zero_()
-        shape = (planes.shape[0] - 1, -1, planes.shape[-1])
-        torch.bmm(
-            outgoing.view(1, -1, shape[2]).expand(shape[0], -1, -1),
-            call.folded.transpose(1, 2),
-            out=gradients[1:].view(shape),
-        )
+        gradients = _project_backward(planes, call.schedule.output_planes, outgoing, call.folded)
         factor_gradient = factors.new_zeros(factors.numel() + 1) if wants_factors else None
         weight_gradient = None
         if wants_factors or wants_weight:
@@ -215,13 +211,31 @@ def _fold(weight: Tensor, output_factors: Tensor, dtype: torch.dtype) -> Tensor:
     return (split * output_factors.view(-1, 1, 1)).to(dtype).contiguous()
 
 
-def _project(planes: Tensor, folded: Tensor) -> Tensor:
-    """Sum over k of planes[k] (B, H, W, C) times folded[k] (C, C)."""
+def _project(planes: Tensor, feeding: Sequence[int], folded: Tensor) -> Tensor:
+    """Sum over k of planes[feeding[k]] (B, H, W, C) times folded[k] (C, C)."""
     rows = planes.view(planes.shape[0], -1, planes.shape[-1])
-    out = torch.mm(rows[0], folded[0])
-    for k in range(1, rows.shape[0]):
-        out.addmm_(rows[k], folded[k])
+    out = torch.mm(rows[feeding[0]], folded[0])
+    for plane, matrix in zip(feeding[1:], folded[1:], strict=True):
+        out.addmm_(rows[plane], matrix)
     return out.view(planes.shape[1:])
+
+
+def _project_backward(
+    planes: Tensor, feeding: Sequence[int], outgoing: Tensor, folded: Tensor
+) -> Tensor:
+    """The buffer of gradients (P, B, H, W, C), filled with those that come from the output."""
+    gradients = torch.empty_like(planes)
+    rows = gradients.view(planes.shape[0], -1, planes.shape[-1])
+    arriving = outgoing.view(1, -1, planes.shape[-1])
+    if len(feeding) == len(rows) - 1:
+        gradients[0].zero_()
+        arriving = arriving.expand(len(feeding), -1, -1)
+        torch.bmm(arriving, folded.transpose(1, 2), out=rows[1:])
+    else:
+        gradients.zero_()
+        for plane, matrix in zip(feeding, folded, strict=True):
+            torch.mm(arriving[0], matrix.t(), out=rows[plane])
+    return gradients
 
 
 def _output_gradients(
@@ -234,7 +248,9 @@ def _output_gradients(
 ) -> Tensor:
     """Gradient of the output weight; adds that of the output factors to ``factor_gradient``."""
     channels = planes.shape[-1]
-    rows = planes[1:].view(planes.shape[0] - 1, -1, channels)
+    feeding = call.schedule.output_planes
+    rows = planes[1:] if len(feeding) == len(planes) - 1 else planes[list(feeding)]
+    rows = rows.view(len(feeding), -1, channels)
     product = torch.bmm(
         rows.transpose(1, 2), outgoing.view(1, -1, channels).expand(rows.shape[0], -1, -1)
     ).to(weight.dtype)

@@ -15,7 +15,7 @@ from dsonas.engine import Engine
 from dsonas.loop import Row
 from dsonas.network import Network
 from dsonas.schedules import Schedule, cosine, cosine_restarts, linear
-from dsonas.search import set_lr, sgd
+from dsonas.searching import set_lr, sgd
 from dsonas.seeding import derive_seed
 
 SCHEDULES = ("cosine", "restarts", "linear")

@@ -21,7 +21,7 @@ from dsonas.penalties import PENALTIES, block_penalties
 from dsonas.proximal import ProximalNAG
 from dsonas.schedules import Schedule, constant, cosine
 from dsonas.seeding import derive_seed
-from dsonas.shrink import shrink
+from dsonas.shrinking import shrink
 from dsonas.spaces import SHARINGS, SearchSpace
 from dsonas.steps import factor_step, weight_step
 

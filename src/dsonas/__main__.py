@@ -1,0 +1,7 @@
+"""``python -m dsonas``."""
+
+import sys
+
+from dsonas.cli import main
+
+sys.exit(main())

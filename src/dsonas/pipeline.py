@@ -1,0 +1,212 @@
+"""The whole job: search, fit the width, train, measure; and the same steps one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsonas.architecture import Architecture
+from dsonas.budgets import check_reachable, fit_width
+from dsonas.checkpoints import CheckpointError
+from dsonas.config import RunConfig
+from dsonas.console import Reporter, readable_count
+from dsonas.costs import architecture_cost
+from dsonas.data import Batches, ImageData, load_data
+from dsonas.drawing import draw_architecture
+from dsonas.engine import Engine
+from dsonas.loop import Journal, run_stage
+from dsonas.network import Network
+from dsonas.runs import Preprocessing, RunError, RunFolder, versions
+from dsonas.searching import search
+from dsonas.seeding import derive_seed
+from dsonas.spaces import SearchSpace
+from dsonas.training import Training, evaluate
+
+EVALUATION_BATCH = 250
+
+
+@dataclass
+class Job:
+    """A run in progress.
+
+    Args:
+        config: what to do.
+        folder: where it is kept.
+        reporter: where it is shown.
+        stop: polled after every step; True saves and ends.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    reporter: Reporter
+    stop: Callable[[], bool] = lambda: False
+    engine: Engine = field(init=False)
+    data: ImageData = field(init=False)
+    journal: Journal = field(init=False)
+    resume: dict[str, Any] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.engine = Engine(self.config.engine)
+        self.data = load_data(self.config.data, self.config.seed)
+        self.resume = self.folder.checkpoints.load_last()
+        saved = self.resume or {}
+        self.journal = Journal(
+            rows=list(saved.get("rows", ())),
+            seconds=dict(saved.get("seconds", {})),
+            save=self._save,
+            report=self.reporter.step,
+            stop=self.stop,
+        )
+        self._extras: dict[str, Any] = dict(saved.get("extras", {}))
+        if self.resume:
+            stage, epoch = self.resume["stage"], self.resume["epoch"]
+            self.reporter.say(f"resuming {stage} after {epoch} epochs")
+
+    def _save(self, state: dict[str, Any]) -> None:
+        self.folder.checkpoints.save({**state, "extras": self._extras})
+        self.folder.write_log(self.journal.rows)
+
+    def search(self) -> Architecture:
+        """Steps 1 and 2; the architecture found, at the width that meets the budget."""
+        if "architecture" in self._extras:
+            return Architecture.from_json(self._extras["architecture"])
+        space = self.config.space(self.data)
+        self._describe(space)
+        check_reachable(space.complete(), self.config.budget)
+        result = search(
+            space,
+            self.data,
+            budget=self.config.budget,
+            seed=self.config.seed,
+            lambda_fraction=self.config.data.lambda_fraction,
+            pretrain=self.config.pretrain,
+            config=self.config.search,
+            engine=self.engine,
+            journal=self.journal,
+            resume=self.resume,
+        )
+        architecture = fit_width(result.architecture, self.config.budget)
+        self._extras["architecture"] = architecture.to_json()
+        self._extras["factors"] = result.factors
+        self.resume = None
+        self.folder.write("architecture.json", architecture.to_json())
+        self.folder.write_log(self.journal.rows)
+        return architecture
+
+    def _describe(self, space: SearchSpace) -> None:
+        cost, data = architecture_cost(space.complete()), self.data
+        size = f"{data.image_size}x{data.image_size}x{data.input_channels}"
+        self.reporter.say(
+            f"data      {len(data.train)} training and {len(data.test)} test images, {size}, "
+            f"{data.num_classes} classes\n"
+            f"supernet  {space.complete().num_live} connections, {space.num_factors} scaling "
+            f"factors ({space.sharing}), {readable_count(cost.macs)} multiply-adds, "
+            f"{readable_count(cost.params)} parameters"
+        )
+
+    def train(self, architecture: Architecture) -> dict[str, Any]:
+        """Step 3; the metrics, which are also written with the network."""
+        self._extras["architecture"] = architecture.to_json()
+        cost = architecture_cost(architecture)
+        self.reporter.say(
+            f"\n{draw_architecture(architecture)}\n\nnetwork   "
+            f"{'-'.join(map(str, architecture.skeleton.channels))} channels, "
+            f"{readable_count(cost.macs)} multiply-adds, {readable_count(cost.params)} parameters"
+        )
+        config, seed = self.config, self.config.seed
+        torch.manual_seed(derive_seed(seed, "network"))
+        network = Network(
+            architecture, auxiliary=config.train.auxiliary > 0, dropout=config.train.dropout
+        )
+        self.engine.place(network)
+        batches = Batches(
+            self.data.train,
+            self.data,
+            batch_size=config.train.batch_size,
+            augmentation=self.data.train_augmentation,
+            shuffle=True,
+            drop_last=True,
+            seed=derive_seed(seed, "train"),
+            device=self.engine.device,
+            workers=config.data.workers,
+        )
+        test = test_batches(self.data, self.engine, config.data.workers)
+        stage = Training(network, batches, test, config.train, self.engine, seed)
+        run_stage(stage, self.journal, self.engine.device, self.resume)
+        measured = evaluate(network, test, self.engine)
+        return self._finish(network, measured)
+
+    def _finish(self, network: Network, measured: dict[str, float]) -> dict[str, Any]:
+        architecture, seconds = network.architecture, self.journal.seconds
+        cost = architecture_cost(architecture)
+        supernet = self.config.space(self.data).complete()
+        metrics = {
+            **{name: round(value, 6) for name, value in measured.items()},
+            "macs": cost.macs,
+            "params": cost.params,
+            "live_connections": architecture.num_live,
+            "supernet_connections": supernet.num_live,
+            "channels": list(architecture.skeleton.channels),
+            "search_seconds": round(seconds.get("pretrain", 0) + seconds.get("search", 0), 3),
+            "train_seconds": round(seconds.get("train", 0), 3),
+            "seed": self.config.seed,
+            "device": str(self.engine.device),
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        }
+        self.folder.write_network(network, Preprocessing.of(self.data))
+        self.folder.write_log(self.journal.rows)
+        self.folder.write_metrics(metrics)
+        return metrics
+
+
+def test_batches(data: ImageData, engine: Engine, workers: int = 0) -> Batches:
+    """The test images in order."""
+    return Batches(
+        data.test,
+        data,
+        batch_size=EVALUATION_BATCH,
+        augmentation=None,
+        shuffle=False,
+        drop_last=False,
+        seed=0,
+        device=engine.device,
+        workers=workers,
+    )
+
+
+def evaluate_run(folder: RunFolder, config: RunConfig) -> dict[str, float]:
+    """Measure a finished network on the test images of its data set.
+
+    Raises:
+        RunError: if the network is not for these images.
+    """
+    engine, data = Engine(config.engine), load_data(config.data, config.seed)
+    network, preprocessing = folder.load_network()
+    if preprocessing.class_names != data.class_names:
+        raise RunError(
+            f"the network of {folder.path} knows the classes {preprocessing.class_names}, "
+            f"the data set has {data.class_names}: give the data set it was trained on"
+        )
+    engine.place(network)
+    return evaluate(network, test_batches(data, engine), engine)
+
+
+def load_architecture(path: str | Path) -> Architecture:
+    """Read an architecture file; a missing one is a one-line error."""
+    if not Path(path).is_file():
+        raise RunError(f"architecture file {path} does not exist")
+    return Architecture.load(path)
+
+
+__all__ = [
+    "CheckpointError",
+    "Job",
+    "evaluate_run",
+    "load_architecture",
+    "test_batches",
+]

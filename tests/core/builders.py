@@ -1,0 +1,89 @@
+"""Random graphs, architectures and supernets for the property tests."""
+
+from collections.abc import Sequence
+from random import Random
+
+import torch
+
+from dsonas.architecture import Architecture, BlockGraph, Skeleton, block_connections
+from dsonas.network import Network
+from dsonas.operations import PAPER_OPERATIONS
+
+REDUCTIONS = ((True, True), (True, False), (False, True))
+
+
+def random_graph(
+    rng: Random, operations: Sequence[str], num_levels: int, density: float
+) -> BlockGraph:
+    """A cleaned graph; the density is that before cleaning."""
+    size = len(block_connections(num_levels, len(operations)))
+    live = tuple(rng.random() < density for _ in range(size))
+    return BlockGraph(tuple(operations), num_levels, live).clean()
+
+
+def random_skeleton(rng: Random, largest: int = 40) -> Skeleton:
+    stages = rng.randint(1, 3)
+    return Skeleton(
+        stem=rng.choice(("cifar", "imagenet")),
+        input_channels=rng.choice((1, 3)),
+        image_size=rng.randint(5, largest),
+        num_classes=rng.randint(2, 12),
+        blocks=tuple(rng.randint(1, 3) for _ in range(stages)),
+        channels=tuple(rng.randint(1, 20) for _ in range(stages)),
+    )
+
+
+def random_architecture(
+    rng: Random,
+    skeleton: Skeleton | None = None,
+    *,
+    shared: bool | None = None,
+    operations: Sequence[str] | None = None,
+    num_levels: int | None = None,
+    density: float | None = None,
+) -> Architecture:
+    """A cleaned architecture; what is not given is drawn."""
+    skeleton = skeleton or random_skeleton(rng)
+    operations = operations or rng.sample(PAPER_OPERATIONS, rng.randint(1, 4))
+    num_levels = num_levels or rng.randint(1, 4)
+    shared = rng.random() < 0.5 if shared is None else shared
+
+    def graph() -> BlockGraph:
+        chosen = rng.choice((0.1, 0.3, 0.6, 0.9, 1.0)) if density is None else density
+        return random_graph(rng, operations, num_levels, chosen)
+
+    first = graph()
+    blocks = [first if shared else graph() for _ in range(skeleton.num_blocks)]
+    reductions = tuple(rng.choice(REDUCTIONS) for _ in skeleton.blocks[1:])
+    return Architecture(skeleton, tuple(blocks), reductions)
+
+
+@torch.no_grad()
+def randomise(network: Network, seed: int) -> Network:
+    """Random BN parameters and statistics, and positive factors where a connection is live."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(tensor, low, high):
+        values = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
+        tensor.copy_(low + (high - low) * values)
+
+    for name, parameter in network.named_parameters():
+        if name.startswith("scaling."):
+            mask = (parameter > 0).to(parameter.dtype)
+            uniform(parameter, 0.2, 1.5)
+            parameter.mul_(mask)
+        elif parameter.ndim == 1:
+            uniform(parameter, *((0.5, 1.5) if name.endswith("weight") else (-0.5, 0.5)))
+    for name, buffer in network.named_buffers():
+        if name.endswith("running_mean"):
+            uniform(buffer, -0.3, 0.3)
+        if name.endswith("running_var"):
+            uniform(buffer, 0.5, 1.5)
+    return network
+
+
+def images(skeleton: Skeleton, batch: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, skeleton.input_channels, skeleton.image_size, skeleton.image_size)
+    x = torch.randn(shape, generator=generator, dtype=torch.get_default_dtype())
+    return x, torch.randint(skeleton.num_classes, (batch,), generator=generator)
