@@ -22,7 +22,7 @@ for _group, _arrays in ALL.items():
         CASES.setdefault(f"{_group}/{_case}", {})[_name] = _array
 
 # float64 up to the order of sums; one float32 step from the stored one before.
-EXACT = {"rtol": 2e-15, "atol": 5e-15}
+EXACT = {"rtol": 1e-14, "atol": 1e-14}
 FLOAT32 = {"rtol": 1e-6, "atol": 1e-6}
 Penalty = Callable[[Tensor], float | Tensor]
 

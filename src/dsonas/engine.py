@@ -6,6 +6,7 @@ import ctypes
 import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ class Engine:
         """Move a module to the device, its convolutions in channels_last."""
         return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> AbstractContextManager[Any]:
         """The context for forward passes."""
         enabled = self.precision == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -57,7 +57,7 @@ class Schedule:
     def of(cls, graph: BlockGraph) -> Schedule:
         """Lay out a cleaned graph in which every kept node feeds something."""
         nodes = graph.kept_nodes
-        index = {pair: i for i, pair in enumerate(graph.connections)}
+        index: dict[tuple[int, int], int] = {pair: i for i, pair in enumerate(graph.connections)}
         dead = len(index)
 
         def position(source: int, target: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +28,10 @@ def batch_norm(channels: int, learn_gamma: bool = True) -> nn.BatchNorm2d:
 
 
 class ConvBNReLU(nn.Sequential):
-    """Convolution without bias, BN, ReLU. A 1x1 convolution of stride 2 is taken as a slice and a
-    stride-1 convolution: the same maths, and safe in channels_last on CPUs.
+    """Convolution without bias, BN, ReLU.
+
+    A 1x1 convolution of stride 2 is taken as a slice and a stride-1 convolution: the same maths,
+    and safe in channels_last on CPUs.
     """
 
     def __init__(
@@ -99,7 +102,9 @@ class Block(nn.Module):
         self.graph = graph
         self.reference = reference
         self.schedule = Schedule.of(graph)
-        self.positions = {pair: i for i, pair in enumerate(graph.connections)}
+        self.positions: dict[tuple[int, int], int] = {
+            pair: i for i, pair in enumerate(graph.connections)
+        }
         self.nodes = nn.ModuleDict(
             {
                 str(node): Candidate(graph.operation(node), channels, learn_gamma)
@@ -372,8 +377,10 @@ def _stem(skeleton: Skeleton) -> nn.Sequential:
 
 
 def initialise(network: nn.Module) -> None:
-    """Start values of the paper's code: convolutions N(0, sqrt(2 / (out * kh * kw))), groups
-    ignored; linear N(0, 0.01); biases and beta 0, gamma 1.
+    """Give a network the start values of the paper's code.
+
+    Convolutions N(0, sqrt(2 / (out * kh * kw))), groups ignored; linear N(0, 0.01); biases and
+    beta 0, gamma 1.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d):
@@ -383,3 +390,22 @@ def initialise(network: nn.Module) -> None:
             nn.init.normal_(module.weight, std=0.01)
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def build(architecture: Architecture, *, num_classes: int | None = None) -> Network:
+    """The final network of an architecture, an ordinary module with random start values.
+
+    Args:
+        architecture: what a search found, or a file gave.
+        num_classes: another number of classes than the architecture's, >= 2.
+
+    Example:
+        >>> from dsonas.spaces import cifar_space
+        >>> network = build(cifar_space(channels=8, blocks=(1, 1)).complete(), num_classes=5)
+        >>> network(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 5])
+    """
+    if num_classes is not None:
+        skeleton = replace(architecture.skeleton, num_classes=num_classes)
+        architecture = replace(architecture, skeleton=skeleton)
+    return Network(architecture)

@@ -134,7 +134,7 @@ class Job:
             device=self.engine.device,
             workers=config.data.workers,
         )
-        test = test_batches(self.data, self.engine, config.data.workers)
+        test = held_out_batches(self.data, self.engine, config.data.workers)
         stage = Training(network, batches, test, config.train, self.engine, seed)
         run_stage(stage, self.journal, self.engine.device, self.resume)
         measured = evaluate(network, test, self.engine)
@@ -164,7 +164,7 @@ class Job:
         return metrics
 
 
-def test_batches(data: ImageData, engine: Engine, workers: int = 0) -> Batches:
+def held_out_batches(data: ImageData, engine: Engine, workers: int = 0) -> Batches:
     """The test images in order."""
     return Batches(
         data.test,
@@ -193,7 +193,7 @@ def evaluate_run(folder: RunFolder, config: RunConfig) -> dict[str, float]:
             f"the data set has {data.class_names}: give the data set it was trained on"
         )
     engine.place(network)
-    return evaluate(network, test_batches(data, engine), engine)
+    return evaluate(network, held_out_batches(data, engine), engine)
 
 
 def load_architecture(path: str | Path) -> Architecture:
@@ -207,6 +207,6 @@ __all__ = [
     "CheckpointError",
     "Job",
     "evaluate_run",
+    "held_out_batches",
     "load_architecture",
-    "test_batches",
 ]

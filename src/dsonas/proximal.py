@@ -114,7 +114,10 @@ class ProximalNAG(Optimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(param)
         buffer = state["momentum_buffer"]
-        grad = param.grad if clip is None else param.grad.clamp(-clip, clip)
+        grad = param.grad
+        assert grad is not None
+        if clip is not None:
+            grad = grad.clamp(-clip, clip)
         penalty = group["penalty"]
         if isinstance(penalty, Tensor):
             penalty = penalty.to(param)

@@ -141,7 +141,7 @@ class SearchResult:
 
 
 def sgd(network: Network, lr: float, weight_decay: float, momentum: float) -> torch.optim.SGD:
-    """Nesterov SGD over all weights; weight decay spares biases and beta, as in the paper's code."""
+    """Nesterov SGD over all weights; weight decay spares biases and beta (the paper's code)."""
     names = {id(p): name for name, p in network.named_parameters()}
     decayed, spared = [], []
     for weight in network.weights():

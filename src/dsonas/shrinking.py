@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dsonas.architecture import Architecture, BlockGraph
 from dsonas.mixing import Schedule
-from dsonas.network import Block, Network
+from dsonas.network import Block, Network, ReductionBlock
 
 
 @torch.no_grad()
@@ -41,6 +41,7 @@ def shrink(
         assert isinstance(block, Block)
         _shrink_block(block, architecture.blocks[i], factors, sizes[stage], optimizer)
     for block, live in zip(network.reductions, architecture.reductions, strict=True):
+        assert isinstance(block, ReductionBlock)
         for name, alive in zip(("conv1x1", "conv3x3"), live, strict=True):
             if not alive and name in block.branches:
                 _forget(optimizer, block.branches.pop(name))
@@ -69,7 +70,9 @@ def _shrink_block(
     old = block.graph
     if old.kept_nodes:
         if factors is not None:
-            block.output_bn.running_mean -= _lost_constant(block, graph, factors, size)
+            mean = block.output_bn.running_mean
+            assert mean is not None
+            mean -= _lost_constant(block, graph, factors, size)
         for node in set(old.kept_nodes) - set(graph.kept_nodes):
             _forget(optimizer, block.nodes.pop(str(node)))
         _narrow_output(block, graph, optimizer)

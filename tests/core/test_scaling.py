@@ -1,0 +1,111 @@
+"""What the scaling factors stand for, and the zeros that are written into them."""
+
+from random import Random
+
+import pytest
+import torch
+from core.builders import random_architecture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsonas.architecture import Architecture, Skeleton
+from dsonas.proximal import ProximalNAG
+from dsonas.scaling import ScalingFactors
+
+SKELETON = Skeleton(image_size=8, blocks=(1, 2), channels=(4, 8))
+OPERATIONS = ("separable_conv3x3", "max_pool3x3")
+
+
+def complete() -> Architecture:
+    return Architecture.complete(SKELETON, OPERATIONS, 2)
+
+
+def factors_with(sharing: str, zeros: float, seed: int) -> ScalingFactors:
+    scaling = ScalingFactors.ones(complete(), sharing)
+    generator = torch.Generator().manual_seed(seed)
+    for vector in scaling.parameters():
+        values = torch.rand(vector.shape, generator=generator)
+        vector.data.copy_(torch.where(values < zeros, 0.0, values))
+    return scaling
+
+
+@pytest.mark.parametrize(("sharing", "sets"), [("share", 1), ("full", 3)])
+def test_start_values_are_1_where_live(sharing: str, sets: int):
+    architecture = random_architecture(Random(3), SKELETON, shared=sharing == "share", density=0.5)
+    scaling = ScalingFactors.ones(architecture, sharing)
+    assert len(scaling.blocks) == sets
+    for i, graph in enumerate(architecture.blocks):
+        assert scaling.for_block(i).tolist() == [float(alive) for alive in graph.live]
+    pairs = zip(scaling.reductions, architecture.reductions, strict=True)
+    assert all(vector.tolist() == [float(alive) for alive in live] for vector, live in pairs)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10**6), st.sampled_from([0.2, 0.5, 0.9]), st.sampled_from(["share", "full"]))
+def test_architecture_is_what_is_positive_and_live_cleaned(seed, zeros, sharing):
+    scaling = factors_with(sharing, zeros, seed)
+    supernet = random_architecture(
+        Random(seed), SKELETON, shared=sharing == "share",
+        operations=OPERATIONS, num_levels=2, density=0.8,
+    )  # fmt: skip
+    found = scaling.architecture(supernet)
+    assert found.clean() == found
+    for i, graph in enumerate(supernet.blocks):
+        positive = [value > 0 for value in scaling.for_block(i).tolist()]
+        assert found.blocks[i] == graph.prune(positive).clean()
+    for vector, live, kept in zip(
+        scaling.reductions, supernet.reductions, found.reductions, strict=True
+    ):
+        expected = tuple(a and v > 0 for a, v in zip(live, vector.tolist(), strict=True))
+        if any(expected):
+            assert kept == expected
+        else:
+            assert sum(kept) == 1
+            assert live[kept.index(True)]
+
+
+def test_a_reduction_keeps_one_live_convolution_when_both_are_zero():
+    scaling = ScalingFactors.ones(complete(), "share")
+    scaling.reductions[0].data.zero_()
+    assert scaling.architecture(complete()).reductions == ((True, False),)
+    second = Architecture(SKELETON, complete().blocks, ((False, True),))
+    assert scaling.architecture(second).reductions == ((False, True),)
+    scaling.reductions[0].data.copy_(torch.tensor([0.7, 0.0]))
+    assert scaling.architecture(second).reductions == ((False, True),)
+
+
+@pytest.mark.parametrize("sharing", ["share", "full"])
+def test_written_zeros_have_no_momentum_and_stay(sharing: str):
+    scaling = factors_with(sharing, 0.0, 1)
+    groups = [{"params": [vector]} for vector in scaling.parameters()]
+    optimizer = ProximalNAG(groups, lr=0.1, penalty=0.01)
+    for vector in scaling.parameters():
+        vector.grad = torch.full_like(vector, -1.0)
+    optimizer.step()
+    before = [vector.detach().clone() for vector in scaling.parameters()]
+    architecture = random_architecture(
+        Random(2), SKELETON, shared=sharing == "share",
+        operations=OPERATIONS, num_levels=2, density=0.5,
+    )  # fmt: skip
+    scaling.write_zeros(architecture, optimizer)
+    graphs = architecture.blocks[:1] if sharing == "share" else architecture.blocks
+    flags = [*(graph.live for graph in graphs), *architecture.reductions]
+    assert not all(all(live) for live in flags)
+    for vector, old, live in zip(scaling.parameters(), before, flags, strict=True):
+        mask = torch.tensor(live)
+        momentum = optimizer.state[vector]["momentum_buffer"]
+        assert torch.equal(vector.detach(), torch.where(mask, old, 0.0))
+        assert ((momentum != 0) == mask).all()
+        vector.grad = torch.zeros_like(vector)
+    optimizer.step()
+    for vector, live in zip(scaling.parameters(), flags, strict=True):
+        assert ((vector > 0) == torch.tensor(live)).all()
+
+
+def test_zeros_are_written_before_the_first_step_too():
+    scaling = ScalingFactors.ones(complete(), "share")
+    optimizer = ProximalNAG(scaling.parameters())
+    empty = [graph.prune([False] * len(graph.live)) for graph in complete().blocks]
+    scaling.write_zeros(Architecture(SKELETON, tuple(empty), ((True, False),)), optimizer)
+    assert scaling.blocks[0].sum() == 0
+    assert scaling.reductions[0].tolist() == [1.0, 0.0]
