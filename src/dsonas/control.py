@@ -3,9 +3,10 @@
 The proximal step alone reaches an unpredictable sparsity (the penalty shrinks whole vectors for
 free, see ``importance``). So the cost of the live architecture is planned over the search: it falls
 from that of the supernet to the target in equal ratios per step, and then stays while the weights
-settle. At every rebuild, what the proximal step has not yet removed is removed by rank: operations
-by importance per multiply-add (or parameter) saved, connections by importance alone, since each
-costs the same addition.
+settle. At every rebuild, live connections are removed by rank until the plan holds: operations by
+importance per multiply-add (or parameter) saved, connections by importance alone, since each costs
+the same addition. What the proximal step has brought to zero has no importance and goes first; what
+it has brought to zero beyond the plan may still come back, and the penalty is lowered.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import dataclass, replace
 from dsonas.architecture import Architecture, BlockGraph
 from dsonas.costs import architecture_cost
 from dsonas.importance import connection_flows, node_importance, without_node
+
+PRESSURE_STEP, PRESSURE_RANGE = 1.3, (0.01, 10.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,21 @@ class Plan:
     def share(self, final: float, progress: float) -> float:
         """The planned share at ``progress`` in [0, 1] of the search."""
         return final ** min(1.0, progress / self.reached_at)
+
+    def adapt(self, pressure: float, planned: int, positive: int) -> float:
+        """The factor on the penalty until the next rebuild.
+
+        Args:
+            pressure: the factor until now.
+            planned: connections that the plan keeps now.
+            positive: connections with a positive factor now, before removal.
+
+        Returns:
+            A larger factor if the proximal step lags behind the plan, a smaller one if it leads.
+        """
+        factor = PRESSURE_STEP if positive > planned else 1 / PRESSURE_STEP
+        low, high = PRESSURE_RANGE
+        return min(high, max(low, pressure * factor))
 
     def is_held(self, progress: float) -> bool:
         """Whether the structure is complete and only weights and factors settle."""

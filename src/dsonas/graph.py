@@ -87,6 +87,11 @@ class BlockGraph:
         return block_connections(self.num_levels, len(self.operations))
 
     @property
+    def target_index(self) -> tuple[int, ...]:
+        """The target of every connection, packed order."""
+        return tuple(connection.target for connection in self.connections)
+
+    @property
     def output_node(self) -> int:
         """The index of the block's output node."""
         return 1 + self.num_levels * len(self.operations)

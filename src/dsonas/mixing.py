@@ -294,14 +294,19 @@ def _nodes_backward(
 
 def _node_gradients(
     call: _Call, plane: int, planes: Tensor, gradients: Tensor, parameters: list[Tensor]
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, *tuple[Tensor | None, ...]]:
     """Gradients of one operation's input and parameters; frees its graph."""
     assert call.graphs is not None
     z, u = call.graphs.pop()
     after_relu = planes[plane].permute(0, 3, 1, 2)
     incoming = gradients[plane].permute(0, 3, 1, 2)
     masked = torch.ops.aten.threshold_backward(incoming, after_relu, 0)
-    return torch.autograd.grad(u, [z, *parameters], masked.to(u.dtype))
+    if not u.requires_grad:  # an operation that does not look at its input, like a zero
+        return torch.zeros_like(z), *[None] * len(parameters)
+    z_gradient, *rest = torch.autograd.grad(
+        u, [z, *parameters], masked.to(u.dtype), allow_unused=True
+    )
+    return torch.zeros_like(z) if z_gradient is None else z_gradient, *rest
 
 
 def _mix_backward(

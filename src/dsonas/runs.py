@@ -32,6 +32,7 @@ COLUMNS = (
     "macs",
     "params",
     "mean_factor",
+    "pressure",
     "seconds",
 )
 

@@ -61,6 +61,31 @@ class ScalingFactors(nn.Module):
         return replace(supernet, blocks=tuple(graphs), reductions=tuple(reductions))
 
     @torch.no_grad()
+    def normalise(
+        self, architecture: Architecture, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Give the live factors of every target a mean square of 1; momenta are scaled alike.
+
+        The network computes the same: every target starts with a linear or positively homogeneous
+        map and a BN, so the scale of its vector is free. But the penalty then acts on the shares
+        of a vector, not on its scale, and the step size means the same all through the search.
+        """
+        graphs = architecture.blocks[:1] if len(self.blocks) == 1 else architecture.blocks
+        pairs = [
+            (vector, graph.live, graph.target_index)
+            for vector, graph in zip(self.blocks, graphs, strict=True)
+        ]
+        pairs += [
+            (vector, live, (0,) * len(live))
+            for vector, live in zip(self.reductions, architecture.reductions, strict=True)
+        ]
+        for vector, live, targets in pairs:
+            scale = _rms_scale(vector, live, targets)
+            vector.mul_(scale)
+            if optimizer is not None and "momentum_buffer" in optimizer.state.get(vector, {}):
+                optimizer.state[vector]["momentum_buffer"].mul_(scale)
+
+    @torch.no_grad()
     def write_zeros(
         self, architecture: Architecture, optimizer: torch.optim.Optimizer | None = None
     ) -> None:
@@ -75,6 +100,16 @@ class ScalingFactors(nn.Module):
             vector.mul_(mask)
             if optimizer is not None and "momentum_buffer" in optimizer.state.get(vector, {}):
                 optimizer.state[vector]["momentum_buffer"].mul_(mask)
+
+
+def _rms_scale(vector: Tensor, live: Sequence[bool], targets: Sequence[int]) -> Tensor:
+    """For each factor, one over the root mean square of the live factors of its target."""
+    index = torch.tensor(targets, device=vector.device)
+    mask = torch.tensor(live, dtype=vector.dtype, device=vector.device)
+    sums = vector.new_zeros(max(targets) + 1)
+    squares = sums.index_add(0, index, vector.square() * mask)[index]
+    counts = sums.index_add(0, index, mask)[index]
+    return torch.where(squares > 0, (counts / squares.clamp(min=1e-30)).sqrt(), 1.0)
 
 
 def _kept_reduction(values: Sequence[float], live: Sequence[bool]) -> tuple[bool, ...]:

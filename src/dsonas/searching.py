@@ -73,6 +73,8 @@ class SearchConfig:
         penalty: gamma, the L1 weight, >= 0. None: so strong that factors without gradient would
             fall from 1 to 0 over the search.
         penalty_kind: ``uniform`` or ``adaptive_macs``.
+        normalise: whether to rescale the factors of every target to a mean square of 1 after each
+            step, so that the penalty acts on shares (the scale of a vector is free).
         rebuild_every: epochs between two rebuilds, >= 1.
         structure: share of the supernet's cost that the search keeps, in (0, 1]; the rest of a
             budget is met by the width. None leaves the sparsity to the penalty alone (paper).
@@ -92,6 +94,7 @@ class SearchConfig:
     ratio: int = 1
     penalty: float | None = None
     penalty_kind: str = "adaptive_macs"
+    normalise: bool = True
     rebuild_every: int = 1
     structure: float | None = 0.35
     connections: float = 0.35
@@ -141,14 +144,11 @@ class SearchResult:
 
 
 def sgd(network: Network, lr: float, weight_decay: float, momentum: float) -> torch.optim.SGD:
-    """Nesterov SGD over all weights; weight decay spares biases and beta (the paper's code)."""
-    names = {id(p): name for name, p in network.named_parameters()}
-    decayed, spared = [], []
-    for weight in network.weights():
-        (spared if names[id(weight)].endswith("bias") else decayed).append(weight)
+    """Nesterov SGD; decay is for convolution and linear weights alone (as the paper's code)."""
+    weights = list(network.weights())
     groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+        {"params": [w for w in weights if w.ndim > 1], "weight_decay": weight_decay},
+        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
 
@@ -226,6 +226,7 @@ class Searching:
         self.schedule = _schedule(config, self.num_epochs * self.num_batches)
         self.weight_optimizer = sgd(network, config.lr, config.weight_decay, config.momentum)
         self.factor_optimizer = self._factor_optimizer()
+        self.pressure = 1.0
 
     def _factor_optimizer(self) -> ProximalNAG:
         groups = [{"params": [vector]} for vector in self.scaling.parameters()]
@@ -267,6 +268,8 @@ class Searching:
             else:
                 set_lr(self.factor_optimizer, lr)
                 loss, logits = factor_step(self.network, self.factor_optimizer, images, labels)
+                if self.config.normalise:
+                    self.scaling.normalise(self.live, self.factor_optimizer)
         return loss, logits, labels
 
     def end_epoch(self, epoch: int) -> Row:
@@ -281,30 +284,41 @@ class Searching:
             "macs": cost.macs,
             "params": cost.params,
             "mean_factor": round(mean / sum(v.numel() for v in self.scaling.blocks), 5),
+            "pressure": round(self.pressure, 4),
         }
 
     def _rebuild(self, progress: float) -> None:
-        """Remove what is zero and, under a plan, what is worth least; adapt the penalties."""
-        config, live = self.config, self.scaling.architecture(self.live)
-        held = False
-        if config.structure is not None:
-            plan = Plan(
-                structure=config.structure,
-                connections=config.connections,
-                reached_at=config.reached_at,
-            )
+        """Remove what is dead or, under a plan, what is worth least; adapt the penalties."""
+        plan = self.plan
+        if plan is None:
+            self._remove(self.scaling.architecture(self.live))
+        else:
+            positive = self.scaling.architecture(self.live).num_live
             factors = [vector.tolist() for vector in self.scaling.blocks]
-            live = follow_plan(plan, progress, self.supernet, live, factors, self.measure)
-            held = plan.is_held(progress)
-        self._remove(live)
-        penalties = block_penalties(
-            config.penalty_kind,
-            0.0 if held else self.penalty,
-            self.supernet,
-            live,
-            config.space,
+            self._remove(
+                follow_plan(plan, progress, self.supernet, self.live, factors, self.measure)
+            )
+            self.pressure = plan.adapt(self.pressure, self.live.num_live, positive)
+        held = plan is not None and plan.is_held(progress)
+        self._set_penalties(0.0 if held else self.penalty * self.pressure)
+
+    @property
+    def plan(self) -> Plan | None:
+        """The planned shares; None leaves the sparsity to the penalty alone."""
+        config = self.config
+        if config.structure is None:
+            return None
+        return Plan(
+            structure=config.structure,
+            connections=config.connections,
+            reached_at=config.reached_at,
         )
-        penalties += [0.0 if held else self.penalty] * len(self.scaling.reductions)
+
+    def _set_penalties(self, penalty: float) -> None:
+        penalties = block_penalties(
+            self.config.penalty_kind, penalty, self.supernet, self.live, self.config.space
+        )
+        penalties += [penalty] * len(self.scaling.reductions)
         for group, value in zip(self.factor_optimizer.param_groups, penalties, strict=True):
             group["penalty"] = value
 
@@ -318,6 +332,7 @@ class Searching:
         """Live architecture, weights, factors and momenta."""
         return {
             "live": self.live.to_json(),
+            "pressure": self.pressure,
             "network": self.network.state_dict(),
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "factor_optimizer": self.factor_optimizer.state_dict(),
@@ -326,6 +341,7 @@ class Searching:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict`` into a supernet that is still complete."""
         self.live = Architecture.from_json(state["live"])
+        self.pressure = state["pressure"]
         if self.config.shrink:
             shrink(self.network, self.live, self.weight_optimizer)
         self.network.load_state_dict(state["network"])

@@ -50,9 +50,14 @@ def shrink(
 
 
 def _check_contained(old: Architecture, new: Architecture) -> None:
-    pairs = [(a.live, b.live) for a, b in zip(old.blocks, new.blocks, strict=True)]
-    pairs += list(zip(old.reductions, new.reductions, strict=True))
-    if old.skeleton != new.skeleton or any(
+    fits = (old.skeleton, old.operations, old.num_levels) == (
+        new.skeleton,
+        new.operations,
+        new.num_levels,
+    )
+    pairs = [(a.live, b.live) for a, b in zip(old.blocks, new.blocks, strict=fits)]
+    pairs += list(zip(old.reductions, new.reductions, strict=fits))
+    if not fits or any(
         b and not a for before, after in pairs for a, b in zip(before, after, strict=True)
     ):
         raise ValueError("architecture must be contained in the network's; it can only shrink")

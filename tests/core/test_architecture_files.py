@@ -5,10 +5,10 @@ import json
 from random import Random
 
 import pytest
-from core.builders import random_architecture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.builders import random_architecture
 from dsonas.architecture import Architecture, ArchitectureError, Skeleton
 
 json_values = st.recursive(

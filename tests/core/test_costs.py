@@ -4,10 +4,10 @@ from random import Random
 
 import pytest
 import torch
-from core.builders import random_architecture, random_skeleton
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from core.builders import random_architecture, random_skeleton
 from dsonas.architecture import Architecture, BlockGraph, Skeleton
 from dsonas.costs import Cost, architecture_cost, block_cost, operation_cost
 from dsonas.network import Network
@@ -56,7 +56,9 @@ def test_published_counts(space, share: int, full: int, weights: int, giga_macs:
     assert space().num_factors == share
     assert space(sharing="full").num_factors == full
     with torch.device("meta"):
-        networks = [Network(space(sharing=kind).complete(), sharing=kind) for kind in ("share", "full")]
+        networks = [
+            Network(space(sharing=kind).complete(), sharing=kind) for kind in ("share", "full")
+        ]
     for network, number in zip(networks, (share, full), strict=True):
         assert sum(vector.numel() for vector in network.scaling.parameters()) == number
     counted_weights = sum(

@@ -3,10 +3,10 @@
 from random import Random
 
 import pytest
-from core.builders import random_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.builders import random_graph
 from dsonas.architecture import BlockGraph
 from dsonas.importance import connection_flows, node_importance, without_node
 

@@ -4,10 +4,10 @@ from random import Random
 
 import pytest
 import torch
-from core.builders import random_architecture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.builders import random_architecture
 from dsonas.architecture import Architecture, Skeleton
 from dsonas.proximal import ProximalNAG
 from dsonas.scaling import ScalingFactors

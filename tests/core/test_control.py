@@ -1,0 +1,177 @@
+"""The plan is followed, by removal only, and the same way every time."""
+
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.builders import random_architecture, random_skeleton
+from dsonas.architecture import Architecture, Skeleton
+from dsonas.control import Plan, follow_plan
+from dsonas.costs import architecture_cost
+from dsonas.importance import connection_flows, node_importance, without_node
+
+OPERATIONS = ("separable_conv3x3", "separable_conv5x5", "max_pool3x3")
+seeds = st.integers(0, 10**6)
+shares = st.floats(0.05, 1)
+
+
+def case(seed: int):
+    """A supernet, a contained live architecture with positive factors, and those factors."""
+    rng = Random(seed)
+    shared, levels = rng.random() < 0.5, rng.randint(1, 3)
+    operations = OPERATIONS[: rng.randint(1, 3)]
+    skeleton = random_skeleton(rng, largest=12)
+    supernet = Architecture.complete(skeleton, operations, levels)
+    current = random_architecture(
+        rng, skeleton, shared=shared, operations=operations, num_levels=levels, density=0.8
+    )
+    graphs = current.blocks[:1] if shared else current.blocks
+    factors = [[rng.uniform(0.05, 1) if a else 0.0 for a in graph.live] for graph in graphs]
+    return supernet, current, factors
+
+
+def cost(architecture: Architecture, measure: str) -> int:
+    return getattr(architecture_cost(architecture), measure)
+
+
+def connections(architecture: Architecture, shared: bool) -> int:
+    graphs = architecture.blocks[:1] if shared else architecture.blocks
+    return sum(graph.num_live for graph in graphs)
+
+
+def contained(small: Architecture, large: Architecture) -> bool:
+    pairs = zip(small.blocks, large.blocks, strict=True)
+    return all(
+        b or not a for one, two in pairs for a, b in zip(one.live, two.live, strict=True)
+    ) and (small.skeleton, small.reductions) == (large.skeleton, large.reductions)
+
+
+@settings(max_examples=60)
+@given(
+    seeds, shares, shares, st.sampled_from([0.3, 0.75, 1.0]), st.sampled_from(["macs", "params"])
+)
+def test_the_plan_is_followed_as_far_as_it_can_be(seed, structure, links, reached_at, measure):
+    supernet, current, factors = case(seed)
+    shared = len(factors) == 1
+    plan = Plan(structure=structure, connections=links, reached_at=reached_at)
+    for progress in (0.2, 0.5, 1.0):
+        found = follow_plan(plan, progress, supernet, current, factors, measure)
+        assert found == follow_plan(plan, progress, supernet, current, factors, measure)
+        assert follow_plan(plan, progress, supernet, found, factors, measure) == found
+        assert contained(found, current)
+        assert found.clean() == found
+        allowed = plan.share(structure, progress) * cost(supernet, measure)
+        if cost(found, measure) > allowed:
+            assert cannot_be_cheaper(found, measure, shared)
+        limit = plan.share(links, progress) * connections(supernet, shared)
+        if connections(found, shared) > limit:
+            assert every_connection_is_needed(found, shared)
+        if shared:
+            assert len(set(found.blocks)) == 1
+            assert bool(found.blocks[0].kept_nodes) == bool(current.blocks[0].kept_nodes)
+        current = found
+
+
+def cannot_be_cheaper(architecture: Architecture, measure: str, shared: bool) -> bool:
+    """No removal of one operation is left that keeps an operation in every shared block."""
+    graphs = architecture.blocks[:1] if shared else architecture.blocks
+    rests = [without_node(graph, node) for graph in graphs for node in graph.kept_nodes]
+    return not any(rest.kept_nodes or not shared for rest in rests)
+
+
+def every_connection_is_needed(architecture: Architecture, shared: bool) -> bool:
+    for graph in architecture.blocks[:1] if shared else architecture.blocks:
+        for i, alive in enumerate(graph.live):
+            rest = graph.prune([j != i for j in range(len(graph.live))]).clean()
+            if alive and rest.kept_nodes == graph.kept_nodes:
+                return False
+    return True
+
+
+@settings(max_examples=30)
+@given(seeds)
+def test_nothing_is_removed_when_the_plan_allows_everything(seed: int):
+    supernet, current, factors = case(seed)
+    plan = Plan(structure=1.0, connections=1.0)
+    assert follow_plan(plan, 1.0, supernet, current, factors) == current
+    tight = Plan(structure=0.1, connections=0.1)
+    assert follow_plan(tight, 0.0, supernet, current, factors) == current
+
+
+def test_what_is_worth_least_per_cost_goes_first():
+    """Both convolutions are worth the same; the larger one saves more, so it goes."""
+    skeleton = Skeleton(image_size=8, blocks=(1,), channels=(8,))
+    supernet = Architecture.complete(skeleton, OPERATIONS, 1)
+    plan = Plan(structure=0.95, connections=1.0, reached_at=1.0)
+    found = follow_plan(plan, 1.0, supernet, supernet, [[1.0, 1.0, 1.0]])
+    assert found.blocks[0].kept_nodes == (1, 3)
+    found = follow_plan(plan, 1.0, supernet, supernet, [[0.01, 1.0, 1.0]])
+    assert found.blocks[0].kept_nodes == (2, 3)
+
+
+def test_the_weakest_connections_go_and_every_operation_keeps_an_input():
+    skeleton = Skeleton(image_size=8, blocks=(1,), channels=(8,))
+    supernet = Architecture.complete(skeleton, OPERATIONS[:2], 2)
+    graph = supernet.blocks[0]
+    weak = {(0, 3), (2, 4)}
+    factors = [0.1 if pair in weak else 1.0 for pair in graph.connections]
+    plan = Plan(structure=1.0, connections=0.8, reached_at=1.0)
+    found = follow_plan(plan, 1.0, supernet, supernet, [factors])
+    dead = {pair for pair, a in zip(graph.connections, found.blocks[0].live, strict=True) if not a}
+    assert dead == weak
+    least = Plan(structure=1.0, connections=0.01, reached_at=1.0)
+    found = follow_plan(least, 1.0, supernet, supernet, [factors])
+    assert found.blocks[0].kept_nodes == graph.kept_nodes
+    assert all(found.blocks[0].inputs[node] for node in graph.kept_nodes)
+
+
+def test_in_a_full_space_each_block_is_judged_by_its_own_factors():
+    skeleton = Skeleton(image_size=8, blocks=(2,), channels=(8,))
+    supernet = Architecture.complete(skeleton, ("separable_conv3x3",) * 2, 1)
+    whole = cost(supernet, "macs")
+    one = without_node(supernet.blocks[0], 2)
+    smaller = Architecture(skeleton, (supernet.blocks[0], one), ())
+    plan = Plan(structure=cost(smaller, "macs") / whole, connections=1.0, reached_at=1.0)
+    found = follow_plan(plan, 1.0, supernet, supernet, [[1.0, 1.0], [1.0, 0.1]])
+    assert found == smaller
+    found = follow_plan(plan, 1.0, supernet, supernet, [[0.1, 1.0], [1.0, 1.0]])
+    assert [graph.kept_nodes for graph in found.blocks] == [(2,), (1, 2)]
+
+
+@settings(max_examples=30)
+@given(seeds)
+def test_the_first_removal_is_the_best_ratio(seed: int):
+    supernet, current, factors = case(seed)
+    shared = len(factors) == 1
+    before = cost(current, "macs")
+    options = {}
+    for place, graph in enumerate(current.blocks[:1] if shared else current.blocks):
+        worth = node_importance(graph, connection_flows(graph, factors[place]))
+        for node, value in worth.items():
+            rest = without_node(graph, node)
+            blocks = [rest if shared or i == place else g for i, g in enumerate(current.blocks)]
+            smaller = Architecture(current.skeleton, tuple(blocks), current.reductions)
+            if rest.kept_nodes or not shared:
+                ratio = value / max(1, before - cost(smaller, "macs"))
+                options[smaller] = min(ratio, options.get(smaller, ratio))
+    if not options or before == 0:
+        return
+    share = (before - 0.5) / cost(supernet, "macs")
+    plan = Plan(structure=min(1.0, share), connections=1.0, reached_at=1.0)
+    found = follow_plan(plan, 1.0, supernet, current, factors)
+    assert options[found] == pytest.approx(min(options.values()))
+
+
+@given(st.floats(0.01, 1), st.floats(0.05, 1))
+def test_shares_fall_in_equal_ratios_and_are_then_held(final: float, reached_at: float):
+    plan = Plan(structure=final, connections=1.0, reached_at=reached_at)
+    times = [i / 20 * reached_at for i in range(21)]
+    values = [plan.share(final, t) for t in times]
+    assert values[0] == 1
+    assert values[-1] == pytest.approx(final)
+    assert all(b / a == pytest.approx(values[1]) for a, b in zip(values, values[1:], strict=False))
+    assert plan.share(final, 1.0) == pytest.approx(final)
+    assert plan.is_held(reached_at)
+    assert not plan.is_held(reached_at * 0.99)
