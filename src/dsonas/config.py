@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from dsonas.architecture import STEMS, Skeleton, doubled_channels
 from dsonas.budgets import Budget
-from dsonas.data import DataConfig, ImageData
+from dsonas.data import DataConfig, DataError, ImageData
 from dsonas.engine import EngineConfig
-from dsonas.operations import PAPER_OPERATIONS
+from dsonas.loop import STAGES
+from dsonas.operations import PAPER_OPERATIONS, operation_names
 from dsonas.searching import PretrainConfig, SearchConfig
 from dsonas.spaces import SearchSpace
 from dsonas.training import TrainConfig
 
 IMAGENET_STEM_FROM = 96
+_NEVER_FIXED = ("engine.device", "engine.threads", "data.workers", "data.memory_limit")
+_FIRST_USE = {
+    "search.space": "pretrain",
+    "search": "search",
+    "budget": "search",
+    "train": "train",
+    "data.cutout": "train",
+    "architecture": "train",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +56,16 @@ class NetworkConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"network.{name} must be at least 1, got {getattr(self, name)}")
         if not self.blocks or min(self.blocks) < 1:
-            raise ValueError(f"network.blocks must be numbers of at least 1, got {self.blocks}")
+            raise ValueError(
+                "network.blocks must be numbers of at least 1, one for each stage, "
+                f"got {list(self.blocks)}"
+            )
+        unknown = [name for name in self.operations if name not in operation_names()]
+        if unknown or not self.operations:
+            raise ValueError(
+                f"network.operations must be names out of {', '.join(operation_names())}, "
+                f"got {list(self.operations)}"
+            )
         if self.stem not in ("auto", *STEMS):
             raise ValueError(f"network.stem must be auto or one of {STEMS}, got {self.stem!r}")
 
@@ -75,6 +97,18 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
+        for key, value in self.settings().items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key} must be a finite number, got {value}")
+
+    def settings(self) -> dict[str, Any]:
+        """All values by their dotted names."""
+        groups = [entry.name for entry in fields(self) if entry.name != "seed"]
+        flat: dict[str, Any] = {"seed": self.seed}
+        for group in groups:
+            values = asdict(getattr(self, group))
+            flat.update({f"{group}.{name}": value for name, value in values.items()})
+        return flat
 
     def space(self, data: ImageData) -> SearchSpace:
         """The search space for a data set."""
@@ -96,3 +130,52 @@ class RunConfig:
             num_levels=network.levels,
             sharing=self.search.space,
         )
+
+    def check_sizes(self, data: ImageData, stages: tuple[str, ...] = STAGES) -> None:
+        """Refuse, before any training, batches that are larger than their part of the data.
+
+        Raises:
+            DataError: naming the option.
+        """
+        every = len(data.train)
+        factors = round(self.data.lambda_fraction * every)
+        least = min(every - factors, factors or every)
+        parts = {"pretrain": every - factors, "search": least, "train": every}
+        for stage in stages:
+            size = getattr(self, stage).batch_size
+            if size > parts[stage] and (stage != "pretrain" or self.pretrain.epochs):
+                raise DataError(
+                    f"fewer images than a batch: {stage}.batch_size must be at most the "
+                    f"{parts[stage]} images of this step, got {size}: lower it, or use more images"
+                )
+
+
+def changed_settings(
+    before: Mapping[str, Any], after: Mapping[str, Any], begun: str | None
+) -> Iterator[str]:
+    """What keeps a run from being resumed: settings that its work so far has used, now different.
+
+    Args:
+        before: settings of the run, by dotted name.
+        after: settings of the command.
+        begun: the last step of the run that has begun; None if none has.
+
+    Returns:
+        Iterator over descriptions.
+
+    Example:
+        >>> before = {"seed": 0, "train.lr": 9.0}
+        >>> list(changed_settings(before, {"seed": 1, "train.lr": 0.1}, "search"))
+        ['seed was 0 and is 1']
+    """
+    for key in sorted({*before, *after}):
+        old, new = before.get(key), after.get(key)
+        if old != new and _is_fixed(key, begun):
+            yield f"{key} was {old!r} and is {new!r}"
+
+
+def _is_fixed(key: str, begun: str | None) -> bool:
+    if begun is None or key in _NEVER_FIXED:
+        return False
+    first = _FIRST_USE.get(key) or _FIRST_USE.get(key.split(".")[0], STAGES[0])
+    return STAGES.index(first) <= STAGES.index(begun)

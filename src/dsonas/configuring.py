@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
-from importlib.resources import files
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -16,6 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from dsonas.config import RunConfig
+from dsonas.recipes import recipe_names, recipe_path
 
 GROUPS = tuple(entry.name for entry in fields(RunConfig) if entry.name != "seed")
 _TITLES = {
@@ -78,12 +78,6 @@ def unknown_option(name: str, known: Iterable[str], dashes: str = "") -> str:
     near = get_close_matches(bare, [*known, *GROUPS], n=1, cutoff=0.6)
     hint = f"did you mean {dashes}{near[0]}?" if near else "--help lists all options"
     return f"unknown option {dashes}{bare}: {hint}"
-
-
-def recipe_names() -> list[str]:
-    """The recipes that ``--config`` knows by name."""
-    entries = files("dsonas").joinpath("recipes").iterdir()
-    return sorted(entry.name[:-5] for entry in entries if entry.name.endswith(".yaml"))
 
 
 def config_parser(command: str, description: str, shown: Sequence[str]) -> OptionParser:
@@ -195,7 +189,7 @@ def parse(parser: OptionParser, arguments: Sequence[str]) -> Namespace:
 def _config_file(parser: OptionParser, name: str) -> str:
     """The path of a recipe or file, after a check of its keys."""
     if name in recipe_names():
-        return str(files("dsonas").joinpath("recipes", f"{name}.yaml"))
+        return str(recipe_path(name))
     if not Path(name).is_file():
         known = ", ".join(recipe_names())
         raise UsageError(f"--config must be a file or one of {known}, got {name!r}")

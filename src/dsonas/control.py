@@ -11,13 +11,18 @@ it has brought to zero beyond the plan may still come back, and the penalty is l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dsonas.architecture import Architecture, BlockGraph
 from dsonas.costs import architecture_cost
 from dsonas.importance import connection_flows, node_importance, without_node
 
+Factors = Sequence[Sequence[float]]
+Place = tuple[int, int]  # of an operation: graph (0 for all of the share space) and node
+Worth = Callable[[Architecture], Mapping[Place, float]]
+
+FLOOR = 0.9  # of the final cost: removals that end below it are the last resort
 PRESSURE_STEP, PRESSURE_RANGE = 1.3, (0.01, 10.0)
 
 
@@ -26,7 +31,8 @@ class Plan:
     """Planned shares of the supernet over the search.
 
     Args:
-        structure: share of the supernet's cost that is live at the end, in (0, 1].
+        structure: share of the prunable cost (that of the blocks' operations and outputs) that is
+            live at the end, in (0, 1].
         connections: share of its connections that are live at the end, in (0, 1].
         reached_at: part of the search after which the structure is held, in (0, 1].
 
@@ -69,7 +75,8 @@ def follow_plan(
     progress: float,
     supernet: Architecture,
     current: Architecture,
-    factors: Sequence[Sequence[float]],
+    factors: Factors,
+    worth: Worth | None = None,
     measure: str = "macs",
 ) -> Architecture:
     """Remove what is worth least for its cost until the planned shares hold.
@@ -80,6 +87,7 @@ def follow_plan(
         supernet: the complete architecture.
         current: the live, cleaned architecture.
         factors: packed scaling factors: one vector (share) or one for each block (full).
+        worth: tells what each operation of each graph is worth; None takes ``flow_worth``.
         measure: ``macs`` or ``params``.
 
     Returns:
@@ -90,30 +98,57 @@ def follow_plan(
     def cost(architecture: Architecture) -> int:
         return getattr(architecture_cost(architecture), measure)
 
-    allowed = plan.share(plan.structure, progress) * cost(supernet)
+    fixed = cost(_without_blocks(supernet))
+    prunable = cost(supernet) - fixed
+    allowed = fixed + plan.share(plan.structure, progress) * prunable
+    floor = fixed + FLOOR * plan.structure * prunable
     while cost(current) > allowed:
-        cheaper = _best_removal(current, factors, shared, cost)
-        if cheaper is None:
+        found = (worth or flow_worth(factors))(current)
+        removals = _removals(current, found, shared, cost)
+        if not removals:
             break
-        current = cheaper
+        gentle = [removal for removal in removals if removal.cost >= floor]
+        current = min(gentle or removals, key=lambda removal: removal.ratio).result
     limit = plan.share(plan.connections, progress) * _num_connections(supernet, shared)
     return _drop_connections(current, factors, shared, int(limit))
 
 
-def _best_removal(current: Architecture, factors, shared: bool, cost) -> Architecture | None:
-    """Without the operation that is worth least per cost saved; None if no block has two."""
-    before, best, best_ratio = cost(current), None, float("inf")
-    for place, graph in enumerate(current.blocks[:1] if shared else current.blocks):
-        flows = connection_flows(graph, factors[place])
-        for node, worth in node_importance(graph, flows).items():
-            smaller = without_node(graph, node)
-            if shared and not smaller.kept_nodes:
-                continue
-            candidate = _with_graph(current, place, smaller, shared)
-            ratio = worth / max(1, before - cost(candidate))
-            if ratio < best_ratio:
-                best, best_ratio = candidate, ratio
-    return best
+def flow_worth(factors: Factors) -> Worth:
+    """Worth by the scaling factors alone: see ``importance``."""
+
+    def worth(current: Architecture) -> dict[Place, float]:
+        return {
+            (place, node): value
+            for place, (graph, vector) in enumerate(zip(current.blocks, factors, strict=False))
+            for node, value in node_importance(graph, connection_flows(graph, vector)).items()
+        }
+
+    return worth
+
+
+@dataclass(frozen=True)
+class _Removal:
+    result: Architecture
+    cost: int
+    ratio: float
+
+
+def _removals(
+    current: Architecture,
+    worth: Mapping[Place, float],
+    shared: bool,
+    cost: Callable[[Architecture], int],
+) -> list[_Removal]:
+    """Every single operation that may go, with what that leaves and what it loses per saving."""
+    before, found = cost(current), []
+    for (place, node), value in worth.items():
+        smaller = without_node(current.blocks[place], node)
+        if shared and not smaller.kept_nodes:
+            continue
+        result = _with_graph(current, place, smaller, shared)
+        after = cost(result)
+        found.append(_Removal(result, after, value / max(1, before - after)))
+    return found
 
 
 def _drop_connections(current: Architecture, factors, shared: bool, limit: int) -> Architecture:
@@ -146,6 +181,12 @@ def _with_graph(
 ) -> Architecture:
     blocks = [graph if shared or i == place else old for i, old in enumerate(architecture.blocks)]
     return replace(architecture, blocks=tuple(blocks))
+
+
+def _without_blocks(supernet: Architecture) -> Architecture:
+    """Stem, shortcuts, reductions and head: what pruning cannot remove."""
+    empty = tuple(graph.prune([False] * len(graph.live)).clean() for graph in supernet.blocks)
+    return replace(supernet, blocks=empty)
 
 
 def _num_connections(architecture: Architecture, shared: bool) -> int:

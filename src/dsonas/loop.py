@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 Row = dict[str, float | int | str]
+STAGES = ("pretrain", "search", "train")  # in the order of a run
 
 
 class Interrupted(Exception):  # noqa: N818 - it is an event, not an error
@@ -19,7 +20,16 @@ class Interrupted(Exception):  # noqa: N818 - it is an event, not an error
 
 
 class DivergedError(ValueError):
-    """The loss is not a finite number any more."""
+    """The loss is not a finite number any more.
+
+    Args:
+        message: what to do about it.
+        stage: name of the stage, whose checkpoints are worthless then.
+    """
+
+    def __init__(self, message: str, stage: str) -> None:
+        super().__init__(message)
+        self.stage = stage
 
 
 class Stage(Protocol):
@@ -171,7 +181,8 @@ def _check_finite(meters: _Meters, stage: Stage, epoch: int) -> None:
     if not math.isfinite(loss):
         raise DivergedError(
             f"the loss became {loss} in epoch {epoch + 1} of {stage.name}: lower "
-            f"--{stage.name}.lr, or check the images for extreme values"
+            f"--{stage.name}.lr, or check the images for extreme values",
+            stage.name,
         )
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from dsonas.costs import architecture_cost
 from dsonas.data import Batches, ImageData, load_data
 from dsonas.drawing import draw_architecture
 from dsonas.engine import Engine
-from dsonas.loop import Journal, run_stage
+from dsonas.loop import STAGES, Journal, run_stage
 from dsonas.network import Network
 from dsonas.runs import Preprocessing, RunError, RunFolder, versions
 from dsonas.searching import search
@@ -52,7 +51,7 @@ class Job:
     def __post_init__(self) -> None:
         self.engine = Engine(self.config.engine)
         self.data = load_data(self.config.data, self.config.seed)
-        self.resume = self.folder.checkpoints.load_last()
+        self.resume = self.folder.last_checkpoint
         saved = self.resume or {}
         self.journal = Journal(
             rows=list(saved.get("rows", ())),
@@ -69,6 +68,24 @@ class Job:
     def _save(self, state: dict[str, Any]) -> None:
         self.folder.checkpoints.save({**state, "extras": self._extras})
         self.folder.write_log(self.journal.rows)
+
+    def check(
+        self, stages: tuple[str, ...] = STAGES, architecture: Architecture | None = None
+    ) -> None:
+        """Refuse, before anything is written, what cannot work.
+
+        Args:
+            stages: the steps to do.
+            architecture: what to train, if it is not to be searched.
+
+        Raises:
+            ValueError: saying what does not fit.
+        """
+        self.config.check_sizes(self.data, stages)
+        if architecture is None:
+            check_reachable(self.config.space(self.data).complete(), self.config.budget)
+        else:
+            check_fits(architecture, self.data)
 
     def search(self) -> Architecture:
         """Steps 1 and 2; the architecture found, at the width that meets the budget."""
@@ -136,14 +153,17 @@ class Job:
         )
         test = held_out_batches(self.data, self.engine, config.data.workers)
         stage = Training(network, batches, test, config.train, self.engine, seed)
-        run_stage(stage, self.journal, self.engine.device, self.resume)
+        begun = self.resume is not None and self.resume["stage"] == stage.name
+        run_stage(stage, self.journal, self.engine.device, self.resume if begun else None)
         measured = evaluate(network, test, self.engine)
         return self._finish(network, measured)
 
     def _finish(self, network: Network, measured: dict[str, float]) -> dict[str, Any]:
         architecture, seconds = network.architecture, self.journal.seconds
         cost = architecture_cost(architecture)
-        supernet = self.config.space(self.data).complete()
+        supernet = Architecture.complete(
+            architecture.skeleton, architecture.operations, architecture.num_levels
+        )
         metrics = {
             **{name: round(value, 6) for name, value in measured.items()},
             "macs": cost.macs,
@@ -154,6 +174,7 @@ class Job:
             "search_seconds": round(seconds.get("pretrain", 0) + seconds.get("search", 0), 3),
             "train_seconds": round(seconds.get("train", 0), 3),
             "seed": self.config.seed,
+            "skipped_images": len(self.data.skipped),
             "device": str(self.engine.device),
             "threads": torch.get_num_threads(),
             "versions": versions(),
@@ -192,21 +213,34 @@ def evaluate_run(folder: RunFolder, config: RunConfig) -> dict[str, float]:
             f"the network of {folder.path} knows the classes {preprocessing.class_names}, "
             f"the data set has {data.class_names}: give the data set it was trained on"
         )
+    check_fits(network.architecture, data)
+    # as in training, even if the folder's training images have changed since
+    data = replace(data, mean=preprocessing.mean, std=preprocessing.std)
     engine.place(network)
     return evaluate(network, held_out_batches(data, engine), engine)
 
 
-def load_architecture(path: str | Path) -> Architecture:
-    """Read an architecture file; a missing one is a one-line error."""
-    if not Path(path).is_file():
-        raise RunError(f"architecture file {path} does not exist")
-    return Architecture.load(path)
+def check_fits(architecture: Architecture, data: ImageData) -> None:
+    """Refuse an architecture that is not for images and classes like those of a data set.
+
+    Raises:
+        RunError: if size, channels or classes differ.
+    """
+    skeleton = architecture.skeleton
+    wanted = (skeleton.image_size, skeleton.input_channels, skeleton.num_classes)
+    given = (data.image_size, data.input_channels, data.num_classes)
+    if wanted != given:
+        raise RunError(
+            f"the architecture is for images of {wanted[0]} pixels, {wanted[1]} channels and "
+            f"{wanted[2]} classes, the data set has {given[0]}, {given[1]} and {given[2]}: "
+            "give the data set it was found on, or set data.image_size or data.color"
+        )
 
 
 __all__ = [
     "CheckpointError",
     "Job",
+    "check_fits",
     "evaluate_run",
     "held_out_batches",
-    "load_architecture",
 ]

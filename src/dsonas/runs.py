@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from safetensors.torch import save as to_safetensors
 from dsonas.architecture import Architecture
 from dsonas.checkpoints import CheckpointFolder, write_atomically
 from dsonas.data import ImageData
-from dsonas.loop import Row
+from dsonas.loop import STAGES, Row
 from dsonas.network import Network
 
 COLUMNS = (
@@ -61,34 +64,104 @@ class Preprocessing:
         return cls(data.class_names, data.mean, data.std)
 
 
+class StageCheckpoints:
+    """The checkpoints of a run, those of each stage in a folder of its own.
+
+    So the end of every finished stage stays, and a stage that failed can be done again from
+    there.
+
+    Args:
+        folder: where they lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the next checkpoint of ``state["stage"]``."""
+        CheckpointFolder(self.folder / state["stage"]).save(state)
+
+    def load_last(self) -> dict[str, Any] | None:
+        """The newest usable checkpoint of the last stage that has any; None without any."""
+        for stage in reversed(STAGES):
+            state = CheckpointFolder(self.folder / stage).load_last()
+            if state is not None:
+                return state
+        return None
+
+    def forget(self, stage: str) -> None:
+        """Delete the checkpoints of a stage."""
+        shutil.rmtree(self.folder / stage, ignore_errors=True)
+
+
 class RunFolder:
     """The files of a run: all written atomically, so that none is ever half there.
 
     Args:
-        path: the folder; it is made if needed.
+        path: the folder; it is made when the first file is written.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.checkpoints = CheckpointFolder(self.path / "checkpoints")
+        self.checkpoints = StageCheckpoints(self.path / "checkpoints")
 
-    def claim(self, config_text: str, differences: Sequence[str]) -> None:
-        """Write the configuration, or check that the folder's run has the same.
+    @cached_property
+    def last_checkpoint(self) -> dict[str, Any] | None:
+        """The checkpoint that a run started now goes on from; None to begin from scratch."""
+        return self.checkpoints.load_last()
+
+    @property
+    def begun(self) -> str | None:
+        """The last stage that has something to go on from; None if there is nothing."""
+        if self.metrics:
+            return STAGES[-1]
+        return self.last_checkpoint["stage"] if self.last_checkpoint else None
+
+    @property
+    def found(self) -> Architecture | None:
+        """What a finished search has found; None if the run has not come so far."""
+        path = self.path / "architecture.json"
+        finished = self.begun in STAGES[1:] and path.exists()
+        return Architecture.load(path) if finished else None
+
+    def refuse(self, differences: Iterable[str]) -> None:
+        """Refuse to go on with another run than the folder's.
 
         Args:
-            config_text: the resolved configuration as YAML.
-            differences: how it differs from the one that the folder holds, if it holds one.
+            differences: what is not the same, a short description each.
 
         Raises:
-            RunError: if the folder belongs to another run.
+            RunError: if there is a difference.
         """
-        if differences:
+        first = list(islice(differences, 3))
+        if first:
             raise RunError(
-                f"{self.path} holds a run with other settings ({'; '.join(differences[:3])}): "
+                f"{self.path} holds a run with other settings ({'; '.join(first)}): "
                 "choose another --out, or delete that folder"
             )
-        if not (self.path / "config.yaml").exists():
-            self.write("config.yaml", config_text)
+
+    def require_architecture(self, architecture: Architecture) -> None:
+        """Refuse to train another architecture than the one that the folder's run is about.
+
+        Raises:
+            RunError: if its search is not finished, or has found another one.
+        """
+        state = self.last_checkpoint
+        if state is None:
+            return
+        held = state["extras"].get("architecture")
+        same = held == architecture.to_json() if held else self.found == architecture
+        if not same:
+            raise RunError(
+                f"{self.path} holds a run that is not about this architecture: "
+                "choose another --out, or delete that folder"
+            )
+
+    def begin(self, config_text: str, *, searches: bool) -> None:
+        """Write the configuration; a search from scratch removes an older result first."""
+        if searches and self.begun is None:
+            (self.path / "architecture.json").unlink(missing_ok=True)
+        self.write("config.yaml", config_text)
 
     def write(self, name: str, text: str) -> None:
         """Write a text file."""
@@ -106,7 +179,10 @@ class RunFolder:
     def metrics(self) -> dict[str, Any] | None:
         """What ``metrics.json`` holds; None if the run is not finished."""
         path = self.path / "metrics.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            return json.loads(path.read_text()) if path.exists() else None
+        except ValueError:
+            raise RunError(f"{path} is damaged: delete it and repeat the command") from None
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write ``metrics.json``: the last file of a run, so its presence means finished."""
@@ -135,18 +211,33 @@ class RunFolder:
         """
         path = self.path / "network.safetensors"
         if not path.exists():
-            raise RunError(f"{self.path} holds no network.safetensors: is the run finished?")
-        network = Network(Architecture.load(self.path / "architecture.json"))
+            raise RunError(
+                f"{self.path} holds no finished network (network.safetensors): "
+                "finish it with the command that began it, or with dsonas train"
+            )
+        network = Network(load_architecture(self.path / "architecture.json"))
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             network.load_state_dict(weights)
             fields = [tuple(json.loads(metadata[k])) for k in ("class_names", "mean", "std")]
-        except (SafetensorError, RuntimeError, KeyError, json.JSONDecodeError) as error:
-            reason = str(error).splitlines()[0]
+        except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
             raise RunError(f"{path} is damaged or not of this architecture: {reason}") from None
         return network.eval().requires_grad_(False), Preprocessing(*fields)
+
+
+def load_architecture(path: str | Path) -> Architecture:
+    """Read an architecture file.
+
+    Raises:
+        RunError: if there is none.
+        ArchitectureError: if it is malformed.
+    """
+    if not Path(path).is_file():
+        raise RunError(f"architecture file {path} does not exist: give an architecture.json")
+    return Architecture.load(path)
 
 
 def versions() -> dict[str, str]:

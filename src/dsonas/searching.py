@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dsonas.architecture import Architecture
 from dsonas.budgets import Budget
-from dsonas.control import Plan, follow_plan
+from dsonas.control import Plan, Worth, follow_plan
 from dsonas.costs import architecture_cost
 from dsonas.data import Batches, ImageData, split_for_search
 from dsonas.engine import Engine
@@ -21,11 +21,14 @@ from dsonas.penalties import PENALTIES, block_penalties
 from dsonas.proximal import ProximalNAG
 from dsonas.schedules import Schedule, constant, cosine
 from dsonas.seeding import derive_seed
+from dsonas.sensitivity import loss_without
 from dsonas.shrinking import shrink
 from dsonas.spaces import SHARINGS, SearchSpace
 from dsonas.steps import factor_step, weight_step
 
 SCHEDULES = ("constant", "cosine")
+RANKS = ("loss", "flow")
+IDLE_DISTANCE = 3.0
 
 
 def _check(condition: bool, name: str, rule: str, value: object) -> None:
@@ -70,14 +73,17 @@ class SearchConfig:
         batch_size: images, >= 2.
         clip: gradients are clipped to [-clip, clip] elementwise, > 0.
         ratio: weight steps for each scaling-factor step, >= 1.
-        penalty: gamma, the L1 weight, >= 0. None: so strong that factors without gradient would
-            fall from 1 to 0 over the search.
+        penalty: gamma, the L1 weight, >= 0. None: so strong that a factor without gradient would
+            move by 3 in all over the search.
         penalty_kind: ``uniform`` or ``adaptive_macs``.
         normalise: whether to rescale the factors of every target to a mean square of 1 after each
             step, so that the penalty acts on shares (the scale of a vector is free).
+        rank: what an operation is worth to the plan: ``loss`` measures the loss without it on
+            images of the factor part, ``flow`` judges by the scaling factors alone.
         rebuild_every: epochs between two rebuilds, >= 1.
-        structure: share of the supernet's cost that the search keeps, in (0, 1]; the rest of a
-            budget is met by the width. None leaves the sparsity to the penalty alone (paper).
+        structure: share of the cost of the supernet's blocks that the search keeps, in (0, 1];
+            the rest of a budget is met by the width. None leaves the sparsity to the penalty
+            alone (paper).
         connections: share of the supernet's connections that the search keeps, in (0, 1].
         reached_at: part of the search after which the structure is held, in (0, 1].
         shrink: whether rebuilds remove dead operations physically (faster; the same result).
@@ -95,6 +101,7 @@ class SearchConfig:
     penalty: float | None = None
     penalty_kind: str = "adaptive_macs"
     normalise: bool = True
+    rank: str = "loss"
     rebuild_every: int = 1
     structure: float | None = 0.35
     connections: float = 0.35
@@ -112,6 +119,7 @@ class SearchConfig:
         _check(self.clip > 0, "search.clip", "above 0", self.clip)
         _check(self.ratio >= 1, "search.ratio", "at least 1", self.ratio)
         _check(self.penalty is None or self.penalty >= 0, "search.penalty", ">= 0", self.penalty)
+        _check(self.rank in RANKS, "search.rank", f"one of {RANKS}", self.rank)
         kinds = f"one of {PENALTIES}"
         _check(self.penalty_kind in PENALTIES, "search.penalty_kind", kinds, self.penalty_kind)
         _check(self.rebuild_every >= 1, "search.rebuild_every", "at least 1", self.rebuild_every)
@@ -237,12 +245,12 @@ class Searching:
 
     @property
     def penalty(self) -> float:
-        """Gamma as configured, or the one that would bring idle factors from 1 to 0."""
+        """Gamma as configured, or so that idle factors would move by ``IDLE_DISTANCE`` in all."""
         config = self.config
         if config.penalty is not None:
             return config.penalty
         steps = self.num_epochs * self.kinds.count("factors")
-        return (1 - config.momentum) / (config.lr * max(1, steps))
+        return IDLE_DISTANCE * (1 - config.momentum) / (config.lr * max(1, steps))
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
         """Batches of both parts in the order of ``alternation``, each with its kind."""
@@ -275,7 +283,7 @@ class Searching:
     def end_epoch(self, epoch: int) -> Row:
         """Rebuild if it is due; log what is live and what it costs."""
         if (epoch + 1) % self.config.rebuild_every == 0 or epoch + 1 == self.num_epochs:
-            self._rebuild((epoch + 1) / self.num_epochs)
+            self._rebuild(epoch)
         current = self.scaling.architecture(self.live)
         cost = architecture_cost(current)
         mean = sum(float(v.detach().sum()) for v in self.scaling.blocks)
@@ -287,20 +295,33 @@ class Searching:
             "pressure": round(self.pressure, 4),
         }
 
-    def _rebuild(self, progress: float) -> None:
+    def _rebuild(self, epoch: int) -> None:
         """Remove what is dead or, under a plan, what is worth least; adapt the penalties."""
-        plan = self.plan
+        plan, progress = self.plan, (epoch + 1) / self.num_epochs
         if plan is None:
             self._remove(self.scaling.architecture(self.live))
         else:
             positive = self.scaling.architecture(self.live).num_live
             factors = [vector.tolist() for vector in self.scaling.blocks]
+            worth = self._measured_worth(epoch) if self.config.rank == "loss" else None
             self._remove(
-                follow_plan(plan, progress, self.supernet, self.live, factors, self.measure)
+                follow_plan(
+                    plan, progress, self.supernet, self.live, factors, worth, self.measure
+                )
             )
             self.pressure = plan.adapt(self.pressure, self.live.num_live, positive)
         held = plan is not None and plan.is_held(progress)
         self._set_penalties(0.0 if held else self.penalty * self.pressure)
+
+    def _measured_worth(self, epoch: int) -> Worth:
+        """What an operation is worth: the loss without it, on images of the factor part."""
+        images, labels = next(self.factor_batches.epoch(epoch))
+
+        def worth(current: Architecture) -> dict[tuple[int, int], float]:
+            with self.engine.autocast():
+                return loss_without(self.network, current, images, labels)
+
+        return worth
 
     @property
     def plan(self) -> Plan | None:
