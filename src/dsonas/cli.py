@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import shlex
+import re
 import sys
-from collections.abc import Callable, Sequence
-from importlib.resources import files
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 from dsonas.interrupts import StopSignal
-
-if TYPE_CHECKING:
-    from dsonas.config import RunConfig
-    from dsonas.configuring import OptionParser
-    from dsonas.pipeline import Job
-    from dsonas.runs import RunFolder
+from dsonas.recipes import recipe_names
 
 USAGE = """\
 usage: dsonas COMMAND [OPTIONS]
@@ -37,10 +28,11 @@ Find a compact network for your own images in one training run.
   dsonas run --data.name folder:my_images --budget.macs 2M         (your own)
 
 Recipes for --config: {recipes}
-Exit codes: 0 done, 2 bad input, 130 interrupted (143 by SIGTERM)
+Exit codes: 0 done, 2 bad input, 130 interrupted, 143 terminated
 """
-
-EXIT_DONE, EXIT_BAD_INPUT = 0, 2
+COMMANDS = ("run", "search", "train", "evaluate", "predict")
+_OUT_OF_MEMORY = re.compile("memory|Storage size")  # as torch puts it
+EXIT_DONE, EXIT_BAD_INPUT, EXIT_BROKEN_PIPE = 0, 2, 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 2 bad input, 130 interrupted, 143 terminated.
+
+    Example:
+        >>> main(["--version"])
+        dsonas 0.1.0
+        0
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -63,13 +60,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_DONE
     if arguments[0] not in COMMANDS:
         known = ", ".join(COMMANDS)
-        return _complain(f"command must be one of {known}, got {arguments[0]!r}")
+        return _complain(f"command must be one of {known}, got {arguments[0]!r}: dsonas --help")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with StopSignal() as stop:
-        return _guard(COMMANDS[arguments[0]], arguments[1:], stop)
+        return _guarded(arguments[0], arguments[1:], stop)
 
 
-def recipe_names() -> list[str]:
-    """The recipes that ``--config`` knows by name."""
-    entries = files("dsonas").joinpath("recipes").iterdir()
-    return sorted(entry.name[:-5] for entry in entries if entry.name.endswith(".yaml"))
+def _guarded(command: str, arguments: list[str], stop: StopSignal) -> int:
+    """Turn whatever ends a command into one line and an exit code."""
+    try:
+        from dsonas.commands import COMMANDS as FUNCTIONS  # takes seconds
+
+        code = FUNCTIONS[command](command, arguments, stop)
+        sys.stdout.flush()
+        return code
+    except SystemExit as end:  # --help and --print_config
+        return int(end.code or 0)
+    except KeyboardInterrupt:
+        return _interrupted(command, stop)
+    except BrokenPipeError:  # what reads our output has ended, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{place}{error.strerror or error}")
+    except ValueError as error:
+        return _complain(str(error))
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        reason = " ".join(str(error).split())[:150]
+        return _complain(f"out of memory: lower the batch_size or network.channels ({reason})")
+
+
+def _complain(message: str) -> int:
+    print(f"dsonas: error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+def _interrupted(command: str, stop: StopSignal) -> int:
+    hint = ""
+    if command in ("run", "search", "train"):
+        hint = " at once; the same command goes on from the last checkpoint, if there is one"
+    print(f"dsonas: interrupted{hint}", file=sys.stderr)
+    return stop.exit_code

@@ -22,7 +22,8 @@ _NEVER_FIXED = ("engine.device", "engine.threads", "data.workers", "data.memory_
 _FIRST_USE = {
     "search.space": "pretrain",
     "search": "search",
-    "budget": "search",
+    "budget": "train",  # the search looks only at which bounds there are, not at their values
+    "budget.bounds": "search",
     "train": "train",
     "data.cutout": "train",
     "architecture": "train",
@@ -101,13 +102,18 @@ class RunConfig:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{key} must be a finite number, got {value}")
 
+    def groups(self) -> dict[str, Any]:
+        """All values, nested as in a YAML file; the seed first."""
+        names = sorted((entry.name for entry in fields(self)), key=lambda name: name != "seed")
+        values = asdict(self)
+        return {name: values[name] for name in names}
+
     def settings(self) -> dict[str, Any]:
         """All values by their dotted names."""
-        groups = [entry.name for entry in fields(self) if entry.name != "seed"]
-        flat: dict[str, Any] = {"seed": self.seed}
-        for group in groups:
-            values = asdict(getattr(self, group))
-            flat.update({f"{group}.{name}": value for name, value in values.items()})
+        flat: dict[str, Any] = {}
+        for group, values in self.groups().items():
+            named = values.items() if isinstance(values, dict) else ()
+            flat.update({f"{group}.{name}": value for name, value in named} or {group: values})
         return flat
 
     def space(self, data: ImageData) -> SearchSpace:
@@ -139,6 +145,11 @@ class RunConfig:
         """
         every = len(data.train)
         factors = round(self.data.lambda_fraction * every)
+        if self.data.lambda_fraction and not 0 < factors < every and "search" in stages:
+            raise DataError(
+                f"data.lambda_fraction {self.data.lambda_fraction} of {every} images leaves a part "
+                "empty: use more images or another fraction"
+            )
         least = min(every - factors, factors or every)
         parts = {"pretrain": every - factors, "search": least, "train": every}
         for stage in stages:

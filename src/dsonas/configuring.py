@@ -19,13 +19,13 @@ from dsonas.recipes import recipe_names, recipe_path
 
 GROUPS = tuple(entry.name for entry in fields(RunConfig) if entry.name != "seed")
 _TITLES = {
-    "data": "data: the images, their parts and their augmentation",
-    "network": "network: the supernet",
-    "pretrain": "pretrain: step 1, train the supernet",
-    "search": "search: step 2, train weights and scaling factors, remove what reaches zero",
-    "budget": "budget: upper bounds on the network found",
-    "train": "train: step 3, train the network found",
-    "engine": "engine: where and how to compute",
+    "data": "data (the images, their parts and their augmentation)",
+    "network": "network (the supernet)",
+    "pretrain": "pretrain (step 1: train the supernet)",
+    "search": "search (step 2: train weights and scaling factors, remove what is worth least)",
+    "budget": "budget (upper bounds on the network found)",
+    "train": "train (step 3: train the network found)",
+    "engine": "engine (where and how to compute)",
 }
 _RULES = {
     int: ("N", "a whole number"),
@@ -35,7 +35,7 @@ _RULES = {
 }
 
 
-class UsageError(Exception):
+class UsageError(ValueError):
     """Options that cannot be used; the message is one line."""
 
 
@@ -75,8 +75,10 @@ def unknown_option(name: str, known: Iterable[str], dashes: str = "") -> str:
     if dashes and not name.startswith("-"):
         return f"unexpected argument {name!r}: options start with --"
     bare = name.removeprefix("--")
-    near = get_close_matches(bare, [*known, *GROUPS], n=1, cutoff=0.6)
-    hint = f"did you mean {dashes}{near[0]}?" if near else "--help lists all options"
+    group, dot, last = bare.rpartition(".")
+    siblings = {key.rpartition(".")[2]: key for key in known if key.startswith(group + dot)}
+    near = get_close_matches(last, siblings, n=1)
+    hint = f"did you mean {dashes}{siblings[near[0]]}?" if near else "--help lists all options"
     return f"unknown option {dashes}{bare}: {hint}"
 
 
@@ -179,6 +181,9 @@ def parse(parser: OptionParser, arguments: Sequence[str]) -> Namespace:
     """
     found = list(arguments)
     for i, argument in enumerate(found):
+        group = argument.split("=")[0].removeprefix("--")
+        if argument.startswith("--") and group in GROUPS:
+            raise UsageError(f"unknown option --{group}: its options are named --{group}.NAME")
         if argument.startswith("--config="):
             found[i] = f"--config={_config_file(parser, argument.removeprefix('--config='))}"
         elif argument == "--config" and i + 1 < len(found):
@@ -233,11 +238,18 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def to_config(parser: OptionParser, values: Namespace) -> RunConfig:
-    """The configuration that parsed options stand for; what is not an option has its default."""
-    objects = parser.instantiate_classes(values)
-    given = [name for name in ("seed", *GROUPS) if name in objects]
-    return RunConfig(**{name: objects[name] for name in given})
+def to_config(values: Namespace, **others: Any) -> RunConfig:
+    """The configuration that parsed options stand for.
+
+    Args:
+        values: the options.
+        others: fields of ``RunConfig`` for which the parser had no option.
+    """
+    given = {name: values[name] for name in ("seed", *GROUPS) if name in values}
+    for name in GROUPS:
+        if name in given:
+            given[name] = _group_class(name)(**given[name].as_dict())
+    return RunConfig(**given, **others)
 
 
 def to_yaml(settings: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ class Reporter:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description:<11}"),
-            BarColumn(),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
@@ -63,7 +63,7 @@ class Reporter:
         self._progress.update(task, completed=epoch * stage.num_batches + batch)  # type: ignore[arg-type]
         if row is None:
             return
-        self._progress.update(task, note=_note(row))  # type: ignore[arg-type]
+        self._progress.update(task, note=_short_note(row))  # type: ignore[arg-type]
         every = math.ceil(stage.num_epochs / LINES_PER_STAGE)
         if (epoch + 1) % every == 0 or epoch + 1 == stage.num_epochs:
             title = _TITLES.get(stage.name, stage.name)
@@ -79,6 +79,14 @@ def _note(row: Row) -> str:
     if "macs" in row:
         parts.append(f"{readable_count(row['macs'])} multiply-adds")
     return "  ".join(parts)
+
+
+def _short_note(row: Row) -> str:
+    """What fits beside the bar in 80 columns."""
+    text = f"error {row['error']:.2f} %"
+    if "live_connections" in row:
+        text += f", {row['live_connections']} connections"
+    return text
 
 
 def readable_count(value: float | int | str) -> str:

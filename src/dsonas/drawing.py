@@ -12,8 +12,8 @@ def draw_block(graph: BlockGraph) -> str:
 
     Example:
         >>> print(draw_block(BlockGraph.complete(("max_pool3x3",), 2)))
-        level 1    1 max pool 3x3          <- input
-        level 2    2 max pool 3x3          <- input, 1
+        level 1    1 max pool 3x3         <- input
+        level 2    2 max pool 3x3         <- input, 1
         output                            <- 1, 2
     """
     return "\n".join(_block_lines(graph.clean()))
@@ -37,12 +37,14 @@ def _block_lines(graph: BlockGraph) -> Iterator[str]:
     if not graph.kept_nodes:
         yield "(the shortcut alone)"
         return
+    names = {node: _readable(graph.operation(node)) for node in graph.kept_nodes}
+    width = max(20, *map(len, names.values()))
     level = 0
-    for node in graph.kept_nodes:
+    for node, name in names.items():
         new, level = graph.level(node) != level, graph.level(node)
         head = f"level {level}" if new else ""
-        yield f"{head:<9} {node:>2} {_readable(graph.operation(node)):<20} <- {_sources(graph, node)}"
-    yield f"{'output':<9} {'':>2} {'':<20} <- {_sources(graph, graph.output_node)}"
+        yield f"{head:<9} {node:>2} {name:<{width}} <- {_sources(graph, node)}"
+    yield f"{'output':<9} {'':>2} {'':<{width}} <- {_sources(graph, graph.output_node)}"
 
 
 def _sources(graph: BlockGraph, node: int) -> str:

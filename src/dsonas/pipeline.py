@@ -18,7 +18,7 @@ from dsonas.data import Batches, ImageData, load_data
 from dsonas.drawing import draw_architecture
 from dsonas.engine import Engine
 from dsonas.loop import STAGES, Journal, run_stage
-from dsonas.network import Network
+from dsonas.network import AuxiliaryHead, Network
 from dsonas.runs import Preprocessing, RunError, RunFolder, versions
 from dsonas.searching import search
 from dsonas.seeding import derive_seed
@@ -82,10 +82,14 @@ class Job:
             ValueError: saying what does not fit.
         """
         self.config.check_sizes(self.data, stages)
+        supernet = self.config.space(self.data).complete()
         if architecture is None:
-            check_reachable(self.config.space(self.data).complete(), self.config.budget)
+            check_reachable(supernet, self.config.budget)
         else:
             check_fits(architecture, self.data)
+        if "train" in stages and self.config.train.auxiliary:
+            with torch.device("meta"):
+                AuxiliaryHead((architecture or supernet).skeleton)
 
     def search(self) -> Architecture:
         """Steps 1 and 2; the architecture found, at the width that meets the budget."""
@@ -93,7 +97,6 @@ class Job:
             return Architecture.from_json(self._extras["architecture"])
         space = self.config.space(self.data)
         self._describe(space)
-        check_reachable(space.complete(), self.config.budget)
         result = search(
             space,
             self.data,

@@ -23,7 +23,7 @@ from dsonas.data import ImageData
 from dsonas.loop import STAGES, Row
 from dsonas.network import Network
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "stage",
     "epoch",
     "loss",
@@ -146,11 +146,12 @@ class RunFolder:
         Raises:
             RunError: if its search is not finished, or has found another one.
         """
-        state = self.last_checkpoint
-        if state is None:
+        if self.begun is None:
             return
-        held = state["extras"].get("architecture")
-        same = held == architecture.to_json() if held else self.found == architecture
+        held = (self.last_checkpoint or {}).get("extras", {}).get("architecture")
+        if held is None and self.found is not None:
+            held = self.found.to_json()
+        same = held == architecture.to_json()
         if not same:
             raise RunError(
                 f"{self.path} holds a run that is not about this architecture: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -276,6 +276,8 @@ class Searching:
             else:
                 set_lr(self.factor_optimizer, lr)
                 loss, logits = factor_step(self.network, self.factor_optimizer, images, labels)
+                if not self.config.shrink:  # what a rebuild removed must not come back
+                    self.scaling.write_zeros(self.live, self.factor_optimizer)
                 if self.config.normalise:
                     self.scaling.normalise(self.live, self.factor_optimizer)
         return loss, logits, labels
@@ -345,9 +347,9 @@ class Searching:
 
     def _remove(self, live: Architecture) -> None:
         self.live = live
-        self.scaling.write_zeros(live, self.factor_optimizer)
-        if self.config.shrink:
+        if self.config.shrink:  # first, for it needs the factors of the operations that go
             shrink(self.network, live, self.weight_optimizer)
+        self.scaling.write_zeros(live, self.factor_optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """Live architecture, weights, factors and momenta."""
@@ -437,7 +439,8 @@ def search(
     Returns:
         The architecture found, with the live supernet.
     """
-    pretrain, config = pretrain or PretrainConfig(), config or SearchConfig()
+    pretrain = pretrain or PretrainConfig()
+    config = replace(config or SearchConfig(), space=space.sharing)
     engine, journal = engine or Engine(), journal or Journal()
     torch.manual_seed(derive_seed(seed, "supernet"))
     network = Network(space.complete(), sharing=space.sharing)

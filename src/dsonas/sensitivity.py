@@ -37,24 +37,23 @@ def loss_without(
     assert scaling is not None
     shared = len(scaling.blocks) == 1
     graphs = current.blocks[:1] if shared else current.blocks
-    worth: dict[tuple[int, int], float] = {}
+    vectors = list(scaling.blocks)
+    before = [vector.clone() for vector in vectors]
+    losses: dict[tuple[int, int], Tensor] = {}
     with _batch_statistics(network):
-        losses = {}
-        for place, graph in enumerate(graphs):
-            vector = scaling.blocks[place]
-            kept = vector.clone()
+        for vector, graph in zip(vectors, graphs, strict=True):
             vector.mul_(_mask(graph.live, vector))
-            if "start" not in losses:
-                losses["start"] = _loss(network, images, labels)
+        start = _loss(network, images, labels)
+        for place, (vector, graph) in enumerate(zip(vectors, graphs, strict=True)):
+            kept = vector.clone()
             for node in graph.kept_nodes:
                 vector.copy_(kept * _mask(without_node(graph, node).live, vector))
                 losses[place, node] = _loss(network, images, labels)
             vector.copy_(kept)
-        values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
-    start = values.pop("start")
-    for place, value in values.items():
-        worth[place] = max(0.0, value - start)
-    return worth
+        for vector, values in zip(vectors, before, strict=True):
+            vector.copy_(values)
+    growth = torch.stack([start, *losses.values()]) - start
+    return dict(zip(losses, growth[1:].clamp(min=0).tolist(), strict=True))
 
 
 def _mask(live: tuple[bool, ...], like: Tensor) -> Tensor:
@@ -70,7 +69,8 @@ def _batch_statistics(network: nn.Module) -> Iterator[None]:
     """Training mode in which BN does not touch its running statistics."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     training, momenta = network.training, [norm.momentum for norm in norms]
-    counts = [norm.num_batches_tracked.clone() for norm in norms]
+    counters = [c for norm in norms if (c := norm.num_batches_tracked) is not None]
+    counts = [counter.clone() for counter in counters]
     network.train()
     for norm in norms:
         norm.momentum = 0.0
@@ -78,6 +78,7 @@ def _batch_statistics(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         network.train(training)
-        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+        for counter, count in zip(counters, counts, strict=True):
+            counter.copy_(count)

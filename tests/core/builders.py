@@ -8,7 +8,11 @@ import torch
 from dsonas.architecture import Architecture, BlockGraph, Skeleton, block_connections
 from dsonas.network import Network
 from dsonas.operations import PAPER_OPERATIONS
+from dsonas.proximal import ProximalNAG
+from dsonas.searching import sgd
+from dsonas.steps import factor_step, weight_step
 
+SMALL = Skeleton(image_size=9, num_classes=4, blocks=(2, 1), channels=(3, 5))
 REDUCTIONS = ((True, True), (True, False), (False, True))
 
 
@@ -87,3 +91,55 @@ def images(skeleton: Skeleton, batch: int = 6, seed: int = 0) -> tuple[torch.Ten
     shape = (batch, skeleton.input_channels, skeleton.image_size, skeleton.image_size)
     x = torch.randn(shape, generator=generator, dtype=torch.get_default_dtype())
     return x, torch.randint(skeleton.num_classes, (batch,), generator=generator)
+
+
+def reached(graph: BlockGraph, factors: list[float]) -> set[int]:
+    """Nodes that positive factors connect to the block input."""
+    found = set(range(1 + len(graph.operations)))
+    for node in range(1, graph.output_node):
+        for pair, value in zip(graph.connections, factors, strict=True):
+            if pair.target == node and pair.source in found and value > 0:
+                found.add(node)
+    return found
+
+
+def supernet(seed: int, sharing: str, zeros: float, fed_only: bool = False) -> Network:
+    """A network with random zeros among its factors, in no block on all connections.
+
+    An operation without positive inputs feeds no other operation (and, with ``fed_only``, nothing).
+    """
+    torch.manual_seed(seed)
+    rng = Random(seed)
+    operations = rng.sample(PAPER_OPERATIONS, rng.randint(2, 4))
+    architecture = Architecture.complete(SMALL, operations, rng.randint(2, 4))
+    network = randomise(Network(architecture, sharing=sharing), seed)
+    for vector in network.scaling.blocks:
+        graph = architecture.blocks[0]
+        values = [0.0 if rng.random() < zeros else value for value in vector.tolist()]
+        values[-rng.randint(1, len(graph.operations))] = 0.7
+        values[len(values) - graph.output_node + 1] = 0.9
+        alive = reached(graph, values)
+        for i, (source, target) in enumerate(graph.connections):
+            if source not in alive and (fed_only or target != graph.output_node):
+                values[i] = 0.0
+        vector.data.copy_(torch.tensor(values))
+    return network
+
+
+def outputs(network: Network, x, training: bool):
+    network.train(training)
+    with torch.no_grad():
+        return network(x)
+
+
+def optimizers(network: Network):
+    groups = [{"params": [vector]} for vector in network.scaling.parameters()]
+    return sgd(network, 0.05, 1e-3, 0.9), ProximalNAG(groups, lr=0.05, penalty=0.01)
+
+
+def train(network: Network, pair, seeds) -> None:
+    network.train()
+    for seed in seeds:
+        x, labels = images(SMALL, 8, seed)
+        weight_step(network, pair[0], x, labels, clip=1.0)
+        factor_step(network, pair[1], x, labels)

@@ -1,7 +1,11 @@
-"""One thread, and float32 as the default again after every test."""
+"""One thread, float32 as the default again after every test, the same examples in every run."""
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("core", deadline=None, derandomize=True, database=None)
+settings.load_profile("core")
 
 
 @pytest.fixture(autouse=True)

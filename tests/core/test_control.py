@@ -1,5 +1,7 @@
 """The plan is followed, by removal only, and the same way every time."""
 
+from dataclasses import replace
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -57,12 +59,12 @@ def test_the_plan_is_followed_as_far_as_it_can_be(seed, structure, links, reache
     shared = len(factors) == 1
     plan = Plan(structure=structure, connections=links, reached_at=reached_at)
     for progress in (0.2, 0.5, 1.0):
-        found = follow_plan(plan, progress, supernet, current, factors, measure)
-        assert found == follow_plan(plan, progress, supernet, current, factors, measure)
-        assert follow_plan(plan, progress, supernet, found, factors, measure) == found
+        found = follow_plan(plan, progress, supernet, current, factors, None, measure)
+        assert found == follow_plan(plan, progress, supernet, current, factors, None, measure)
+        assert follow_plan(plan, progress, supernet, found, factors, None, measure) == found
         assert contained(found, current)
         assert found.clean() == found
-        allowed = plan.share(structure, progress) * cost(supernet, measure)
+        allowed = allowed_cost(plan, progress, supernet, measure)
         if cost(found, measure) > allowed:
             assert cannot_be_cheaper(found, measure, shared)
         limit = plan.share(links, progress) * connections(supernet, shared)
@@ -72,6 +74,24 @@ def test_the_plan_is_followed_as_far_as_it_can_be(seed, structure, links, reache
             assert len(set(found.blocks)) == 1
             assert bool(found.blocks[0].kept_nodes) == bool(current.blocks[0].kept_nodes)
         current = found
+
+
+def fixed_cost(supernet: Architecture, measure: str = "macs") -> int:
+    """Stem, shortcuts, reductions and head."""
+    empty = [graph.prune([False] * len(graph.live)) for graph in supernet.blocks]
+    return cost(replace(supernet, blocks=tuple(empty)), measure)
+
+
+def allowed_cost(plan: Plan, progress: float, supernet: Architecture, measure: str) -> float:
+    fixed = fixed_cost(supernet, measure)
+    return fixed + plan.share(plan.structure, progress) * (cost(supernet, measure) - fixed)
+
+
+def plan_for(supernet: Architecture, macs: float) -> Plan:
+    """The plan that allows so many multiply-adds at the end."""
+    fixed = fixed_cost(supernet)
+    structure = (macs - fixed) / (cost(supernet, "macs") - fixed)
+    return Plan(structure=structure, connections=1.0, reached_at=1.0)
 
 
 def cannot_be_cheaper(architecture: Architecture, measure: str, shared: bool) -> bool:
@@ -102,13 +122,59 @@ def test_nothing_is_removed_when_the_plan_allows_everything(seed: int):
 
 def test_what_is_worth_least_per_cost_goes_first():
     """Both convolutions are worth the same; the larger one saves more, so it goes."""
-    skeleton = Skeleton(image_size=8, blocks=(1,), channels=(8,))
+    skeleton = Skeleton(image_size=8, blocks=(1,), channels=(64,))
     supernet = Architecture.complete(skeleton, OPERATIONS, 1)
-    plan = Plan(structure=0.95, connections=1.0, reached_at=1.0)
+    without = {
+        node: cost(replace(supernet, blocks=(without_node(supernet.blocks[0], node),)), "macs")
+        for node in (1, 2, 3)
+    }
+    plan = plan_for(supernet, without[1])
+    assert plan.structure < 1
     found = follow_plan(plan, 1.0, supernet, supernet, [[1.0, 1.0, 1.0]])
     assert found.blocks[0].kept_nodes == (1, 3)
     found = follow_plan(plan, 1.0, supernet, supernet, [[0.01, 1.0, 1.0]])
     assert found.blocks[0].kept_nodes == (2, 3)
+
+
+def test_a_given_worth_replaces_the_flow_and_is_asked_for_every_removal():
+    skeleton = Skeleton(image_size=8, blocks=(1,), channels=(8,))
+    supernet = Architecture.complete(skeleton, ("max_pool3x3",) * 4, 1)
+    asked = []
+
+    def worth(current: Architecture):
+        asked.append(current)
+        return {(0, node): float(node) for node in current.blocks[0].kept_nodes}
+
+    half = (cost(supernet, "macs") + fixed_cost(supernet)) / 2
+    plan = plan_for(supernet, half)
+    found = follow_plan(plan, 1.0, supernet, supernet, [[1.0, 2.0, 0.1, 0.1]], worth)
+    assert found.blocks[0].kept_nodes == (3, 4)
+    assert [graph.blocks[0].kept_nodes for graph in asked] == [(1, 2, 3, 4), (2, 3, 4)]
+
+
+def test_removals_far_below_the_target_are_the_last_resort():
+    """The large operation is worth nothing, but without it the network would be too small."""
+    skeleton = Skeleton(image_size=8, blocks=(1,), channels=(8,))
+    supernet = Architecture.complete(skeleton, ("separable_conv5x5", *["max_pool3x3"] * 4), 1)
+    graph = supernet.blocks[0]
+    less = replace(supernet, blocks=(without_node(graph, 5),))
+    plan = plan_for(supernet, cost(less, "macs") + 1)
+    found = follow_plan(plan, 1.0, supernet, supernet, [[0.01, 1.0, 1.0, 1.0, 0.9]])
+    assert found == less
+    alone = replace(supernet, blocks=(graph.prune([s in (1, 2) for s, _ in graph.connections]),))
+    found = follow_plan(
+        plan_for(supernet, cost(alone, "macs") - 1), 1.0, supernet, alone, [[1.0] * 5]
+    )
+    assert len(found.blocks[0].kept_nodes) == 1
+
+
+@given(st.floats(0.01, 10), st.integers(0, 100), st.integers(0, 100))
+def test_the_pressure_grows_while_the_proximal_step_lags(pressure, planned, positive):
+    plan = Plan(structure=0.3, connections=0.3)
+    found = plan.adapt(pressure, planned, positive)
+    assert 0.01 <= found <= 10
+    assert found >= pressure if positive > planned else found <= pressure
+    assert found != pressure or pressure in (0.01, 10)
 
 
 def test_the_weakest_connections_go_and_every_operation_keeps_an_input():
@@ -130,10 +196,9 @@ def test_the_weakest_connections_go_and_every_operation_keeps_an_input():
 def test_in_a_full_space_each_block_is_judged_by_its_own_factors():
     skeleton = Skeleton(image_size=8, blocks=(2,), channels=(8,))
     supernet = Architecture.complete(skeleton, ("separable_conv3x3",) * 2, 1)
-    whole = cost(supernet, "macs")
     one = without_node(supernet.blocks[0], 2)
     smaller = Architecture(skeleton, (supernet.blocks[0], one), ())
-    plan = Plan(structure=cost(smaller, "macs") / whole, connections=1.0, reached_at=1.0)
+    plan = plan_for(supernet, cost(smaller, "macs"))
     found = follow_plan(plan, 1.0, supernet, supernet, [[1.0, 1.0], [1.0, 0.1]])
     assert found == smaller
     found = follow_plan(plan, 1.0, supernet, supernet, [[0.1, 1.0], [1.0, 1.0]])
@@ -156,10 +221,13 @@ def test_the_first_removal_is_the_best_ratio(seed: int):
             if rest.kept_nodes or not shared:
                 ratio = value / max(1, before - cost(smaller, "macs"))
                 options[smaller] = min(ratio, options.get(smaller, ratio))
-    if not options or before == 0:
+    plan = plan_for(supernet, before - 0.5)
+    fixed = fixed_cost(supernet)
+    floor = fixed + 0.9 * plan.structure * (cost(supernet, "macs") - fixed)
+    gentle = {net: ratio for net, ratio in options.items() if cost(net, "macs") >= floor}
+    options = gentle or options
+    if not options:
         return
-    share = (before - 0.5) / cost(supernet, "macs")
-    plan = Plan(structure=min(1.0, share), connections=1.0, reached_at=1.0)
     found = follow_plan(plan, 1.0, supernet, current, factors)
     assert options[found] == pytest.approx(min(options.values()))
 
@@ -171,7 +239,7 @@ def test_shares_fall_in_equal_ratios_and_are_then_held(final: float, reached_at:
     values = [plan.share(final, t) for t in times]
     assert values[0] == 1
     assert values[-1] == pytest.approx(final)
-    assert all(b / a == pytest.approx(values[1]) for a, b in zip(values, values[1:], strict=False))
+    assert all(b / a == pytest.approx(values[1]) for a, b in pairwise(values))
     assert plan.share(final, 1.0) == pytest.approx(final)
     assert plan.is_held(reached_at)
     assert not plan.is_held(reached_at * 0.99)

@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from core.builders import random_architecture
+from core.builders import images, random_architecture, randomise
 from dsonas.architecture import Architecture, Skeleton
+from dsonas.network import Network
 from dsonas.proximal import ProximalNAG
 from dsonas.scaling import ScalingFactors
 
@@ -109,3 +111,60 @@ def test_zeros_are_written_before_the_first_step_too():
     scaling.write_zeros(Architecture(SKELETON, tuple(empty), ((True, False),)), optimizer)
     assert scaling.blocks[0].sum() == 0
     assert scaling.reductions[0].tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("sharing", ["share", "full"])
+@pytest.mark.parametrize("seed", range(3))
+def test_normalised_factors_have_a_mean_square_of_1(seed: int, sharing: str, float64):
+    network = drawn_network(seed, sharing, SKELETON)
+    architecture, optimizer = network.architecture, ProximalNAG(network.scaling.parameters())
+    old = [vector.detach().clone() for vector in network.scaling.parameters()]
+    for vector in network.scaling.parameters():
+        optimizer.state[vector]["momentum_buffer"] = 0.5 * vector.detach()
+    network.scaling.normalise(architecture, optimizer)
+    for i, graph in enumerate(architecture.blocks):
+        values = network.scaling.for_block(i).tolist()
+        for target in {pair.target for pair in graph.connections}:
+            squares = [
+                value**2
+                for pair, value, alive in zip(graph.connections, values, graph.live, strict=True)
+                if alive and pair.target == target
+            ]
+            assert not squares or sum(squares) / len(squares) == pytest.approx(1)
+    for vector, live in zip(network.scaling.reductions, architecture.reductions, strict=True):
+        assert vector.square().sum().item() == pytest.approx(sum(live))
+    for vector, start in zip(network.scaling.parameters(), old, strict=True):
+        assert ((vector == 0) == (start == 0)).all()
+        momentum = optimizer.state[vector]["momentum_buffer"]
+        torch.testing.assert_close(momentum, 0.5 * vector.detach())
+
+
+@pytest.mark.parametrize("sharing", ["share", "full"])
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_the_scale_of_the_factors_of_a_block_is_free(seed: int, sharing: str, float64):
+    """Of a reduction block it is not: see the levels that read the next block's input too."""
+    network = drawn_network(seed, sharing, Skeleton(image_size=8, blocks=(3,), channels=(4,)))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-14
+    x, _ = images(network.architecture.skeleton, 8, seed)
+    before, old = network(x).detach(), network.scaling.blocks[0].detach().clone()
+    network.scaling.normalise(network.architecture)
+    assert not torch.allclose(network.scaling.blocks[0].detach(), old, atol=0.01)
+    torch.testing.assert_close(network(x).detach(), before, rtol=1e-8, atol=1e-8)
+
+
+def drawn_network(seed: int, sharing: str, skeleton: Skeleton) -> Network:
+    architecture = random_architecture(
+        Random(seed), skeleton, shared=sharing == "share",
+        operations=OPERATIONS, num_levels=2, density=0.8,
+    )  # fmt: skip
+    return randomise(Network(architecture, sharing=sharing), seed).train()
+
+
+def test_vectors_of_zeros_stay_zeros():
+    scaling = ScalingFactors.ones(complete(), "share")
+    for vector in scaling.parameters():
+        vector.data.zero_()
+    scaling.normalise(complete())
+    assert not any(vector.any() for vector in scaling.parameters())

@@ -1,0 +1,201 @@
+"""What each command of the command line does, from its arguments to its exit code."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from dsonas.architecture import Architecture
+from dsonas.config import RunConfig, changed_settings
+from dsonas.configuring import (
+    OptionParser,
+    add_groups,
+    config_parser,
+    parse,
+    to_config,
+    to_yaml,
+)
+from dsonas.console import Reporter, readable_count
+from dsonas.drawing import draw_architecture
+from dsonas.interrupts import StopSignal
+from dsonas.loop import DivergedError, Interrupted
+from dsonas.pipeline import Job, evaluate_run
+from dsonas.prediction import predict_images
+from dsonas.runs import RunError, RunFolder, load_architecture
+
+DESCRIPTIONS = {
+    "run": "The whole job: pretrain and search the supernet, fit the width to the budget, train\n"
+    "and measure the network found. The same command on the same folder resumes.",
+    "search": "Steps 1 and 2: pretrain the supernet and search it; writes architecture.json.\n"
+    "The same command on the same folder resumes.",
+    "train": "Step 3: train and measure the network of an architecture file. The options of the\n"
+    "other steps are accepted and not used, so that a whole configuration can be given.",
+    "evaluate": "Measure the network of a finished run on its test images. The options say where\n"
+    "the data are now and where to compute; they default to those of the run.",
+    "predict": "Classify image files; prints file, class and probability, separated by tabs.",
+}
+STEPS = {
+    "run": ("pretrain", "search", "train"),
+    "search": ("pretrain", "search"),
+    "train": ("train",),
+}
+GROUPS = {
+    "run": ("data", "network", "pretrain", "search", "budget", "train", "engine"),
+    "search": ("data", "network", "pretrain", "search", "budget", "engine"),
+    "train": ("data", "train", "engine"),
+}
+EXIT_DONE = 0
+
+
+def _work(command: str, arguments: list[str], stop: StopSignal) -> int:
+    """Run, search or train: do the steps in a run folder until done or interrupted."""
+    parser = _work_parser(command)
+    values = parse(parser, arguments)
+    config, path = to_config(values), values.get("architecture")
+    architecture = load_architecture(path).clean() if path else None
+    folder = RunFolder(values.out or f"runs/{_default_name(values)}")
+    stored = _refuse_other_run(folder, config, path)
+    if architecture:
+        folder.require_architecture(architecture)
+    with Reporter() as reporter:
+        refit = stored is not None and stored.budget != config.budget
+        if not refit and _is_finished(command, folder, reporter):
+            return EXIT_DONE
+        job = Job(config, folder, reporter, stop)
+        job.check(STEPS[command], architecture)
+        extra = {"architecture": path} if path else {}
+        folder.begin(to_yaml({**extra, **config.groups()}), searches=not path)
+        stop.wait_for_step()
+        try:
+            _do_steps(command, job, architecture)
+        except Interrupted:
+            again = shlex.join(["dsonas", command, *arguments])
+            reporter.say(f"interrupted; all is saved in {folder.path}; resume with: {again}")
+            return stop.exit_code
+        except DivergedError as error:
+            folder.checkpoints.forget(error.stage)
+            raise
+    return EXIT_DONE
+
+
+def _do_steps(command: str, job: Job, architecture: Architecture | None) -> None:
+    found = architecture or job.search()
+    if command == "search":
+        job.reporter.say(f"\n{draw_architecture(found)}\n\neverything is in {job.folder.path}")
+    else:
+        _summarise(job.train(found), job.folder.path, job.reporter)
+
+
+def _is_finished(command: str, folder: RunFolder, reporter: Reporter) -> bool:
+    """Whether there is nothing left to do; if so, says what the folder holds."""
+    if command == "search" and folder.found:
+        reporter.say(f"the search in {folder.path} is finished:\n")
+        reporter.say(draw_architecture(folder.found))
+        return True
+    if command != "search" and folder.metrics:
+        reporter.say(f"the run in {folder.path} is finished:")
+        _summarise(folder.metrics, folder.path, reporter)
+        return True
+    return False
+
+
+def _summarise(metrics: dict[str, Any], path: Path, reporter: Reporter) -> None:
+    reporter.say(
+        f"\ntest error {metrics['test_error']:.2f} %  with {readable_count(metrics['macs'])} "
+        f"multiply-adds, {readable_count(metrics['params'])} parameters, "
+        f"{metrics['live_connections']} of {metrics['supernet_connections']} connections\n"
+        f"search {metrics['search_seconds']:.0f} s, training {metrics['train_seconds']:.0f} s; "
+        f"everything is in {path}"
+    )
+
+
+def _work_parser(command: str) -> OptionParser:
+    parser = config_parser(command, DESCRIPTIONS[command], GROUPS[command])
+    if command == "train":
+        text = "the architecture.json to train; required"
+        parser.add_argument("--architecture", type=str, required=True, metavar="FILE", help=text)
+    return parser
+
+
+def _default_name(values: Namespace) -> str:
+    if values.config:
+        return Path(str(values.config[-1])).stem
+    folder = Path(values.data.path or values.data.name.removeprefix("folder:"))
+    return folder.resolve().name or "images"
+
+
+def _refuse_other_run(
+    folder: RunFolder, config: RunConfig, architecture: str | None
+) -> RunConfig | None:
+    """Refuse to mix two runs; returns the configuration of the one that the folder holds."""
+    if folder.begun is None:
+        return None
+    stored, stored_architecture = _stored(folder)
+    before = {**_compared(stored), "architecture": stored_architecture}
+    after = {**_compared(config), "architecture": architecture}
+    folder.refuse(changed_settings(before, after, folder.begun))
+    return stored
+
+
+def _compared(config: RunConfig) -> dict[str, Any]:
+    return {**config.settings(), "budget.bounds": list(config.budget.bounds)}
+
+
+def _stored(folder: RunFolder) -> tuple[RunConfig, str | None]:
+    """The configuration that a run folder holds, and the architecture file that it names."""
+    path = folder.path / "config.yaml"
+    if not path.is_file():
+        raise RunError(f"{folder.path} must be the folder of a run, but has no config.yaml")
+    parser = config_parser("run", "", ())
+    parser.add_argument("--architecture", type=str, default=None)
+    values = parse(parser, ["--config", str(path)])
+    return to_config(values), values.architecture
+
+
+def _evaluate(command: str, arguments: list[str], stop: StopSignal) -> int:
+    parser = OptionParser(command, "--run DIR [--json] [OPTIONS]", DESCRIPTIONS[command])
+    _add_run_folder(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    shown = ("data", "engine")
+    add_groups(parser, shown, shown)
+    folder = RunFolder(parse(parser, arguments).run)
+    stored, _ = _stored(folder)
+    defaults = {k: v for k, v in stored.settings().items() if k.split(".")[0] in shown}
+    parser.set_defaults(defaults)
+    config = to_config(parse(parser, arguments), seed=stored.seed)
+    measured = {name: round(value, 6) for name, value in evaluate_run(folder, config).items()}
+    if "--json" in arguments:
+        print(json.dumps(measured))
+    else:
+        print(f"test error {measured['test_error']} %  test loss {measured['test_loss']}")
+    return EXIT_DONE
+
+
+def _predict(command: str, arguments: list[str], stop: StopSignal) -> int:
+    parser = OptionParser(command, "--run DIR IMAGE...", DESCRIPTIONS[command])
+    _add_run_folder(parser)
+    text = "image files, or folders of them"
+    parser.add_argument("images", nargs="+", type=str, metavar="IMAGE", help=text)
+    values = parse(parser, arguments)
+    for name, label, probability in predict_images(RunFolder(values.run), values.images):
+        print(f"{name}\t{label}\t{probability:.4f}")
+    return EXIT_DONE
+
+
+def _add_run_folder(parser: OptionParser) -> None:
+    text = "the folder of a finished run"
+    parser.add_argument("--run", type=str, required=True, metavar="DIR", help=text)
+
+
+COMMANDS: dict[str, Callable[[str, list[str], StopSignal], int]] = {
+    "run": _work,
+    "search": _work,
+    "train": _work,
+    "evaluate": _evaluate,
+    "predict": _predict,
+}
