@@ -11,8 +11,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class BenchConfig:
     image_size: int = 32
     sharing: str = "share"
     repeats: int = 10
-    engine: EngineConfig = EngineConfig()
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def complete(self) -> Architecture:
         """The supernet's architecture."""
@@ -113,7 +113,7 @@ class Stepper:
             torch.cuda.synchronize(self.engine.device)
 
 
-def time_in_turn(variants: dict[str, Callable[[], None]], repeats: int) -> dict[str, Any]:
+def time_in_turn(variants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Any]:
     """Median and quartiles, in seconds, of calls made in turn.
 
     Example:
@@ -131,9 +131,7 @@ def time_in_turn(variants: dict[str, Callable[[], None]], repeats: int) -> dict[
 
 
 def _spread(values: list[float]) -> dict[str, float]:
-    first, median, third = (
-        statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-    )
+    first, median, third = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
     return {"median": median, "first_quartile": first, "third_quartile": third}
 
 
@@ -217,10 +215,9 @@ def measure_machine() -> dict[str, float]:
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     big = torch.randn(64 * 1024 * 1024)
     target = torch.empty_like(big)
-    times = time_in_turn(
-        {"product": lambda: torch.mm(a, b, out=a.new_empty(2048, 2048)), "copy": lambda: target.copy_(big)},
-        7,
-    )  # fmt: skip
+    product = torch.empty_like(a)
+    variants = {"product": lambda: torch.mm(a, b, out=product), "copy": lambda: target.copy_(big)}
+    times = time_in_turn(variants, 7)
     return {
         "gflops": 2 * 2048**3 / times["product"]["median"] / 1e9,
         "copy_gb_per_second": 2 * 4 * big.numel() / times["copy"]["median"] / 1e9,
@@ -239,7 +236,7 @@ def roofline(config: BenchConfig, seconds: float) -> dict[str, float]:
     mixing = 0.0
     for graph, stage in zip(architecture.blocks, skeleton.block_stages, strict=True):
         plane = skeleton.channels[stage] * skeleton.stage_sizes[stage] ** 2
-        mixing += plane * sum(1 for connection in graph.connections if connection.target < graph.output_node)  # fmt: skip
+        mixing += plane * sum(target < graph.output_node for _, target in graph.connections)
         features += plane * (3 * len(graph.kept_nodes) + len(graph.connections))
     macs = 3 * config.batch_size * (architecture_cost(architecture).macs + mixing)
     moved = 3 * 4 * config.batch_size * features

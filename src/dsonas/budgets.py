@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 
 from dsonas.architecture import Architecture, scale_channels
 from dsonas.costs import Cost, architecture_cost
@@ -76,8 +77,8 @@ class InfeasibleBudgetError(ValueError):
 def fit_width(architecture: Architecture, budget: Budget) -> Architecture:
     """Scale all channels by one global multiplier until the budget is used up, never above it.
 
-    Bisection on the multiplier over the exact cost; then single channels are added, stage by
-    stage, while they fit. Without bounds the architecture is returned as it is.
+    Bisection on the multiplier over the exact cost; then the widths near those are tried, each
+    stage by itself, for the closest fit. Without bounds the architecture is returned as it is.
 
     Args:
         architecture: its structure is kept.
@@ -108,13 +109,16 @@ def fit_width(architecture: Architecture, budget: Budget) -> Architecture:
 
 
 def _fill(architecture: Architecture, budget: Budget) -> Architecture:
-    """Add a channel to a stage while that fits, the widest stage first (its step is finest)."""
-    channels = list(architecture.skeleton.channels)
-    for stage in sorted(range(len(channels)), key=lambda s: -channels[s]):
-        trial = [*channels[:stage], channels[stage] + 1, *channels[stage + 1 :]]
-        if budget.use(architecture_cost(architecture.with_channels(trial))) <= 1:
-            channels = trial
-    return architecture.with_channels(channels)
+    """The best use of the budget among widths near these: each stage up to two channels off."""
+    base = architecture.skeleton.channels
+    best, best_use = architecture, budget.use(architecture_cost(architecture))
+    for steps in product((-1, 0, 1, 2), repeat=len(base)):
+        channels = [max(1, width + step) for width, step in zip(base, steps, strict=True)]
+        trial = architecture.with_channels(channels)
+        use = budget.use(architecture_cost(trial))
+        if best_use < use <= 1:
+            best, best_use = trial, use
+    return best
 
 
 def check_reachable(supernet: Architecture, budget: Budget) -> None:

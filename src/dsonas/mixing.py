@@ -16,7 +16,7 @@ Every operation keeps its own small autograd graph, so any registered operation 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,37 @@ from torch.autograd.function import once_differentiable
 from dsonas.architecture import BlockGraph
 
 NodeFunction = Callable[[Tensor], Tensor]
+
+
+class BufferPool:
+    """Large CPU buffers that are used again in every step.
+
+    A fresh buffer of tens of MB must be mapped and zeroed by the system page by page, which takes
+    longer than the work done on it. Accelerators have a caching allocator of their own.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[Any, ...], list[Tensor]] = {}
+
+    def take(self, like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor on the device of ``like``."""
+        free = self._free.get((like.device, *shape, dtype))
+        return free.pop() if free else like.new_empty(shape, dtype=dtype)
+
+    def give(self, *tensors: Tensor) -> None:
+        """Hand back tensors that nobody reads any more."""
+        for tensor in tensors:
+            if tensor.device.type == "cpu":
+                self._free.setdefault((tensor.device, *tensor.shape, tensor.dtype), []).append(
+                    tensor
+                )
+
+    def clear(self) -> None:
+        """Free all buffers."""
+        self._free.clear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BufferPool:
+        return BufferPool()
 
 
 @dataclass(frozen=True)
@@ -85,6 +116,7 @@ def fused_block(
     schedule: Schedule,
     functions: Sequence[NodeFunction],
     parameters: Sequence[Sequence[Tensor]],
+    pool: BufferPool,
 ) -> Tensor:
     """All nodes of a block and its output convolution (eq. 3 and 4), before the block's BN.
 
@@ -95,12 +127,13 @@ def fused_block(
         schedule: the block's layout.
         functions: for each kept node its operation with BN, without the ReLU.
         parameters: for each kept node the tensors its function reads that may need gradients.
+        pool: where the buffers come from.
 
     Returns:
         (B, C, H, W), channels_last.
     """
     flat = [tensor for group in parameters for tensor in group]
-    call = _Call(schedule, tuple(functions), tuple(len(group) for group in parameters))
+    call = _Call(schedule, tuple(functions), tuple(len(group) for group in parameters), pool)
     return _FusedBlock.apply(call, x, factors, output_weight, *flat)  # type: ignore[no-any-return]
 
 
@@ -111,6 +144,8 @@ class _Call:
     schedule: Schedule
     functions: tuple[NodeFunction, ...]
     group_sizes: tuple[int, ...]
+    pool: BufferPool
+    sums: list[Tensor] = field(default_factory=list)
     planes: Tensor | None = None
     graphs: list[tuple[Tensor, Tensor]] | None = None
     matrices: list[Tensor] | None = None
@@ -133,16 +168,15 @@ class _FusedBlock(torch.autograd.Function):
     def forward(ctx: Any, call: _Call, x: Tensor, factors: Tensor, weight: Tensor, *flat: Tensor):
         dtype = _compute_dtype(x)
         batch, channels, height, width = x.shape
-        planes = x.new_empty(
-            (1 + len(call.schedule.nodes), batch, height, width, channels), dtype=dtype
-        )
+        shape = (1 + len(call.schedule.nodes), batch, height, width, channels)
+        planes = call.pool.take(x, shape, dtype)
         start = x.to(dtype, memory_format=torch.channels_last).permute(0, 2, 3, 1)
         planes[0].copy_(start)
         matrices = call.level_matrices(factors, dtype)
         call.graphs, mixed = [], iter(matrices)
         for level in call.schedule.levels:
             first, end = level.planes
-            sums = _mix(next(mixed), planes[:first]) if level.positions else None
+            sums = _mix(call, next(mixed), planes[:first]) if level.positions else None
             for plane in range(first, end):
                 z = start if sums is None else sums[plane - first]
                 _run_node(call, plane, z, planes)
@@ -161,20 +195,26 @@ class _FusedBlock(torch.autograd.Function):
         planes = call.planes
         if planes is None or call.graphs is None or call.matrices is None or call.folded is None:
             raise RuntimeError("a fused block can be differentiated only once per forward pass")
-        _, _, wants_factors, wants_weight, *wants_flat = ctx.needs_input_grad
+        _, wants_x, wants_factors, wants_weight, *wants_flat = ctx.needs_input_grad
         outgoing = gradient.permute(0, 2, 3, 1).to(planes.dtype).contiguous()
-        gradients = _project_backward(planes, call.schedule.output_planes, outgoing, call.folded)
+        gradients = call.pool.take(planes, planes.shape, planes.dtype)
+        _project_backward(gradients, call.schedule.output_planes, outgoing, call.folded)
         factor_gradient = factors.new_zeros(factors.numel() + 1) if wants_factors else None
         weight_gradient = None
         if wants_factors or wants_weight:
             weight_gradient = _output_gradients(
                 call, planes, outgoing, weight, factors, factor_gradient
             )
-        flat_gradients = _nodes_backward(call, planes, gradients, flat, wants_flat, factor_gradient)
+        flat_gradients = _nodes_backward(
+            call, planes, gradients, flat, wants_flat, wants_x, factor_gradient
+        )
+        x_gradient = gradients[0].clone().permute(0, 3, 1, 2) if wants_x else None
+        call.pool.give(planes, gradients, *call.sums)
         call.planes = call.graphs = call.matrices = None
+        call.sums.clear()
         return (
             None,
-            gradients[0].permute(0, 3, 1, 2),
+            x_gradient,
             None if factor_gradient is None else factor_gradient[:-1],
             weight_gradient if wants_weight else None,
             *flat_gradients,
@@ -187,9 +227,10 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _mix(matrix: Tensor, planes: Tensor) -> Tensor:
+def _mix(call: _Call, matrix: Tensor, planes: Tensor) -> Tensor:
     """Sums (n, B, H, W, C) of planes (P, B, H, W, C), weighted by matrix (n, P)."""
-    sums = planes.new_empty((matrix.shape[0], *planes.shape[1:]))
+    sums = call.pool.take(planes, (matrix.shape[0], *planes.shape[1:]), planes.dtype)
+    call.sums.append(sums)
     torch.mm(matrix, planes.view(planes.shape[0], -1), out=sums.view(matrix.shape[0], -1))
     return sums
 
@@ -221,21 +262,17 @@ def _project(planes: Tensor, feeding: Sequence[int], folded: Tensor) -> Tensor:
 
 
 def _project_backward(
-    planes: Tensor, feeding: Sequence[int], outgoing: Tensor, folded: Tensor
-) -> Tensor:
-    """The buffer of gradients (P, B, H, W, C), filled with those that come from the output."""
-    gradients = torch.empty_like(planes)
-    rows = gradients.view(planes.shape[0], -1, planes.shape[-1])
-    arriving = outgoing.view(1, -1, planes.shape[-1])
-    if len(feeding) == len(rows) - 1:
-        gradients[0].zero_()
-        arriving = arriving.expand(len(feeding), -1, -1)
-        torch.bmm(arriving, folded.transpose(1, 2), out=rows[1:])
-    else:
-        gradients.zero_()
-        for plane, matrix in zip(feeding, folded, strict=True):
-            torch.mm(arriving[0], matrix.t(), out=rows[plane])
-    return gradients
+    gradients: Tensor, feeding: Sequence[int], outgoing: Tensor, folded: Tensor
+) -> None:
+    """Fill the buffer of gradients (P, B, H, W, C) with those that come from the output."""
+    rows = gradients.view(gradients.shape[0], -1, gradients.shape[-1])
+    arriving = outgoing.view(-1, gradients.shape[-1])
+    matrices = dict(zip(feeding, folded, strict=True))
+    for plane, row in enumerate(rows):
+        if plane in matrices:
+            torch.mm(arriving, matrices[plane].t(), out=row)
+        else:
+            row.zero_()
 
 
 def _output_gradients(
@@ -267,6 +304,7 @@ def _nodes_backward(
     gradients: Tensor,
     flat: Sequence[Tensor],
     wants: Sequence[bool],
+    wants_x: bool,
     factor_gradient: Tensor | None,
 ) -> list[Tensor | None]:
     """Walk the levels from the last to the first, filling ``gradients`` and the factors'."""
@@ -275,7 +313,11 @@ def _nodes_backward(
     matrices = list(call.matrices or ())
     for level in reversed(call.schedule.levels):
         first, end = level.planes
-        arriving = gradients[0:0] if not level.positions else torch.empty_like(planes[first:end])
+        if not level.positions and not wants_x and not any(wants):
+            break  # the first block of a lambda step: nobody asks for anything below level 2
+        arriving = gradients[0:0]
+        if level.positions:
+            arriving = call.pool.take(planes, planes[first:end].shape, planes.dtype)
         for plane in reversed(range(first, end)):
             span = range(starts[plane - 1], starts[plane - 1] + call.group_sizes[plane - 1])
             needed = [i for i in span if wants[i]]
@@ -289,6 +331,7 @@ def _nodes_backward(
             _ = target.copy_(source) if level.positions else target.add_(source)
         if level.positions:
             _mix_backward(matrices.pop(), level, planes, gradients, arriving, factor_gradient)
+            call.pool.give(arriving)
     return found
 
 
@@ -300,11 +343,12 @@ def _node_gradients(
     z, u = call.graphs.pop()
     after_relu = planes[plane].permute(0, 3, 1, 2)
     incoming = gradients[plane].permute(0, 3, 1, 2)
-    masked = torch.ops.aten.threshold_backward(incoming, after_relu, 0)
+    # The ReLU's mask is applied in place: nobody reads this plane's gradient again.
+    torch.ops.aten.threshold_backward.grad_input(incoming, after_relu, 0, grad_input=incoming)
     if not u.requires_grad:  # an operation that does not look at its input, like a zero
         return torch.zeros_like(z), *[None] * len(parameters)
     z_gradient, *rest = torch.autograd.grad(
-        u, [z, *parameters], masked.to(u.dtype), allow_unused=True
+        u, [z, *parameters], incoming.to(u.dtype), allow_unused=True
     )
     return torch.zeros_like(z) if z_gradient is None else z_gradient, *rest
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
 from dsonas.architecture import REDUCTION_OPERATIONS, Architecture, BlockGraph, Skeleton
-from dsonas.mixing import Schedule, fused_block
+from dsonas.mixing import BufferPool, Schedule, fused_block
 from dsonas.operations import build_operation
 from dsonas.scaling import ScalingFactors
 
@@ -87,6 +87,7 @@ class Block(nn.Module):
         projecting: the shortcut is ReLU(BN(conv 1x1)) rather than the identity.
         learn_gamma: of the BNs in operations and in the projecting shortcut.
         reference: run supernets by the plain path too.
+        pool: buffers shared with the network's other blocks.
     """
 
     def __init__(
@@ -97,10 +98,12 @@ class Block(nn.Module):
         projecting: bool = False,
         learn_gamma: bool = True,
         reference: bool = False,
+        pool: BufferPool | None = None,
     ) -> None:
         super().__init__()
         self.graph = graph
         self.reference = reference
+        self.pool = pool or BufferPool()
         self.schedule = Schedule.of(graph)
         self.positions: dict[tuple[int, int], int] = {
             pair: i for i, pair in enumerate(graph.connections)
@@ -172,7 +175,8 @@ class Block(nn.Module):
         parameters = [
             [p for p in candidate.parameters() if p.requires_grad] for candidate in candidates
         ]
-        return fused_block(x, factors, self.output.weight, self.schedule, candidates, parameters)
+        weight = self.output.weight
+        return fused_block(x, factors, weight, self.schedule, candidates, parameters, self.pool)
 
 
 def _sum(tensors: list[Tensor]) -> Tensor:
@@ -278,6 +282,7 @@ class Network(nn.Module):
         self.architecture = architecture
         self.sharing = sharing
         self.drop_path = 0.0
+        self.pool = BufferPool()
         self.stem = _stem(skeleton)
         self.blocks = nn.ModuleList(
             Block(
@@ -286,6 +291,7 @@ class Network(nn.Module):
                 projecting=_is_first(skeleton, i),
                 learn_gamma=gamma,
                 reference=reference,
+                pool=self.pool,
             )
             for i, (graph, stage) in enumerate(
                 zip(architecture.blocks, skeleton.block_stages, strict=True)

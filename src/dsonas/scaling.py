@@ -64,23 +64,17 @@ class ScalingFactors(nn.Module):
     def normalise(
         self, architecture: Architecture, optimizer: torch.optim.Optimizer | None = None
     ) -> None:
-        """Give the live factors of every target a mean square of 1; momenta are scaled alike.
+        """Give the live factors of every target in a block a mean square of 1; momenta alike.
 
-        The network computes the same: every target starts with a linear or positively homogeneous
-        map and a BN, so the scale of its vector is free. But the penalty then acts on the shares
-        of a vector, not on its scale, and the step size means the same all through the search.
+        The network computes the same (up to the eps of BN): every target starts with a linear or
+        positively homogeneous map and a BN, so the scale of its vector is free. But the penalty
+        then acts on the shares of a vector, not on its scale, and the step size means the same all
+        through the search. The factors of reduction blocks are left alone: their scale is not
+        free, since the next block adds their features to others.
         """
         graphs = architecture.blocks[:1] if len(self.blocks) == 1 else architecture.blocks
-        pairs = [
-            (vector, graph.live, graph.target_index)
-            for vector, graph in zip(self.blocks, graphs, strict=True)
-        ]
-        pairs += [
-            (vector, live, (0,) * len(live))
-            for vector, live in zip(self.reductions, architecture.reductions, strict=True)
-        ]
-        for vector, live, targets in pairs:
-            scale = _rms_scale(vector, live, targets)
+        for vector, graph in zip(self.blocks, graphs, strict=True):
+            scale = _rms_scale(vector, graph.live, graph.target_index)
             vector.mul_(scale)
             if optimizer is not None and "momentum_buffer" in optimizer.state.get(vector, {}):
                 optimizer.state[vector]["momentum_buffer"].mul_(scale)
@@ -89,7 +83,10 @@ class ScalingFactors(nn.Module):
     def write_zeros(
         self, architecture: Architecture, optimizer: torch.optim.Optimizer | None = None
     ) -> None:
-        """Set the factors of all removed connections to 0 and clear their momentum."""
+        """Set the factors of all removed connections to 0 and clear their momentum.
+
+        A reduction block of which nothing is left gets its kept convolution back with factor 1.
+        """
         graphs = architecture.blocks[:1] if len(self.blocks) == 1 else architecture.blocks
         flags = [graph.live for graph in graphs]
         pairs = zip(
@@ -100,6 +97,8 @@ class ScalingFactors(nn.Module):
             vector.mul_(mask)
             if optimizer is not None and "momentum_buffer" in optimizer.state.get(vector, {}):
                 optimizer.state[vector]["momentum_buffer"].mul_(mask)
+        for vector, live in zip(self.reductions, architecture.reductions, strict=True):
+            vector.copy_(torch.where(vector.any(), vector, torch.tensor(live).to(vector)))
 
 
 def _rms_scale(vector: Tensor, live: Sequence[bool], targets: Sequence[int]) -> Tensor:

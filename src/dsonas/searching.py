@@ -372,9 +372,19 @@ class Searching:
         self.factor_optimizer.load_state_dict(state["factor_optimizer"])
 
     def result(self, rows: list[Row]) -> SearchResult:
-        """The architecture that the scaling factors stand for now."""
+        """The architecture that the scaling factors stand for now.
+
+        Raises:
+            ValueError: if the penalty has removed every operation of every block.
+        """
+        architecture = self.scaling.architecture(self.live)
+        if not any(graph.kept_nodes for graph in architecture.blocks):
+            raise ValueError(
+                "search.penalty must leave an operation, but it removed all of them, "
+                f"got {self.penalty:.3g}: lower it, or leave it out"
+            )
         return SearchResult(
-            architecture=self.scaling.architecture(self.live),
+            architecture=architecture,
             supernet=self.supernet,
             factors=[vector.tolist() for vector in self.scaling.blocks],
             network=self.network,

@@ -19,7 +19,8 @@ def shrink(
 ) -> None:
     """Remove from a supernet, in place, what an architecture no longer has.
 
-    Outputs stay equal if the removed connections have a factor of 0: in training mode always; in
+    Outputs stay equal if the removed connections have a factor of 0 and the block keeps an
+    operation (an emptied one loses the constant ReLU(beta) of its BN): in training mode, and in
     evaluation mode because the constant that an operation without inputs gave to the block output
     is taken out of the running mean of the block's BN. (Where such an operation also feeds another
     operation, the border pixels of a padded convolution make that correction inexact.)
