@@ -241,7 +241,7 @@ class Architecture:
             raise ArchitectureError(f"{path}: {error}") from None
 
 
-def scale_channels(channels: Sequence[int], multiplier: float) -> tuple[int, ...]:
+def scale_channels(channels: Sequence[float], multiplier: float) -> tuple[int, ...]:
     """Every stage's channels times one global multiplier, rounded down, at least 1.
 
     Example:

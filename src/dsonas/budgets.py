@@ -74,7 +74,7 @@ class InfeasibleBudgetError(ValueError):
     """No width meets the budget; the message gives the smallest cost that can be reached."""
 
 
-def fit_width(architecture: Architecture, budget: Budget) -> Architecture:
+def fit_width(architecture: Architecture, budget: Budget, *, multiple: int = 1) -> Architecture:
     """Scale all channels by one global multiplier until the budget is used up, never above it.
 
     Bisection on the multiplier over the exact cost; then the widths near those are tried, each
@@ -83,37 +83,40 @@ def fit_width(architecture: Architecture, budget: Budget) -> Architecture:
     Args:
         architecture: its structure is kept.
         budget: the bounds.
+        multiple: channels are multiples of it, >= 1; 8 runs faster on CPUs, 1 fits closest.
 
     Raises:
-        InfeasibleBudgetError: if one channel per stage is too much already.
+        InfeasibleBudgetError: if the fewest channels are too much already.
     """
     if not budget.bounds:
         return architecture
     base = architecture.skeleton.channels
 
-    def use(multiplier: float) -> float:
-        scaled = architecture.with_channels(scale_channels(base, multiplier))
-        return budget.use(architecture_cost(scaled))
+    def scaled(multiplier: float) -> Architecture:
+        widths = scale_channels([width / multiple for width in base], multiplier)
+        return architecture.with_channels([multiple * width for width in widths])
 
     low, high = 0.0, MAX_MULTIPLIER
-    if use(low) > 1:
-        least = architecture_cost(architecture.with_channels(scale_channels(base, low)))
+    least = architecture_cost(scaled(low))
+    if budget.use(least) > 1:
         raise InfeasibleBudgetError(
-            f"budget {budget.bounds} is below the smallest network of this structure "
-            f"(one channel per stage): {least.macs} macs and {least.params} params"
+            f"budget {budget.bounds} is below the narrowest network of this structure "
+            f"({multiple} channels per stage): {least.macs} macs and {least.params} params"
         )
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (low, middle) if use(middle) > 1 else (middle, high)
-    return _fill(architecture.with_channels(scale_channels(base, low)), budget)
+        fits = budget.use(architecture_cost(scaled(middle))) <= 1
+        low, high = (middle, high) if fits else (low, middle)
+    return _fill(scaled(low), budget, multiple)
 
 
-def _fill(architecture: Architecture, budget: Budget) -> Architecture:
-    """The best use of the budget among widths near these: each stage up to two channels off."""
+def _fill(architecture: Architecture, budget: Budget, multiple: int) -> Architecture:
+    """The best use of the budget among widths near these: each stage up to two steps off."""
     base = architecture.skeleton.channels
     best, best_use = architecture, budget.use(architecture_cost(architecture))
     for steps in product((-1, 0, 1, 2), repeat=len(base)):
-        channels = [max(1, width + step) for width, step in zip(base, steps, strict=True)]
+        moved = zip(base, steps, strict=True)
+        channels = [max(multiple, width + multiple * step) for width, step in moved]
         trial = architecture.with_channels(channels)
         use = budget.use(architecture_cost(trial))
         if best_use < use <= 1:

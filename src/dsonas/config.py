@@ -37,8 +37,11 @@ class NetworkConfig:
     Args:
         levels: levels M of a block, >= 1.
         operations: names of the N candidate operations of a level.
-        blocks: blocks in each stage; the resolution halves and the channels double in between.
-        channels: channels of the first stage of the supernet, >= 1; multiples of 8 are fastest.
+        blocks: blocks in each stage; the resolution halves in between.
+        channels: channels of the supernet: of each stage, or one number for the first stage, which
+            then doubles from stage to stage; >= 1; multiples of 8 are fastest.
+        channel_multiple: channels of the final network are multiples of it, >= 1; 8 runs faster
+            on CPUs, 1 fits a budget closest.
         stem: ``cifar`` (keeps the resolution), ``imagenet`` (quarters it), or ``auto``: imagenet
             for images of 96 pixels and more.
 
@@ -49,13 +52,19 @@ class NetworkConfig:
     levels: int = 4
     operations: tuple[str, ...] = PAPER_OPERATIONS
     blocks: tuple[int, ...] = (1, 1, 1)
-    channels: int = 16
+    channels: int | tuple[int, ...] = 16
+    channel_multiple: int = 1
     stem: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("levels", "channels"):
+        for name in ("levels", "channel_multiple"):
             if getattr(self, name) < 1:
                 raise ValueError(f"network.{name} must be at least 1, got {getattr(self, name)}")
+        if min(self.stage_channels) < 1 or len(self.stage_channels) != len(self.blocks):
+            raise ValueError(
+                f"network.channels must be at least 1, or one number for each of the "
+                f"{len(self.blocks)} stages, got {self.channels}"
+            )
         if not self.blocks or min(self.blocks) < 1:
             raise ValueError(
                 "network.blocks must be numbers of at least 1, one for each stage, "
@@ -69,6 +78,13 @@ class NetworkConfig:
             )
         if self.stem not in ("auto", *STEMS):
             raise ValueError(f"network.stem must be auto or one of {STEMS}, got {self.stem!r}")
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of each stage of the supernet."""
+        if isinstance(self.channels, int):
+            return doubled_channels(self.channels, len(self.blocks))
+        return tuple(self.channels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +144,7 @@ class RunConfig:
             image_size=data.image_size,
             num_classes=data.num_classes,
             blocks=tuple(network.blocks),
-            channels=doubled_channels(network.channels, len(network.blocks)),
+            channels=network.stage_channels,
         )
         return SearchSpace(
             skeleton=skeleton,

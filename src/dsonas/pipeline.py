@@ -109,7 +109,11 @@ class Job:
             journal=self.journal,
             resume=self.resume,
         )
-        architecture = fit_width(result.architecture, self.config.budget)
+        architecture = fit_width(
+            result.architecture,
+            self.config.budget,
+            multiple=self.config.network.channel_multiple,
+        )
         self._extras["architecture"] = architecture.to_json()
         self._extras["factors"] = result.factors
         self.resume = None
