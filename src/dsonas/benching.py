@@ -19,10 +19,14 @@ import torch
 
 from dsonas.architecture import Architecture, Skeleton, doubled_channels
 from dsonas.costs import architecture_cost
+from dsonas.data import Augmentation, ImageData, TensorImages
 from dsonas.engine import Engine, EngineConfig
+from dsonas.loop import Journal
 from dsonas.network import Network
+from dsonas.operations import PAPER_OPERATIONS
 from dsonas.proximal import ProximalNAG
-from dsonas.searching import sgd
+from dsonas.searching import PretrainConfig, SearchConfig, search, sgd
+from dsonas.spaces import SearchSpace
 from dsonas.steps import factor_step, weight_step
 
 MEMORY_VARIANTS = ("fused", "reference")
@@ -41,6 +45,9 @@ class BenchConfig:
         sharing: ``share`` or ``full``.
         repeats: timed rounds, after one warm-up round.
         engine: device, precision, threads.
+
+    Raises:
+        ValueError: if a number is below 1.
     """
 
     levels: int = 4
@@ -52,10 +59,13 @@ class BenchConfig:
     repeats: int = 10
     engine: EngineConfig = field(default_factory=EngineConfig)
 
+    def __post_init__(self) -> None:
+        for name in ("levels", "channels", "batch_size", "image_size", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
     def complete(self) -> Architecture:
         """The supernet's architecture."""
-        from dsonas.operations import PAPER_OPERATIONS
-
         skeleton = Skeleton(
             image_size=self.image_size,
             blocks=tuple(self.blocks),
@@ -162,6 +172,7 @@ def bench_step(config: BenchConfig) -> dict[str, Any]:
         "memory_bytes_reference": memory["reference"],
         "memory_vs_reference": memory["fused"] / memory["reference"],
         "seconds": times,
+        "roofline": roofline(config, median["fused_weight"]),
     }
 
 
@@ -210,6 +221,73 @@ def _memory(engine: Engine) -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def bench_memory(config: BenchConfig) -> dict[str, Any]:
+    """Peak memory of a pair of steps, fused and plain, over the levels M = 2 to 6."""
+    rows = []
+    for levels in range(2, 7):
+        at = replace(config, levels=levels)
+        rows.append({"levels": levels, **{kind: peak_memory(at, kind) for kind in MEMORY_VARIANTS}})
+    return {**environment(Engine(config.engine)), "memory_bytes": rows}
+
+
+def bench_search(config: BenchConfig) -> dict[str, Any]:
+    """A whole search from the complete supernet to 25 %, with and without shrinking."""
+    results = {}
+    for shrinks in (True, False):
+        seconds, architecture = _timed_search(config, shrinks)
+        results[shrinks] = architecture
+        results[f"seconds_{shrinks}"] = seconds
+    return {
+        **environment(Engine(config.engine)),
+        "seconds_shrinking": results["seconds_True"],
+        "seconds_whole": results["seconds_False"],
+        "shrinking_vs_whole": results["seconds_True"] / results["seconds_False"],
+        "same_architecture": results[True] == results[False],
+    }
+
+
+SEARCH_BATCHES, SEARCH_EPOCHS = 4, 12
+
+
+def _timed_search(config: BenchConfig, shrinks: bool) -> tuple[float, Architecture]:
+    """Seconds of step 2 on random images, and what it found."""
+    generator = torch.Generator().manual_seed(0)
+    count = 2 * SEARCH_BATCHES * config.batch_size
+    shape = (count, 3, config.image_size, config.image_size)
+    pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    images = TensorImages(pixels, torch.arange(count) % 10)
+    data = ImageData(
+        train=images,
+        test=images,
+        class_names=tuple("0123456789"),
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        train_augmentation=Augmentation(crop_padding=4, flip=True),
+    )
+    complete = config.complete()
+    space = SearchSpace(
+        skeleton=complete.skeleton, num_levels=config.levels, sharing=config.sharing
+    )
+    searching = SearchConfig(
+        space=config.sharing,
+        epochs=SEARCH_EPOCHS,
+        batch_size=config.batch_size,
+        structure=0.25,
+        connections=0.25,
+        shrink=shrinks,
+    )
+    journal = Journal()
+    result = search(
+        space,
+        data,
+        pretrain=PretrainConfig(epochs=0),
+        config=searching,
+        engine=Engine(config.engine),
+        journal=journal,
+    )
+    return journal.seconds["search"], result.architecture
+
+
 def measure_machine() -> dict[str, float]:
     """Matrix products in GFLOP/s and copies in GB/s (bytes read and written) of the CPU."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
@@ -251,3 +329,6 @@ def roofline(config: BenchConfig, seconds: float) -> dict[str, float]:
         "seconds_measured": seconds,
         "measured_over_allowed": seconds / max(compute, copying),
     }
+
+
+BENCHES = {"step": bench_step, "search": bench_search, "memory": bench_memory}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from itertools import product
 
 from dsonas.architecture import Architecture, scale_channels
-from dsonas.costs import Cost, architecture_cost
+from dsonas.costs import architecture_cost
+from dsonas.latency import LatencyFunction
 
 _SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
 MAX_MULTIPLIER = 64.0
@@ -34,6 +36,29 @@ def parse_count(value: float | str, name: str = "count") -> float:
     return number
 
 
+MEASURES = ("macs", "latency_ms", "memory_bytes", "params")
+CostFunction = Callable[[Architecture], Mapping[str, float]]
+
+
+def cost_function(latency: LatencyFunction | None = None) -> CostFunction:
+    """All measures of an architecture by name.
+
+    Args:
+        latency: milliseconds of an architecture; None leaves ``latency_ms`` out.
+
+    Example:
+        >>> from dsonas.spaces import cifar_space
+        >>> sorted(cost_function()(cifar_space(channels=4).complete()))
+        ['macs', 'memory_bytes', 'params']
+    """
+
+    def measure(architecture: Architecture) -> dict[str, float]:
+        found: dict[str, float] = dict(asdict(architecture_cost(architecture)))
+        return {**found, "latency_ms": latency(architecture)} if latency else found
+
+    return measure
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """Upper bounds on the final network; every bound that is given must hold.
@@ -41,6 +66,9 @@ class Budget:
     Args:
         macs: multiply-adds for one image; a number, or a text such as ``1.5M``.
         params: parameters of the final network.
+        memory_bytes: memory access for one image, in bytes.
+        latency_ms: milliseconds for one image on one CPU thread, or on the accelerator, measured
+            on this machine.
 
     Raises:
         ValueError: if a bound is not a positive number.
@@ -52,9 +80,11 @@ class Budget:
 
     macs: float | str | None = None
     params: float | str | None = None
+    memory_bytes: float | str | None = None
+    latency_ms: float | str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("macs", "params"):
+        for name in MEASURES:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, parse_count(value, f"budget.{name}"))
@@ -62,19 +92,30 @@ class Budget:
     @property
     def bounds(self) -> dict[str, float]:
         """The bounds that are given, by name."""
-        values = {name: getattr(self, name) for name in ("macs", "params")}
+        values = {name: getattr(self, name) for name in MEASURES}
         return {name: value for name, value in values.items() if value is not None}
 
-    def use(self, cost: Cost) -> float:
+    @property
+    def leading(self) -> str:
+        """The measure that leads a search: the first of ``MEASURES`` that is bounded."""
+        return next(iter(self.bounds), MEASURES[0])
+
+    def use(self, cost: Mapping[str, float]) -> float:
         """The largest share of a bound that a cost takes; 0 without bounds, above 1 if broken."""
-        return max((getattr(cost, name) / bound for name, bound in self.bounds.items()), default=0)
+        return max((cost[name] / bound for name, bound in self.bounds.items()), default=0)
 
 
 class InfeasibleBudgetError(ValueError):
     """No width meets the budget; the message gives the smallest cost that can be reached."""
 
 
-def fit_width(architecture: Architecture, budget: Budget, *, multiple: int = 1) -> Architecture:
+def fit_width(
+    architecture: Architecture,
+    budget: Budget,
+    *,
+    multiple: int = 1,
+    cost: CostFunction | None = None,
+) -> Architecture:
     """Scale all channels by one global multiplier until the budget is used up, never above it.
 
     Bisection on the multiplier over the exact cost; then the widths near those are tried, each
@@ -84,12 +125,14 @@ def fit_width(architecture: Architecture, budget: Budget, *, multiple: int = 1) 
         architecture: its structure is kept.
         budget: the bounds.
         multiple: channels are multiples of it, >= 1; 8 runs faster on CPUs, 1 fits closest.
+        cost: all measures of an architecture; needed for a latency bound. None: the exact counts.
 
     Raises:
         InfeasibleBudgetError: if the fewest channels are too much already.
     """
     if not budget.bounds:
         return architecture
+    cost = cost or cost_function()
     base = architecture.skeleton.channels
 
     def scaled(multiplier: float) -> Architecture:
@@ -97,45 +140,60 @@ def fit_width(architecture: Architecture, budget: Budget, *, multiple: int = 1) 
         return architecture.with_channels([multiple * width for width in widths])
 
     low, high = 0.0, MAX_MULTIPLIER
-    least = architecture_cost(scaled(low))
+    least = cost(scaled(low))
     if budget.use(least) > 1:
         raise InfeasibleBudgetError(
             f"budget {budget.bounds} is below the narrowest network of this structure "
-            f"({multiple} channels per stage): {least.macs} macs and {least.params} params"
+            f"({multiple} channels per stage): {_listed(least)}"
         )
     for _ in range(40):
         middle = (low + high) / 2
-        fits = budget.use(architecture_cost(scaled(middle))) <= 1
+        fits = budget.use(cost(scaled(middle))) <= 1
         low, high = (middle, high) if fits else (low, middle)
-    return _fill(scaled(low), budget, multiple)
+    if "latency_ms" in budget.bounds:
+        return scaled(low)  # each trial would be a measurement, with noise larger than the gain
+    return _fill(scaled(low), budget, multiple, cost)
 
 
-def _fill(architecture: Architecture, budget: Budget, multiple: int) -> Architecture:
+def _listed(cost: Mapping[str, float]) -> str:
+    return ", ".join(f"{value:.6g} {name}" for name, value in cost.items())
+
+
+def _fill(
+    architecture: Architecture, budget: Budget, multiple: int, cost: CostFunction
+) -> Architecture:
     """The best use of the budget among widths near these: each stage up to two steps off."""
     base = architecture.skeleton.channels
-    best, best_use = architecture, budget.use(architecture_cost(architecture))
+    best, best_use = architecture, budget.use(cost(architecture))
     for steps in product((-1, 0, 1, 2), repeat=len(base)):
         moved = zip(base, steps, strict=True)
         channels = [max(multiple, width + multiple * step) for width, step in moved]
         trial = architecture.with_channels(channels)
-        use = budget.use(architecture_cost(trial))
+        use = budget.use(cost(trial))
         if best_use < use <= 1:
             best, best_use = trial, use
     return best
 
 
-def check_reachable(supernet: Architecture, budget: Budget) -> None:
+def check_reachable(
+    supernet: Architecture, budget: Budget, cost: CostFunction | None = None
+) -> None:
     """Refuse, before any training, a budget that no network of a space can meet.
 
     Raises:
-        InfeasibleBudgetError: with the smallest cost that can be reached.
+        InfeasibleBudgetError: with the smallest and the largest cost that can be reached.
     """
-    smallest = architecture_cost(smallest_architecture(supernet))
+    if not budget.bounds:
+        return
+    cost = cost or cost_function()
+    smallest = cost(smallest_architecture(supernet))
     if budget.use(smallest) > 1:
+        widest = scale_channels(supernet.skeleton.channels, MAX_MULTIPLIER)
+        largest = cost_function()(supernet.with_channels(widest))
         raise InfeasibleBudgetError(
             f"budget {budget.bounds} cannot be met: the smallest network of this space (one "
-            f"operation per block, one channel per stage) has {smallest.macs} macs and "
-            f"{smallest.params} params"
+            f"operation per block, one channel per stage) has {_listed(smallest)}; the largest "
+            f"has {_listed(largest)}"
         )
 
 

@@ -11,9 +11,11 @@ from typing import Any
 from jsonargparse import Namespace
 
 from dsonas.architecture import Architecture
+from dsonas.benching import BENCHES, BenchConfig
 from dsonas.config import RunConfig, changed_settings
 from dsonas.configuring import (
     OptionParser,
+    UsageError,
     add_groups,
     config_parser,
     parse,
@@ -22,6 +24,7 @@ from dsonas.configuring import (
 )
 from dsonas.console import Reporter, readable_count
 from dsonas.drawing import draw_architecture
+from dsonas.engine import EngineConfig
 from dsonas.interrupts import StopSignal
 from dsonas.loop import DivergedError, Interrupted
 from dsonas.pipeline import Job, evaluate_run
@@ -38,6 +41,8 @@ DESCRIPTIONS = {
     "evaluate": "Measure the network of a finished run on its test images. The options say where\n"
     "the data are now and where to compute; they default to those of the run.",
     "predict": "Classify image files; prints file, class and probability, separated by tabs.",
+    "bench": "Measure this machine: a dense search step against the plain reference (step), whole\n"
+    "searches with and without shrinking (search), peak memory over the levels (memory).",
 }
 STEPS = {
     "run": ("pretrain", "search", "train"),
@@ -187,6 +192,26 @@ def _predict(command: str, arguments: list[str], stop: StopSignal) -> int:
     return EXIT_DONE
 
 
+def _bench(command: str, arguments: list[str], stop: StopSignal) -> int:
+    parser = OptionParser(command, "step|search|memory [--json] [OPTIONS]", DESCRIPTIONS[command])
+    parser.add_argument("what", type=str, metavar="step|search|memory", help="what to measure")
+    parser.add_argument("--json", action="store_true", help="print one JSON object alone")
+    defaults = BenchConfig()
+    for name in ("levels", "channels", "batch_size", "image_size", "repeats"):
+        default = getattr(defaults, name)
+        text = f"see docs/speed.md (default {default})"
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
+    add_groups(parser, ("engine",), ("engine",))
+    values = parse(parser, arguments)
+    if values.what not in BENCHES:
+        raise UsageError(f"bench must be one of {', '.join(BENCHES)}, got {values.what!r}")
+    sizes = {name: values[name] for name in vars(defaults) if name in values and name != "engine"}
+    config = BenchConfig(**sizes, engine=EngineConfig(**values.engine.as_dict()))
+    measured = BENCHES[values.what](config)
+    print(json.dumps(measured) if values.json else json.dumps(measured, indent=2))
+    return EXIT_DONE
+
+
 def _add_run_folder(parser: OptionParser) -> None:
     text = "the folder of a finished run"
     parser.add_argument("--run", type=str, required=True, metavar="DIR", help=text)
@@ -198,4 +223,5 @@ COMMANDS: dict[str, Callable[[str, list[str], StopSignal], int]] = {
     "train": _work,
     "evaluate": _evaluate,
     "predict": _predict,
+    "bench": _bench,
 }

@@ -20,6 +20,7 @@ from dsonas.importance import connection_flows, node_importance, without_node
 
 Factors = Sequence[Sequence[float]]
 Place = tuple[int, int]  # of an operation: graph (0 for all of the share space) and node
+Measure = Callable[[Architecture], float]
 Worth = Callable[[Architecture], Mapping[Place, float]]
 
 FLOOR = 0.9  # of the final cost: removals that end below it are the last resort
@@ -77,7 +78,7 @@ def follow_plan(
     current: Architecture,
     factors: Factors,
     worth: Worth | None = None,
-    measure: str = "macs",
+    cost: Measure | None = None,
 ) -> Architecture:
     """Remove what is worth least for its cost until the planned shares hold.
 
@@ -88,16 +89,13 @@ def follow_plan(
         current: the live, cleaned architecture.
         factors: packed scaling factors: one vector (share) or one for each block (full).
         worth: tells what each operation of each graph is worth; None takes ``flow_worth``.
-        measure: ``macs`` or ``params``.
+        cost: the measure that is planned; None takes multiply-adds.
 
     Returns:
         The architecture to go on with; ``current`` itself if it is cheap enough.
     """
     shared = len(factors) == 1
-
-    def cost(architecture: Architecture) -> int:
-        return getattr(architecture_cost(architecture), measure)
-
+    cost = cost or _macs
     fixed = cost(_without_blocks(supernet))
     prunable = cost(supernet) - fixed
     allowed = fixed + plan.share(plan.structure, progress) * prunable
@@ -111,6 +109,10 @@ def follow_plan(
         current = min(gentle or removals, key=lambda removal: removal.ratio).result
     limit = plan.share(plan.connections, progress) * _num_connections(supernet, shared)
     return _drop_connections(current, factors, shared, int(limit))
+
+
+def _macs(architecture: Architecture) -> float:
+    return architecture_cost(architecture).macs
 
 
 def flow_worth(factors: Factors) -> Worth:
@@ -129,7 +131,7 @@ def flow_worth(factors: Factors) -> Worth:
 @dataclass(frozen=True)
 class _Removal:
     result: Architecture
-    cost: int
+    cost: float
     ratio: float
 
 
@@ -137,7 +139,7 @@ def _removals(
     current: Architecture,
     worth: Mapping[Place, float],
     shared: bool,
-    cost: Callable[[Architecture], int],
+    cost: Measure,
 ) -> list[_Removal]:
     """Every single operation that may go, with what that leaves and what it loses per saving."""
     before, found = cost(current), []
@@ -147,7 +149,7 @@ def _removals(
             continue
         result = _with_graph(current, place, smaller, shared)
         after = cost(result)
-        found.append(_Removal(result, after, value / max(1, before - after)))
+        found.append(_Removal(result, after, value / max(before - after, 1e-9 * before)))
     return found
 
 

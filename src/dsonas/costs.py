@@ -2,7 +2,9 @@
 
 ``macs`` are multiply-adds of convolutions and the classifier for one image (half of what
 ``torch.utils.flop_counter`` calls flops); ``params`` are the parameters of the final network (no
-scaling factors, no auxiliary head), BN included.
+scaling factors, no auxiliary head), BN included. ``memory_bytes`` is the memory access for one
+image in float32: what every convolution, pool, sum and the classifier reads (features, weights) and
+writes, with BN and ReLU folded into the operation before them, as an inference engine runs it.
 """
 
 from __future__ import annotations
@@ -12,26 +14,35 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsonas.architecture import Architecture, BlockGraph
 from dsonas.operations import build_operation
 
+BYTES = 4  # of a float32
+
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-adds for one image, and parameters.
+    """Multiply-adds and memory access for one image, and parameters.
 
     Example:
-        >>> Cost(10, 2) + Cost(5, 1)
-        Cost(macs=15, params=3)
+        >>> Cost(10, 2, 8) + Cost(5, 1, 4)
+        Cost(macs=15, params=3, memory_bytes=12)
     """
 
     macs: int = 0
     params: int = 0
+    memory_bytes: int = 0
 
     def __add__(self, other: Any) -> Cost:
-        return Cost(self.macs + other.macs, self.params + other.params)
+        return Cost(
+            self.macs + other.macs,
+            self.params + other.params,
+            self.memory_bytes + other.memory_bytes,
+        )
 
 
 def architecture_cost(architecture: Architecture) -> Cost:
@@ -62,20 +73,24 @@ def stem_cost(architecture: Architecture) -> Cost:
         return _conv_bn(skeleton.input_channels, first, 3, size)
     half = max(1, first // 2)
     middle = (skeleton.image_size + 1) // 2
-    return _conv_bn(skeleton.input_channels, half, 3, middle) + _conv_bn(half, first, 3, size)
+    return _conv_bn(skeleton.input_channels, half, 3, middle, 2) + _conv_bn(half, first, 3, size, 2)
 
 
 def head_cost(architecture: Architecture) -> Cost:
     """The last BN and the classifier."""
-    width, classes = architecture.skeleton.channels[-1], architecture.skeleton.num_classes
-    return Cost(width * classes, 2 * width + width * classes + classes)
+    skeleton = architecture.skeleton
+    width, classes = skeleton.channels[-1], skeleton.num_classes
+    pixels = skeleton.stage_sizes[-1] ** 2
+    weights = width * classes + classes
+    moved = width * pixels + 2 * width + weights + classes
+    return Cost(width * classes, 2 * width + weights, BYTES * moved)
 
 
 def reduction_cost(live: tuple[bool, ...], inputs: int, outputs: int, size: int) -> Cost:
     """A reduction block to features of ``size`` x ``size`` pixels."""
-    total = Cost()
+    total = _sum_cost(sum(live), outputs * size * size)
     for kernel_size, alive in zip((1, 3), live, strict=True):
-        total += _conv_bn(inputs, outputs, kernel_size, size) if alive else Cost()
+        total += _conv_bn(inputs, outputs, kernel_size, size, 2) if alive else Cost()
     return total
 
 
@@ -86,8 +101,11 @@ def block_cost(graph: BlockGraph, channels: int, size: int, projecting: bool) ->
     total = _conv_bn(channels, channels, 1, size) if projecting else Cost()
     if not graph.kept_nodes:
         return total
+    plane = channels * size * size
     for node in graph.kept_nodes:
         total += operation_cost(graph.operation(node), channels, size)
+        total += _sum_cost(len(graph.inputs[node]), plane)
+    total += _sum_cost(2, plane)  # the shortcut
     width = channels * len(graph.inputs[graph.output_node])
     return total + _conv_bn(width, channels, 1, size)
 
@@ -98,12 +116,36 @@ def operation_cost(name: str, channels: int, size: int) -> Cost:
     with torch.device("meta"):
         module = build_operation(name, channels).eval()
         features = torch.empty(1, channels, size, size)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, _ElementCounter() as moved, torch.no_grad():
         module(features)
     params = sum(parameter.numel() for parameter in module.parameters())
-    return Cost(counter.get_total_flops() // 2, params + 2 * channels)
+    return Cost(counter.get_total_flops() // 2, params + 2 * channels, BYTES * moved.total)
 
 
-def _conv_bn(inputs: int, outputs: int, kernel_size: int, size: int) -> Cost:
+class _ElementCounter(TorchDispatchMode):
+    """Counts the floating-point elements that tensor operations read and write."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if _is_counted(leaf)]
+            self.total += sum(tensor.numel() for tensor in tensors)
+        return result
+
+
+def _is_counted(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _sum_cost(num_inputs: int, plane: int) -> Cost:
+    """A sum of feature maps: it reads its inputs and writes its result; one input is no sum."""
+    return Cost(memory_bytes=BYTES * plane * (num_inputs + 1) if num_inputs > 1 else 0)
+
+
+def _conv_bn(inputs: int, outputs: int, kernel_size: int, size: int, stride: int = 1) -> Cost:
+    """A convolution to features of ``size`` x ``size`` pixels, with its BN."""
     weights = inputs * outputs * kernel_size**2
-    return Cost(weights * size * size, weights + 2 * outputs)
+    moved = inputs * (stride * size) ** 2 + weights + outputs * size * size
+    return Cost(weights * size * size, weights + 2 * outputs, BYTES * moved)

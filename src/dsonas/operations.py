@@ -7,9 +7,12 @@ normalisation and ReLU to every operation, so a registered builder returns only 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 Builder = Callable[[int], nn.Module]
 _REGISTRY: dict[str, Builder] = {}
@@ -67,19 +70,75 @@ def operation_names() -> tuple[str, ...]:
     return tuple(_REGISTRY)
 
 
+class DepthwiseConv(nn.Conv2d):
+    """A k x k convolution of every channel by itself, stride 1, same size, no bias."""
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        padding = kernel_size // 2
+        super().__init__(
+            channels, channels, kernel_size, padding=padding, groups=channels, bias=False
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Features (B, C, H, W) to the same shape."""
+        wide = self.kernel_size[0] > 3 and self.kernel_size[0] % 2 == 1
+        if self.training and wide and self.weight.requires_grad and input.device.type == "cpu":
+            return _WideDepthwise.apply(input, self.weight)  # type: ignore[no-any-return]
+        return super().forward(input)
+
+
+class _WideDepthwise(torch.autograd.Function):
+    """A depthwise convolution wider than 3, whose weight gradient is put together from 3x3 windows.
+
+    The CPU library has a fast kernel for the weight gradient of 3x3 depthwise convolutions only.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+        x, weight = ctx.saved_tensors
+        gradient = gradient.to(x.dtype)
+        size, channels = weight.shape[-1], len(weight)
+        x_gradient = None
+        if ctx.needs_input_grad[0]:
+            flipped = weight.flip(2, 3)
+            x_gradient = F.conv2d(gradient, flipped, padding=size // 2, groups=channels)
+        padded = _pad(x, size // 2)
+        result = torch.empty_like(weight)
+        for row in range(0, size - 2, 2):
+            for column in range(0, size - 2, 2):
+                height, width = x.shape[2] + 2, x.shape[3] + 2
+                window = padded[:, :, row : row + height, column : column + width]
+                result[:, :, row : row + 3, column : column + 3] = _weight_gradient3x3(
+                    gradient, window.contiguous(memory_format=torch.channels_last)
+                )
+        return x_gradient, result
+
+
+def _pad(x: Tensor, width: int) -> Tensor:
+    last = x.permute(0, 2, 3, 1)
+    return F.pad(last, (0, 0, width, width, width, width)).permute(0, 3, 1, 2)
+
+
+def _weight_gradient3x3(gradient: Tensor, x: Tensor) -> Tensor:
+    channels = x.shape[1]
+    return torch.ops.aten.convolution_backward(
+        gradient, x, x.new_empty(channels, 1, 3, 3), None, [1, 1], [0, 0], [1, 1], False, [0, 0],
+        channels, [False, True, False],
+    )[1]  # fmt: skip
+
+
 class SeparableConv(nn.Sequential):
     """Depthwise k x k convolution, then a pointwise one; nothing between, no bias."""
 
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__(
-            nn.Conv2d(
-                channels,
-                channels,
-                kernel_size,
-                padding=kernel_size // 2,
-                groups=channels,
-                bias=False,
-            ),
+            DepthwiseConv(channels, kernel_size),
             nn.Conv2d(channels, channels, 1, bias=False),
         )
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
 from dsonas.architecture import Architecture
-from dsonas.budgets import check_reachable, fit_width
+from dsonas.budgets import check_reachable, cost_function, fit_width
 from dsonas.checkpoints import CheckpointError
 from dsonas.config import RunConfig
 from dsonas.console import Reporter, readable_count
@@ -17,6 +17,7 @@ from dsonas.costs import architecture_cost
 from dsonas.data import Batches, ImageData, load_data
 from dsonas.drawing import draw_architecture
 from dsonas.engine import Engine
+from dsonas.latency import LatencyMeter
 from dsonas.loop import STAGES, Journal, run_stage
 from dsonas.network import AuxiliaryHead, Network
 from dsonas.runs import Preprocessing, RunError, RunFolder, versions
@@ -60,6 +61,9 @@ class Job:
             report=self.reporter.step,
             stop=self.stop,
         )
+        self.latency = LatencyMeter(str(self.engine.device))
+        timed = self.config.budget.latency_ms is not None
+        self.cost = cost_function(self.latency if timed else None)
         self._extras: dict[str, Any] = dict(saved.get("extras", {}))
         if self.resume:
             stage, epoch = self.resume["stage"], self.resume["epoch"]
@@ -84,7 +88,7 @@ class Job:
         self.config.check_sizes(self.data, stages)
         supernet = self.config.space(self.data).complete()
         if architecture is None:
-            check_reachable(supernet, self.config.budget)
+            check_reachable(supernet, self.config.budget, self.cost)
         else:
             check_fits(architecture, self.data)
         if "train" in stages and self.config.train.auxiliary:
@@ -101,6 +105,7 @@ class Job:
             space,
             self.data,
             budget=self.config.budget,
+            cost=self.cost,
             seed=self.config.seed,
             lambda_fraction=self.config.data.lambda_fraction,
             pretrain=self.config.pretrain,
@@ -113,6 +118,7 @@ class Job:
             result.architecture,
             self.config.budget,
             multiple=self.config.network.channel_multiple,
+            cost=self.cost,
         )
         self._extras["architecture"] = architecture.to_json()
         self._extras["factors"] = result.factors
@@ -173,8 +179,8 @@ class Job:
         )
         metrics = {
             **{name: round(value, 6) for name, value in measured.items()},
-            "macs": cost.macs,
-            "params": cost.params,
+            **asdict(cost),
+            "latency_ms": round(self.latency(architecture), 4),
             "live_connections": architecture.num_live,
             "supernet_connections": supernet.num_live,
             "channels": list(architecture.skeleton.channels),

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dsonas.architecture import Architecture
-from dsonas.budgets import Budget
-from dsonas.control import Plan, Worth, follow_plan
+from dsonas.budgets import Budget, CostFunction, cost_function
+from dsonas.control import Measure, Plan, Worth, follow_plan
 from dsonas.costs import architecture_cost
 from dsonas.data import Batches, ImageData, split_for_search
 from dsonas.engine import Engine
@@ -221,11 +221,11 @@ class Searching:
         factor_batches: Batches,
         config: SearchConfig,
         engine: Engine,
-        measure: str = "macs",
+        cost: Measure | None = None,
     ) -> None:
         assert network.scaling is not None
         self.network, self.scaling = network, network.scaling
-        self.config, self.engine, self.measure = config, engine, measure
+        self.config, self.engine, self.cost = config, engine, cost
         self.supernet = self.live = network.architecture
         self.weight_batches, self.factor_batches = weight_batches, factor_batches
         self.num_epochs = config.epochs
@@ -307,9 +307,7 @@ class Searching:
             factors = [vector.tolist() for vector in self.scaling.blocks]
             worth = self._measured_worth(epoch) if self.config.rank == "loss" else None
             self._remove(
-                follow_plan(
-                    plan, progress, self.supernet, self.live, factors, worth, self.measure
-                )
+                follow_plan(plan, progress, self.supernet, self.live, factors, worth, self.cost)
             )
             self.pressure = plan.adapt(self.pressure, self.live.num_live, positive)
         held = plan is not None and plan.is_held(progress)
@@ -423,6 +421,7 @@ def search(
     data: ImageData,
     *,
     budget: Budget | None = None,
+    cost: CostFunction | None = None,
     seed: int = 0,
     lambda_fraction: float = 0.5,
     pretrain: PretrainConfig | None = None,
@@ -436,7 +435,8 @@ def search(
     Args:
         space: what to search; its sharing overrides that of ``config``.
         data: images; only the training part is used.
-        budget: which measure leads the search (parameters if they alone are bounded).
+        budget: its first bound leads the search: macs, latency, memory access, or parameters.
+        cost: all measures of an architecture; needed for a latency bound. None: the exact counts.
         seed: of weights, split, order and augmentation; it fixes the result on one machine.
         lambda_fraction: share of the training images that updates the scaling factors, in [0, 1);
             0 does not split.
@@ -475,14 +475,15 @@ def search(
         first = Pretraining(network, source, pretrain, engine)
         run_stage(first, journal, engine.device, resume)
         resume = None
-    measure = "params" if budget and set(budget.bounds) == {"params"} else "macs"
+    leading = (budget or Budget()).leading
+    measures = cost or cost_function()
     second = Searching(
         network,
         batches(0, config.batch_size, "weights"),
         batches(1, config.batch_size, "factors"),
         config,
         engine,
-        measure,
+        lambda architecture: measures(architecture)[leading],
     )
     run_stage(second, journal, engine.device, resume if stage == "search" else None)
     return second.result(journal.rows)

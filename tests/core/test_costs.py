@@ -15,7 +15,11 @@ from dsonas.operations import register_operation
 from dsonas.spaces import cifar_space, imagenet_space
 
 
-def counted(architecture: Architecture) -> Cost:
+def pair(cost: Cost) -> tuple[int, int]:
+    return cost.macs, cost.params
+
+
+def counted(architecture: Architecture) -> tuple[int, int]:
     with torch.device("meta"):
         network = Network(architecture).eval()
         skeleton = architecture.skeleton
@@ -24,7 +28,7 @@ def counted(architecture: Architecture) -> Cost:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(images)
     params = sum(parameter.numel() for parameter in network.parameters())
-    return Cost(counter.get_total_flops() // 2, params)
+    return counter.get_total_flops() // 2, params
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["share", "full"])
@@ -35,14 +39,14 @@ def test_costs_equal_the_counter_of_torch(stem: str, shared: bool, part: int):
         rng = Random(f"{stem} {shared} {seed}")
         fields = random_skeleton(rng).__dict__ | {"stem": stem}
         architecture = random_architecture(rng, Skeleton(**fields), shared=shared)
-        assert architecture_cost(architecture) == counted(architecture), architecture
+        assert pair(architecture_cost(architecture)) == counted(architecture), architecture
 
 
 def test_costs_of_the_parts_that_random_cases_may_miss():
     empty = BlockGraph(("max_pool3x3",), 1, (False,))
     skeleton = Skeleton(stem="imagenet", image_size=1, blocks=(1, 1), channels=(1, 1))
     architecture = Architecture(skeleton, (empty, empty), ((False, True),))
-    assert architecture_cost(architecture) == counted(architecture)
+    assert pair(architecture_cost(architecture)) == counted(architecture)
 
 
 @pytest.mark.parametrize(
@@ -90,12 +94,12 @@ def test_a_registered_operation_is_counted():
     expected_macs = side * side * (channels * 3 + 2 * channels**2)
     expected_params = channels**2 + 3 * channels + channels + 1 + 2 * channels
     found = operation_cost("gated_for_cost_test", channels, side)
-    assert found == Cost(expected_macs, expected_params)
+    assert pair(found) == (expected_macs, expected_params)
     skeleton = Skeleton(image_size=9, blocks=(2,), channels=(6,))
     architecture = random_architecture(
         Random(4), skeleton, operations=("gated_for_cost_test", "max_pool3x3"), density=1.0
     )
-    assert architecture_cost(architecture) == counted(architecture)
+    assert pair(architecture_cost(architecture)) == counted(architecture)
 
 
 def test_a_block_is_cleaned_before_it_is_counted():
@@ -108,4 +112,26 @@ def test_a_block_is_cleaned_before_it_is_counted():
 
 
 def test_a_cost_adds_up():
-    assert sum([Cost(1, 2), Cost(3, 4)], Cost()) == Cost(4, 6)
+    assert sum([Cost(1, 2, 3), Cost(3, 4, 5)], Cost()) == Cost(4, 6, 8)
+
+
+@pytest.mark.parametrize("channels", [1, 8, 96])
+@pytest.mark.parametrize("side", [4, 16])
+def test_memory_access_of_operations_is_the_published_formula(channels: int, side: int):
+    pixels = side * side
+    published = {
+        "separable_conv3x3": 4 * pixels + 9 + channels,
+        "separable_conv5x5": 4 * pixels + 25 + channels,
+        "max_pool3x3": 2 * pixels,
+        "average_pool3x3": 2 * pixels,
+    }
+    for name, per_channel in published.items():
+        assert operation_cost(name, channels, side).memory_bytes == 4 * channels * per_channel
+
+
+def test_memory_access_grows_with_every_connection():
+    graph = BlockGraph.complete(("max_pool3x3", "separable_conv3x3"), 2)
+    before = block_cost(graph, 8, 8, False).memory_bytes
+    for i in range(len(graph.live)):
+        smaller = graph.prune([i != j for j in range(len(graph.live))]).clean()
+        assert block_cost(smaller, 8, 8, False).memory_bytes < before

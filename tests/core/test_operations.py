@@ -7,6 +7,7 @@ from torch import nn
 
 from dsonas.operations import (
     PAPER_OPERATIONS,
+    DepthwiseConv,
     build_operation,
     operation_names,
     register_operation,
@@ -75,3 +76,19 @@ def test_names_are_taken_once_and_unknown_ones_are_refused():
         register_operation("max_pool3x3", nn.Identity)
     with pytest.raises(ValueError, match=r"'max_pool9x9' is unknown; known are separable_conv3x3"):
         build_operation("max_pool9x9", 3)
+
+
+@pytest.mark.parametrize(("size", "height", "width"), [(5, 7, 9), (5, 1, 1), (7, 3, 8), (3, 5, 5)])
+def test_depthwise_convolutions_have_the_gradients_of_plain_ones(size, height, width):
+    fast = DepthwiseConv(6, size).double().train()
+    plain = torch.nn.Conv2d(6, 6, size, padding=size // 2, groups=6, bias=False).double()
+    plain.load_state_dict(fast.state_dict())
+    x = torch.randn(2, 6, height, width, dtype=torch.float64)
+    inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    outputs = [module(value) for module, value in zip((fast, plain), inputs, strict=True)]
+    incoming = torch.randn_like(x)
+    for output in outputs:
+        output.backward(incoming)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(fast.weight.grad, plain.weight.grad, rtol=1e-12, atol=1e-12)
