@@ -83,10 +83,7 @@ class ScalingFactors(nn.Module):
     def write_zeros(
         self, architecture: Architecture, optimizer: torch.optim.Optimizer | None = None
     ) -> None:
-        """Set the factors of all removed connections to 0 and clear their momentum.
-
-        A reduction block of which nothing is left gets its kept convolution back with factor 1.
-        """
+        """Set the factors of all removed connections to 0 and clear their momentum."""
         graphs = architecture.blocks[:1] if len(self.blocks) == 1 else architecture.blocks
         flags = [graph.live for graph in graphs]
         pairs = zip(
@@ -97,6 +94,10 @@ class ScalingFactors(nn.Module):
             vector.mul_(mask)
             if optimizer is not None and "momentum_buffer" in optimizer.state.get(vector, {}):
                 optimizer.state[vector]["momentum_buffer"].mul_(mask)
+
+    @torch.no_grad()
+    def revive_reductions(self, architecture: Architecture) -> None:
+        """Give a reduction block whose factors are all 0 its kept convolution back, factor 1."""
         for vector, live in zip(self.reductions, architecture.reductions, strict=True):
             vector.copy_(torch.where(vector.any(), vector, torch.tensor(live).to(vector)))
 
