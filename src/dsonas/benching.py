@@ -170,7 +170,7 @@ def bench_step(config: BenchConfig) -> dict[str, Any]:
         "lambda_vs_weight_step": median["fused_lambda"] / median["fused_weight"],
         "memory_bytes": memory["fused"],
         "memory_bytes_reference": memory["reference"],
-        "memory_vs_reference": memory["fused"] / memory["reference"],
+        "memory_vs_reference": memory["fused"] / max(1, memory["reference"]),
         "seconds": times,
         "roofline": roofline(config, median["fused_weight"]),
     }

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch.utils.benchmark import Timer
 
 from dsonas.architecture import Architecture
 from dsonas.network import Network
@@ -47,6 +46,8 @@ class LatencyMeter:
         return self.measured[architecture]
 
     def _measure(self, architecture: Architecture) -> float:
+        from torch.utils.benchmark import Timer  # its import looks for compilers and may say so
+
         skeleton = architecture.skeleton
         network = Network(architecture).eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         shape = (self.batch_size, skeleton.input_channels, skeleton.image_size, skeleton.image_size)

@@ -171,6 +171,11 @@ class Job:
         measured = evaluate(network, test, self.engine)
         return self._finish(network, measured)
 
+    def _latency(self, architecture: Architecture) -> dict[str, float]:
+        if self.config.budget.latency_ms is None:
+            return {}
+        return {"latency_ms": round(self.latency(architecture), 4)}
+
     def _finish(self, network: Network, measured: dict[str, float]) -> dict[str, Any]:
         architecture, seconds = network.architecture, self.journal.seconds
         cost = architecture_cost(architecture)
@@ -180,7 +185,7 @@ class Job:
         metrics = {
             **{name: round(value, 6) for name, value in measured.items()},
             **asdict(cost),
-            "latency_ms": round(self.latency(architecture), 4),
+            **self._latency(architecture),
             "live_connections": architecture.num_live,
             "supernet_connections": supernet.num_live,
             "channels": list(architecture.skeleton.channels),
