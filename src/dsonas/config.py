@@ -60,15 +60,15 @@ class NetworkConfig:
         for name in ("levels", "channel_multiple"):
             if getattr(self, name) < 1:
                 raise ValueError(f"network.{name} must be at least 1, got {getattr(self, name)}")
-        if min(self.stage_channels) < 1 or len(self.stage_channels) != len(self.blocks):
-            raise ValueError(
-                f"network.channels must be at least 1, or one number for each of the "
-                f"{len(self.blocks)} stages, got {self.channels}"
-            )
         if not self.blocks or min(self.blocks) < 1:
             raise ValueError(
                 "network.blocks must be numbers of at least 1, one for each stage, "
                 f"got {list(self.blocks)}"
+            )
+        if min(self.stage_channels) < 1 or len(self.stage_channels) != len(self.blocks):
+            raise ValueError(
+                f"network.channels must be at least 1, or one number for each of the "
+                f"{len(self.blocks)} stages, got {self.channels}"
             )
         unknown = [name for name in self.operations if name not in operation_names()]
         if unknown or not self.operations:

@@ -95,12 +95,6 @@ class ScalingFactors(nn.Module):
             if optimizer is not None and "momentum_buffer" in optimizer.state.get(vector, {}):
                 optimizer.state[vector]["momentum_buffer"].mul_(mask)
 
-    @torch.no_grad()
-    def revive_reductions(self, architecture: Architecture) -> None:
-        """Give a reduction block whose factors are all 0 its kept convolution back, factor 1."""
-        for vector, live in zip(self.reductions, architecture.reductions, strict=True):
-            vector.copy_(torch.where(vector.any(), vector, torch.tensor(live).to(vector)))
-
 
 def _rms_scale(vector: Tensor, live: Sequence[bool], targets: Sequence[int]) -> Tensor:
     """For each factor, one over the root mean square of the live factors of its target."""

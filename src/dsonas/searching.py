@@ -348,7 +348,6 @@ class Searching:
         if self.config.shrink:  # first, for it needs the factors of the operations that go
             shrink(self.network, live, self.weight_optimizer)
         self.scaling.write_zeros(live, self.factor_optimizer)
-        self.scaling.revive_reductions(live)
 
     def state_dict(self) -> dict[str, Any]:
         """Live architecture, weights, factors and momenta."""
