@@ -143,7 +143,7 @@ def fit_width(
     least = cost(scaled(low))
     if budget.use(least) > 1:
         raise InfeasibleBudgetError(
-            f"budget {budget.bounds} is below the narrowest network of this structure "
+            f"budget {budget.bounds} is below the smallest network of this structure "
             f"({multiple} channels per stage): {_listed(least)}"
         )
     for _ in range(40):

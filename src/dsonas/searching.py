@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +26,8 @@ from dsonas.sensitivity import loss_without
 from dsonas.shrinking import shrink
 from dsonas.spaces import SHARINGS, SearchSpace
 from dsonas.steps import factor_step, weight_step
+
+logger = logging.getLogger(__name__)
 
 SCHEDULES = ("constant", "cosine")
 RANKS = ("loss", "flow")
@@ -370,16 +373,12 @@ class Searching:
         self.factor_optimizer.load_state_dict(state["factor_optimizer"])
 
     def result(self, rows: list[Row]) -> SearchResult:
-        """The architecture that the scaling factors stand for now.
-
-        Raises:
-            ValueError: if the penalty has removed every operation of every block.
-        """
+        """The architecture that the scaling factors stand for now."""
         architecture = self.scaling.architecture(self.live)
         if not any(graph.kept_nodes for graph in architecture.blocks):
-            raise ValueError(
-                "search.penalty must leave an operation, but it removed all of them, "
-                f"got {self.penalty:.3g}: lower it, or leave it out"
+            logger.warning(
+                "the penalty %.3g removed every operation: lower search.penalty, or leave it out",
+                self.penalty,
             )
         return SearchResult(
             architecture=architecture,
