@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 
@@ -152,7 +152,8 @@ def fit_width(
         low, high = (middle, high) if fits else (low, middle)
     if "latency_ms" in budget.bounds:
         return scaled(low)  # each trial would be a measurement, with noise larger than the gain
-    return _fill(scaled(low), budget, multiple, cost)
+    ideal = [width * low for width in base]
+    return _fill(scaled(low), ideal, budget, multiple, cost)
 
 
 def _listed(cost: Mapping[str, float]) -> str:
@@ -160,19 +161,32 @@ def _listed(cost: Mapping[str, float]) -> str:
 
 
 def _fill(
-    architecture: Architecture, budget: Budget, multiple: int, cost: CostFunction
+    architecture: Architecture,
+    ideal: Sequence[float],
+    budget: Budget,
+    multiple: int,
+    cost: CostFunction,
 ) -> Architecture:
-    """The best use of the budget among widths near these: each stage up to two steps off."""
-    base = architecture.skeleton.channels
+    """The best use of the budget among widths near the ideal ones, each stage by itself."""
+    floors = architecture.skeleton.channels
+    choices = [
+        [floor, *_near(floor, width, multiple)] for floor, width in zip(floors, ideal, strict=True)
+    ]
     best, best_use = architecture, budget.use(cost(architecture))
-    for steps in product((-1, 0, 1, 2), repeat=len(base)):
-        moved = zip(base, steps, strict=True)
-        channels = [max(multiple, width + multiple * step) for width, step in moved]
+    for channels in product(*choices):
         trial = architecture.with_channels(channels)
         use = budget.use(cost(trial))
         if best_use < use <= 1:
             best, best_use = trial, use
     return best
+
+
+MAX_DISTORTION = 0.25  # of a stage's width from the ideal one
+
+
+def _near(floor: int, ideal: float, multiple: int) -> list[int]:
+    widths = [floor + multiple * step for step in (-1, 1, 2)]
+    return [w for w in widths if w > 0 and abs(w - ideal) <= MAX_DISTORTION * ideal]
 
 
 def check_reachable(
