@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from dsonas.network import Network, build
     from dsonas.operations import register_operation
     from dsonas.proximal import ProximalNAG, soft_threshold
-    from dsonas.searching import PretrainConfig, SearchConfig, SearchResult, search
+    from dsonas.search_config import PretrainConfig, SearchConfig
+    from dsonas.search_stages import SearchResult
+    from dsonas.searching import search
     from dsonas.shrinking import shrink
     from dsonas.spaces import SearchSpace
     from dsonas.training import TrainConfig
@@ -30,10 +32,10 @@ _HOME = {
     "Engine": "engine",
     "EngineConfig": "engine",
     "Network": "network",
-    "PretrainConfig": "searching",
+    "PretrainConfig": "search_config",
     "ProximalNAG": "proximal",
-    "SearchConfig": "searching",
-    "SearchResult": "searching",
+    "SearchConfig": "search_config",
+    "SearchResult": "search_stages",
     "SearchSpace": "spaces",
     "Skeleton": "architecture",
     "TrainConfig": "training",

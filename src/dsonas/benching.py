@@ -24,8 +24,10 @@ from dsonas.engine import Engine, EngineConfig
 from dsonas.loop import Journal
 from dsonas.network import Network
 from dsonas.operations import PAPER_OPERATIONS
+from dsonas.optimizers import sgd
 from dsonas.proximal import ProximalNAG
-from dsonas.searching import PretrainConfig, SearchConfig, search, sgd
+from dsonas.search_config import PretrainConfig, SearchConfig
+from dsonas.searching import search
 from dsonas.spaces import SearchSpace
 from dsonas.steps import factor_step, weight_step
 

@@ -13,7 +13,7 @@ from dsonas.data import DataConfig, DataError, ImageData
 from dsonas.engine import EngineConfig
 from dsonas.loop import STAGES
 from dsonas.operations import PAPER_OPERATIONS, operation_names
-from dsonas.searching import PretrainConfig, SearchConfig
+from dsonas.search_config import PretrainConfig, SearchConfig
 from dsonas.spaces import SearchSpace
 from dsonas.training import TrainConfig
 

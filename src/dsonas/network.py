@@ -6,212 +6,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import stochastic_depth
 
-from dsonas.architecture import REDUCTION_OPERATIONS, Architecture, BlockGraph, Skeleton
-from dsonas.mixing import BufferPool, Schedule, fused_block
-from dsonas.operations import build_operation
+from dsonas.architecture import Architecture, Skeleton
+from dsonas.blocks import Block, ConvBNReLU, ReductionBlock, batch_norm
+from dsonas.buffers import BufferPool
 from dsonas.scaling import ScalingFactors
 
-BN_EPS = 2e-5
 AUXILIARY_CHANNELS = (128, 768)
-
-
-def batch_norm(channels: int, learn_gamma: bool = True) -> nn.BatchNorm2d:
-    """Batch normalisation as the paper sets it; a fixed gamma is 1 and gets no gradient."""
-    module = nn.BatchNorm2d(channels, eps=BN_EPS, momentum=0.1)
-    module.weight.requires_grad_(learn_gamma)
-    return module
-
-
-class ConvBNReLU(nn.Sequential):
-    """Convolution without bias, BN, ReLU.
-
-    A 1x1 convolution of stride 2 is taken as a slice and a stride-1 convolution: the same maths,
-    and safe in channels_last on CPUs.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel_size: int,
-        stride: int = 1,
-        learn_gamma: bool = True,
-        padding: int | None = None,
-    ) -> None:
-        self.slice_stride = stride if kernel_size == 1 else 1
-        padding = kernel_size // 2 if padding is None else padding
-        super().__init__(
-            nn.Conv2d(
-                inputs,
-                outputs,
-                kernel_size,
-                stride=stride // self.slice_stride,
-                padding=padding,
-                bias=False,
-            ),
-            batch_norm(outputs, learn_gamma),
-            nn.ReLU(),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride), rounded up."""
-        if self.slice_stride > 1:
-            x = x[:, :, :: self.slice_stride, :: self.slice_stride]
-        return super().forward(x)
-
-
-class Candidate(nn.Module):
-    """An operation with its batch normalisation; the block applies the ReLU."""
-
-    def __init__(self, operation: str, channels: int, learn_gamma: bool) -> None:
-        super().__init__()
-        self.operation = build_operation(operation, channels)
-        self.bn = batch_norm(channels, learn_gamma)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape, before the ReLU."""
-        return self.bn(self.operation(x))
-
-
-class Block(nn.Module):
-    """A block of any graph (eq. 3 and 4): with scaling factors, or plain sums without.
-
-    Args:
-        graph: cleaned connections; its kept nodes get modules.
-        channels: C of input and output.
-        projecting: the shortcut is ReLU(BN(conv 1x1)) rather than the identity.
-        learn_gamma: of the BNs in operations and in the projecting shortcut.
-        reference: run supernets by the plain path too.
-        pool: buffers shared with the network's other blocks.
-    """
-
-    def __init__(
-        self,
-        graph: BlockGraph,
-        channels: int,
-        *,
-        projecting: bool = False,
-        learn_gamma: bool = True,
-        reference: bool = False,
-        pool: BufferPool | None = None,
-    ) -> None:
-        super().__init__()
-        self.graph = graph
-        self.reference = reference
-        self.pool = pool or BufferPool()
-        self.schedule = Schedule.of(graph)
-        self.positions: dict[tuple[int, int], int] = {
-            pair: i for i, pair in enumerate(graph.connections)
-        }
-        self.nodes = nn.ModuleDict(
-            {
-                str(node): Candidate(graph.operation(node), channels, learn_gamma)
-                for node in graph.kept_nodes
-            }
-        )
-        self.shortcut = (
-            ConvBNReLU(channels, channels, 1, learn_gamma=learn_gamma)
-            if projecting
-            else nn.Identity()
-        )
-        if graph.kept_nodes:
-            width = channels * len(graph.inputs[graph.output_node])
-            self.output = nn.Conv2d(width, channels, 1, bias=False)
-            self.output_bn = batch_norm(channels)
-
-    def forward(self, x: Tensor, factors: Tensor | None = None, drop_path: float = 0.0) -> Tensor:
-        """Run the block.
-
-        Args:
-            x: (B, C, H, W).
-            factors: packed scaling factors, or None for plain sums.
-            drop_path: probability, per sample, of dropping an input or output branch.
-        """
-        if not self.graph.kept_nodes:
-            return self.shortcut(x)
-        if factors is None or self.reference or not (self.training and torch.is_grad_enabled()):
-            y = self._plain(x, factors, drop_path if self.training else 0.0)
-        else:
-            y = self._fused(x, factors)
-        return F.relu(self.output_bn(y)) + self.shortcut(x)
-
-    def _plain(self, x: Tensor, factors: Tensor | None, drop_path: float) -> Tensor:
-        features = {0: x}
-        for node in self.graph.kept_nodes:
-            sources = self.graph.inputs[node]
-            if self.graph.level(node) == 1:
-                z = x
-            else:
-                drop = drop_path if len(sources) > 1 else 0.0
-                branches = [self._branch(features[s], s, node, factors, drop) for s in sources]
-                z = _sum(branches)
-            features[node] = F.relu(self.nodes[str(node)](z))
-        end = self.graph.output_node
-        outputs = [
-            self._branch(features[s], s, end, factors, drop_path) for s in self.graph.inputs[end]
-        ]
-        return self._project(outputs)
-
-    def _project(self, branches: list[Tensor]) -> Tensor:
-        if self.reference:
-            weights = self.output.weight.split(branches[0].shape[1], 1)
-            return _sum([F.conv2d(x, w) for x, w in zip(branches, weights, strict=True)])
-        return self.output(branches[0] if len(branches) == 1 else torch.cat(branches, 1))
-
-    def _branch(
-        self, x: Tensor, source: int, target: int, factors: Tensor | None, drop_path: float
-    ) -> Tensor:
-        if factors is not None:
-            x = x * factors[self.positions[source, target]]
-        return stochastic_depth(x, drop_path, "row", True) if drop_path > 0 else x
-
-    def _fused(self, x: Tensor, factors: Tensor) -> Tensor:
-        candidates = [self.nodes[str(node)] for node in self.schedule.nodes]
-        parameters = [
-            [p for p in candidate.parameters() if p.requires_grad] for candidate in candidates
-        ]
-        weight = self.output.weight
-        return fused_block(x, factors, weight, self.schedule, candidates, parameters, self.pool)
-
-
-def _sum(tensors: list[Tensor]) -> Tensor:
-    total = tensors[0]
-    for tensor in tensors[1:]:
-        total = total + tensor
-    return total
-
-
-class ReductionBlock(nn.Module):
-    """Halve the resolution: the scaled sum of a 1x1 and a 3x3 convolution of stride 2."""
-
-    def __init__(
-        self, live: tuple[bool, ...], inputs: int, outputs: int, learn_gamma: bool
-    ) -> None:
-        super().__init__()
-        self.live = live
-        self.branches = nn.ModuleDict(
-            {
-                name: ConvBNReLU(inputs, outputs, kernel, 2, learn_gamma)
-                for name, kernel, alive in zip(REDUCTION_OPERATIONS, (1, 3), live, strict=True)
-                if alive
-            }
-        )
-
-    def forward(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H / 2, W / 2), rounded up."""
-        total = None
-        for name, branch in self.branches.items():
-            y = branch(x)
-            if factors is not None:
-                y = y * factors[REDUCTION_OPERATIONS.index(name)]
-            total = y if total is None else total + y
-        assert total is not None
-        return total
 
 
 class AuxiliaryHead(nn.Sequential):
@@ -258,6 +61,7 @@ class Network(nn.Module):
             it grows linearly with depth to that.
 
     Example:
+        >>> import torch
         >>> from dsonas.spaces import cifar_space
         >>> space = cifar_space(channels=8, blocks=(1, 1))
         >>> supernet = Network(space.complete(), sharing="share")
@@ -406,6 +210,7 @@ def build(architecture: Architecture, *, num_classes: int | None = None) -> Netw
         num_classes: another number of classes than the architecture's, >= 2.
 
     Example:
+        >>> import torch
         >>> from dsonas.spaces import cifar_space
         >>> network = build(cifar_space(channels=8, blocks=(1, 1)).complete(), num_classes=5)
         >>> network(torch.zeros(2, 3, 32, 32)).shape

@@ -62,7 +62,10 @@ class Job:
             stop=self.stop,
         )
         self.latency = LatencyMeter(str(self.engine.device))
-        timed = self.config.budget.latency_ms is not None
+        timed = (
+            self.config.budget.latency_ms is not None
+            or self.config.search.penalty_kind == "adaptive_latency"
+        )
         self.cost = cost_function(self.latency if timed else None)
         self._extras: dict[str, Any] = dict(saved.get("extras", {}))
         if self.resume:

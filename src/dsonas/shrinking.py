@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsonas.architecture import Architecture, BlockGraph
+from dsonas.blocks import Block, ReductionBlock
 from dsonas.mixing import Schedule
-from dsonas.network import Block, Network, ReductionBlock
+from dsonas.network import Network
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ from dsonas.data import Batches
 from dsonas.engine import Engine
 from dsonas.loop import Row
 from dsonas.network import Network
+from dsonas.optimizers import set_lr, sgd
 from dsonas.schedules import Schedule, cosine, cosine_restarts, linear
-from dsonas.searching import set_lr, sgd
 from dsonas.seeding import derive_seed
 
 SCHEDULES = ("cosine", "restarts", "linear")

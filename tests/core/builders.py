@@ -8,8 +8,8 @@ import torch
 from dsonas.architecture import Architecture, BlockGraph, Skeleton, block_connections
 from dsonas.network import Network
 from dsonas.operations import PAPER_OPERATIONS
+from dsonas.optimizers import sgd
 from dsonas.proximal import ProximalNAG
-from dsonas.searching import sgd
 from dsonas.steps import factor_step, weight_step
 
 SMALL = Skeleton(image_size=9, num_classes=4, blocks=(2, 1), channels=(3, 5))

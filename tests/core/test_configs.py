@@ -3,7 +3,7 @@
 import pytest
 
 from dsonas.engine import Engine, EngineConfig
-from dsonas.searching import PretrainConfig, SearchConfig
+from dsonas.search_config import PretrainConfig, SearchConfig
 from dsonas.spaces import SearchSpace, cifar_space, imagenet_space
 
 NAN = float("nan")

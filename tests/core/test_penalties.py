@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from dsonas.architecture import Architecture, Skeleton
-from dsonas.costs import architecture_cost
-from dsonas.penalties import block_penalties
+from dsonas.costs import architecture_cost, operation_cost
+from dsonas.penalties import block_penalties, connection_penalties
 
 SKELETON = Skeleton(image_size=8, blocks=(1, 2), channels=(4, 8))
 WHOLE = Architecture.complete(SKELETON, ("separable_conv3x3", "max_pool3x3"), 2)
@@ -48,3 +48,62 @@ def test_adaptive_is_in_proportion_to_the_live_cost():
 def test_unknown_kinds_are_refused():
     with pytest.raises(ValueError, match=r"search\.penalty_kind must be one of .*'magic'"):
         block_penalties("magic", 0.1, WHOLE, WHOLE, "share")
+
+
+@pytest.mark.parametrize(("sharing", "sets"), [("share", 1), ("full", 3)])
+@pytest.mark.parametrize("kind", ["uniform", "adaptive_macs"])
+def test_kinds_with_one_value_per_vector_repeat_it(kind: str, sharing: str, sets: int):
+    rows = connection_penalties(kind, 0.3, WHOLE, WHOLE, sharing)
+    assert rows == [[pytest.approx(0.3)] * len(EMPTY.live)] * sets
+
+
+def test_memory_penalties_are_the_published_constants():
+    """At 96 channels and 16x16: separable 3x3 0.986, 5x5 1, pools 0.447, outputs 0.448 or more.
+
+    The published output branch counts one weight per channel; ours counts all of its C.
+    """
+    names = ("separable_conv3x3", "separable_conv5x5", "max_pool3x3", "average_pool3x3")
+    skeleton = Skeleton(image_size=16, blocks=(1,), channels=(96,))
+    whole = Architecture.complete(skeleton, names, 2)
+    graph = whole.blocks[0]
+    (row,) = connection_penalties("adaptive_memory", 1.0, whole, whole, "share")
+    published = dict(zip(range(5, 9), (0.986, 1.0, 0.447, 0.447), strict=True))
+    for value, (_, target) in zip(row, graph.connections, strict=True):
+        if target < graph.output_node:
+            assert value == pytest.approx(published[target], abs=5e-4)
+        else:
+            assert value == pytest.approx((2 * 256 + 96) / 1145)
+
+
+def test_memory_penalties_of_the_full_space_compare_all_blocks():
+    rows = connection_penalties("adaptive_memory", 2.0, WHOLE, WHOLE, "full")
+    target = WHOLE.blocks[0].target_index[0]
+    name = WHOLE.blocks[0].operation(target)
+    bytes_ = [operation_cost(name, c, s).memory_bytes for c, s in ((4, 8), (8, 4), (8, 4))]
+    assert [row[0] / rows[0][0] for row in rows] == pytest.approx([b / bytes_[0] for b in bytes_])
+    assert max(max(row) for row in rows) == pytest.approx(2.0)
+
+
+def test_the_connection_whose_removal_saves_most_time_is_punished_most():
+    def latency(architecture: Architecture) -> float:
+        return architecture_cost(architecture).macs
+
+    current = replace(WHOLE, blocks=(HALF,) * 3)
+    (row,) = connection_penalties("adaptive_latency", 2.0, WHOLE, current, "share", latency)
+    live = [i for i, alive in enumerate(HALF.live) if alive]
+    assert all(row[i] == 2.0 for i in range(len(row)) if i not in live)
+
+    def without(i: int) -> float:
+        smaller = HALF.prune([j != i for j in range(len(HALF.live))]).clean()
+        return latency(replace(current, blocks=(smaller,) * 3))
+
+    times = {i: without(i) for i in live}
+    span = max(times.values()) - min(times.values())
+    for i, value in times.items():
+        expected = 2.0 * (0.5 + 0.5 * (max(times.values()) - value) / span)
+        assert row[i] == pytest.approx(expected)
+
+
+def test_adaptive_latency_needs_a_latency():
+    with pytest.raises(ValueError, match="latency must be given"):
+        connection_penalties("adaptive_latency", 1.0, WHOLE, WHOLE, "share")

@@ -14,15 +14,10 @@ from dsonas.data import Batches, DataConfig, ImageData, load_data
 from dsonas.engine import Engine, EngineConfig
 from dsonas.loop import DivergedError, Interrupted, Journal
 from dsonas.network import Network
-from dsonas.searching import (
-    PretrainConfig,
-    SearchConfig,
-    Searching,
-    SearchResult,
-    alternation,
-    search,
-    sgd,
-)
+from dsonas.optimizers import sgd
+from dsonas.search_config import PretrainConfig, SearchConfig
+from dsonas.search_stages import Searching, SearchResult, alternation
+from dsonas.searching import search
 from dsonas.spaces import SearchSpace
 
 SPACE = SearchSpace(

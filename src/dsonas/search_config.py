@@ -1,0 +1,113 @@
+"""How to pretrain and search a supernet: the configuration of steps 1 and 2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsonas.penalties import PENALTIES
+from dsonas.spaces import SHARINGS
+
+SCHEDULES = ("constant", "cosine")
+RANKS = ("loss", "flow")
+
+
+def _check(condition: bool, name: str, rule: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {rule}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Step 1: train the supernet with all scaling factors at 1.
+
+    Args:
+        epochs: passes over the weight part of the training set, >= 0.
+        lr: learning rate of Nesterov SGD with momentum 0.9, > 0, constant.
+        weight_decay: >= 0.
+        batch_size: images, >= 2.
+    """
+
+    epochs: int = 20
+    lr: float = 0.05
+    weight_decay: float = 1e-4
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        _check(self.epochs >= 0, "pretrain.epochs", "at least 0", self.epochs)
+        _check(self.lr > 0, "pretrain.lr", "above 0", self.lr)
+        _check(self.weight_decay >= 0, "pretrain.weight_decay", "at least 0", self.weight_decay)
+        _check(self.batch_size >= 2, "pretrain.batch_size", "at least 2", self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Step 2: train weights and scaling factors together and remove what reaches zero.
+
+    Args:
+        space: ``share`` has one set of scaling factors for all blocks, ``full`` one for each.
+        epochs: passes over the weight part, >= 1.
+        lr: learning rate of weights and scaling factors, > 0.
+        schedule: of the learning rate: ``constant`` (paper) or ``cosine`` to a tenth.
+        momentum: of weights and scaling factors, in [0, 1).
+        weight_decay: of the weights, >= 0.
+        batch_size: images, >= 2.
+        clip: gradients are clipped to [-clip, clip] elementwise, > 0.
+        ratio: weight steps for each scaling-factor step, >= 1.
+        penalty: gamma, the L1 weight, >= 0. None: so strong that a factor without gradient would
+            move by 3 in all over the search.
+        penalty_kind: ``uniform``, or ``adaptive_macs``, ``adaptive_memory``, ``adaptive_latency``:
+            stronger where a connection, or its block, costs more.
+        normalise: whether to rescale the factors of every target to a mean square of 1 after each
+            step, so that the penalty acts on shares (the scale of a vector is free).
+        rank: what an operation is worth to the plan: ``loss`` measures the loss without it on
+            images of the factor part, ``flow`` judges by the scaling factors alone.
+        rebuild_every: epochs between two rebuilds, >= 1.
+        structure: share of the cost of the supernet's blocks that the search keeps, in (0, 1];
+            the rest of a budget is met by the width. None leaves the sparsity to the penalty
+            alone (paper).
+        connections: share of the supernet's connections that the search keeps, in (0, 1].
+        reached_at: part of the search after which the structure is held, in (0, 1].
+        shrink: whether rebuilds remove dead operations physically (faster; the same result).
+    """
+
+    space: str = "share"
+    epochs: int = 40
+    lr: float = 0.1
+    schedule: str = "cosine"
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    batch_size: int = 128
+    clip: float = 2.0
+    ratio: int = 1
+    penalty: float | None = None
+    penalty_kind: str = "adaptive_macs"
+    normalise: bool = True
+    rank: str = "loss"
+    rebuild_every: int = 1
+    structure: float | None = 0.35
+    connections: float = 0.35
+    reached_at: float = 0.75
+    shrink: bool = True
+
+    def __post_init__(self) -> None:
+        _check(self.space in SHARINGS, "search.space", f"one of {SHARINGS}", self.space)
+        _check(self.epochs >= 1, "search.epochs", "at least 1", self.epochs)
+        _check(self.lr > 0, "search.lr", "above 0", self.lr)
+        _check(self.schedule in SCHEDULES, "search.schedule", f"one of {SCHEDULES}", self.schedule)
+        _check(0 <= self.momentum < 1, "search.momentum", "in [0, 1)", self.momentum)
+        _check(self.weight_decay >= 0, "search.weight_decay", "at least 0", self.weight_decay)
+        _check(self.batch_size >= 2, "search.batch_size", "at least 2", self.batch_size)
+        _check(self.clip > 0, "search.clip", "above 0", self.clip)
+        _check(self.ratio >= 1, "search.ratio", "at least 1", self.ratio)
+        _check(self.penalty is None or self.penalty >= 0, "search.penalty", ">= 0", self.penalty)
+        _check(self.rank in RANKS, "search.rank", f"one of {RANKS}", self.rank)
+        kinds = f"one of {PENALTIES}"
+        _check(self.penalty_kind in PENALTIES, "search.penalty_kind", kinds, self.penalty_kind)
+        _check(self.rebuild_every >= 1, "search.rebuild_every", "at least 1", self.rebuild_every)
+        shares = [
+            self.connections,
+            self.reached_at,
+            1 if self.structure is None else self.structure,
+        ]
+        for name, value in zip(("connections", "reached_at", "structure"), shares, strict=True):
+            _check(0 < value <= 1, f"search.{name}", "in (0, 1]", value)

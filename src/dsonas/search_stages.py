@@ -1,0 +1,304 @@
+"""Steps 1 and 2 as stages of the loop: pretraining, and the search with its rebuilds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from dsonas.architecture import Architecture
+from dsonas.control import Measure, Plan, Worth, follow_plan
+from dsonas.costs import architecture_cost
+from dsonas.data import Batches
+from dsonas.engine import Engine
+from dsonas.latency import LatencyFunction
+from dsonas.loop import Row
+from dsonas.network import Network
+from dsonas.optimizers import set_lr, sgd
+from dsonas.penalties import connection_penalties
+from dsonas.proximal import ProximalNAG
+from dsonas.schedules import Schedule, constant, cosine
+from dsonas.search_config import PretrainConfig, SearchConfig
+from dsonas.sensitivity import loss_without
+from dsonas.shrinking import shrink
+from dsonas.steps import factor_step, weight_step
+
+logger = logging.getLogger(__name__)
+
+IDLE_DISTANCE = 3.0  # see SearchConfig.penalty
+
+
+@dataclass
+class SearchResult:
+    """What a search found.
+
+    Args:
+        architecture: the cleaned result, at the supernet's channels.
+        supernet: the complete architecture it was found in.
+        factors: the packed scaling factors of each set of blocks.
+        network: the live supernet with its weights.
+        rows: the log, one entry per epoch.
+    """
+
+    architecture: Architecture
+    supernet: Architecture
+    factors: list[list[float]]
+    network: Network
+    rows: list[Row] = field(default_factory=list)
+
+
+class Pretraining:
+    """Step 1 as a stage of the loop."""
+
+    name = "pretrain"
+
+    def __init__(
+        self, network: Network, batches: Batches, config: PretrainConfig, engine: Engine
+    ) -> None:
+        self.network, self.engine = network, engine
+        self.source = batches
+        self.num_epochs, self.num_batches = config.epochs, len(batches)
+        self.optimizer = sgd(network, config.lr, config.weight_decay, 0.9)
+
+    def batches(self, epoch: int, start: int) -> Iterator[Any]:
+        """Batches of the weight part."""
+        return self.source.epoch(epoch, start)
+
+    def step(self, batch: Any, epoch: int, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A weight step."""
+        images, labels = batch
+        self.network.train()
+        with self.engine.autocast():
+            loss, logits = weight_step(self.network, self.optimizer, images, labels)
+        return loss, logits, labels
+
+    def end_epoch(self, epoch: int) -> Row:
+        """Nothing to add to the log."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and momenta."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class Searching:
+    """Step 2 as a stage of the loop: W and lambda steps in turn, and rebuilds."""
+
+    name = "search"
+
+    def __init__(
+        self,
+        network: Network,
+        weight_batches: Batches,
+        factor_batches: Batches,
+        config: SearchConfig,
+        engine: Engine,
+        cost: Measure | None = None,
+        latency: LatencyFunction | None = None,
+    ) -> None:
+        assert network.scaling is not None
+        self.network, self.scaling = network, network.scaling
+        self.config, self.engine, self.cost = config, engine, cost
+        self.latency = latency
+        self.supernet = self.live = network.architecture
+        self.weight_batches, self.factor_batches = weight_batches, factor_batches
+        self.num_epochs = config.epochs
+        self.kinds = alternation(len(weight_batches), len(factor_batches), config.ratio)
+        self.num_batches = len(self.kinds)
+        self.schedule = _schedule(config, self.num_epochs * self.num_batches)
+        self.weight_optimizer = sgd(network, config.lr, config.weight_decay, config.momentum)
+        self.factor_optimizer = self._factor_optimizer()
+        self.pressure = 1.0
+
+    def _factor_optimizer(self) -> ProximalNAG:
+        groups = [{"params": [vector]} for vector in self.scaling.parameters()]
+        config = self.config
+        return ProximalNAG(
+            groups, lr=config.lr, penalty=self.penalty, momentum=config.momentum, clip=config.clip
+        )
+
+    @property
+    def penalty(self) -> float:
+        """Gamma as configured, or so that idle factors would move by ``IDLE_DISTANCE`` in all."""
+        config = self.config
+        if config.penalty is not None:
+            return config.penalty
+        steps = self.num_epochs * self.kinds.count("factors")
+        return IDLE_DISTANCE * (1 - config.momentum) / (config.lr * max(1, steps))
+
+    def batches(self, epoch: int, start: int) -> Iterator[Any]:
+        """Batches of both parts in the order of ``alternation``, each with its kind."""
+        done = self.kinds[:start]
+        sources = {
+            "weights": self.weight_batches.epoch(epoch, done.count("weights")),
+            "factors": self.factor_batches.epoch(epoch, done.count("factors")),
+        }
+        for kind in self.kinds[start:]:
+            yield (kind, *next(sources[kind]))
+
+    def step(self, batch: Any, epoch: int, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A weight step or a scaling-factor step."""
+        kind, images, labels = batch
+        lr = self.schedule(epoch * self.num_batches + index)
+        self.network.train()
+        with self.engine.autocast():
+            if kind == "weights":
+                set_lr(self.weight_optimizer, lr)
+                loss, logits = weight_step(
+                    self.network, self.weight_optimizer, images, labels, clip=self.config.clip
+                )
+            else:
+                set_lr(self.factor_optimizer, lr)
+                loss, logits = factor_step(self.network, self.factor_optimizer, images, labels)
+                if not self.config.shrink:  # what a rebuild removed must not come back
+                    self.scaling.write_zeros(self.live, self.factor_optimizer)
+                if self.config.normalise:
+                    self.scaling.normalise(self.live, self.factor_optimizer)
+        return loss, logits, labels
+
+    def end_epoch(self, epoch: int) -> Row:
+        """Rebuild if it is due; log what is live and what it costs."""
+        if (epoch + 1) % self.config.rebuild_every == 0 or epoch + 1 == self.num_epochs:
+            self._rebuild(epoch)
+        current = self.scaling.architecture(self.live)
+        cost = architecture_cost(current)
+        mean = sum(float(v.detach().sum()) for v in self.scaling.blocks)
+        return {
+            "live_connections": current.num_live,
+            "macs": cost.macs,
+            "params": cost.params,
+            "mean_factor": round(mean / sum(v.numel() for v in self.scaling.blocks), 5),
+            "pressure": round(self.pressure, 4),
+        }
+
+    def _rebuild(self, epoch: int) -> None:
+        """Remove what is dead or, under a plan, what is worth least; adapt the penalties."""
+        plan, progress = self.plan, (epoch + 1) / self.num_epochs
+        if plan is None:
+            self._remove(self.scaling.architecture(self.live))
+        else:
+            positive = self.scaling.architecture(self.live).num_live
+            factors = [vector.tolist() for vector in self.scaling.blocks]
+            worth = self._measured_worth(epoch) if self.config.rank == "loss" else None
+            self._remove(
+                follow_plan(plan, progress, self.supernet, self.live, factors, worth, self.cost)
+            )
+            self.pressure = plan.adapt(self.pressure, self.live.num_live, positive)
+        held = plan is not None and plan.is_held(progress)
+        self._set_penalties(0.0 if held else self.penalty * self.pressure)
+
+    def _measured_worth(self, epoch: int) -> Worth:
+        """What an operation is worth: the loss without it, on images of the factor part."""
+        images, labels = next(self.factor_batches.epoch(epoch))
+
+        def worth(current: Architecture) -> dict[tuple[int, int], float]:
+            with self.engine.autocast():
+                return loss_without(self.network, current, images, labels)
+
+        return worth
+
+    @property
+    def plan(self) -> Plan | None:
+        """The planned shares; None leaves the sparsity to the penalty alone."""
+        config = self.config
+        if config.structure is None:
+            return None
+        return Plan(
+            structure=config.structure,
+            connections=config.connections,
+            reached_at=config.reached_at,
+        )
+
+    def _set_penalties(self, penalty: float) -> None:
+        rows = connection_penalties(
+            self.config.penalty_kind,
+            penalty,
+            self.supernet,
+            self.live,
+            self.config.space,
+            self.latency,
+        )
+        rows += [[penalty] * len(vector) for vector in self.scaling.reductions]
+        vectors = [*self.scaling.blocks, *self.scaling.reductions]
+        groups = self.factor_optimizer.param_groups
+        for group, row, vector in zip(groups, rows, vectors, strict=True):
+            group["penalty"] = vector.new_tensor(row)
+
+    def _remove(self, live: Architecture) -> None:
+        self.live = live
+        if self.config.shrink:  # first, for it needs the factors of the operations that go
+            shrink(self.network, live, self.weight_optimizer)
+        self.scaling.write_zeros(live, self.factor_optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Live architecture, weights, factors and momenta."""
+        return {
+            "live": self.live.to_json(),
+            "pressure": self.pressure,
+            "network": self.network.state_dict(),
+            "weight_optimizer": self.weight_optimizer.state_dict(),
+            "factor_optimizer": self.factor_optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict`` into a supernet that is still complete."""
+        self.live = Architecture.from_json(state["live"])
+        self.pressure = state["pressure"]
+        if self.config.shrink:
+            shrink(self.network, self.live, self.weight_optimizer)
+        self.network.load_state_dict(state["network"])
+        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
+        self.factor_optimizer.load_state_dict(state["factor_optimizer"])
+
+    def result(self, rows: list[Row]) -> SearchResult:
+        """The architecture that the scaling factors stand for now."""
+        architecture = self.scaling.architecture(self.live)
+        if not any(graph.kept_nodes for graph in architecture.blocks):
+            logger.warning(
+                "the penalty %.3g removed every operation: lower search.penalty, or leave it out",
+                self.penalty,
+            )
+        return SearchResult(
+            architecture=architecture,
+            supernet=self.supernet,
+            factors=[vector.tolist() for vector in self.scaling.blocks],
+            network=self.network,
+            rows=[row for row in rows if row["stage"] == self.name],
+        )
+
+
+def alternation(num_weight: int, num_factor: int, ratio: int) -> list[str]:
+    """The kinds of the batches of a search epoch.
+
+    It starts with a weight batch; after batch n, from 0, the next is a factor batch iff
+    (n + 2) mod (ratio + 1) = 0; it ends when the part asked for is exhausted.
+
+    Example:
+        >>> alternation(4, 2, 2)
+        ['weights', 'weights', 'factors', 'weights', 'weights', 'factors']
+    """
+    left = {"weights": num_weight, "factors": num_factor}
+    kinds: list[str] = []
+    while True:
+        kind = "factors" if (len(kinds) + 1) % (ratio + 1) == 0 else "weights"
+        if left[kind] == 0:
+            return kinds
+        left[kind] -= 1
+        kinds.append(kind)
+
+
+def _schedule(config: SearchConfig, total_steps: int) -> Schedule:
+    if config.schedule == "constant":
+        return constant(config.lr)
+    return cosine(config.lr, 0.1 * config.lr, total_steps)
