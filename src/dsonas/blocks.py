@@ -9,8 +9,10 @@ from torchvision.ops import stochastic_depth
 
 from dsonas.architecture import REDUCTION_OPERATIONS, BlockGraph
 from dsonas.buffers import BufferPool
-from dsonas.mixing import Schedule, fused_block
-from dsonas.operations import build_operation
+from dsonas.fused import fused_block
+from dsonas.layout import Layout
+from dsonas.nodes import NodeRun
+from dsonas.operations import build_operation, run_plainly
 
 BN_EPS = 2e-5
 
@@ -76,14 +78,21 @@ class Candidate(nn.Module):
 class Block(nn.Module):
     """A block of any graph (eq. 3 and 4): with scaling factors, or plain sums without.
 
+    Supernets train on the fast path while they are dense. With few connections for each node the
+    sums of the plain path cost less than products full of zeros; ``crossover`` connections a node
+    is where the two meet (measured: docs/speed.md).
+
     Args:
         graph: cleaned connections; its kept nodes get modules.
         channels: C of input and output.
         projecting: the shortcut is ReLU(BN(conv 1x1)) rather than the identity.
         learn_gamma: of the BNs in operations and in the projecting shortcut.
         reference: run supernets by the plain path too.
+        recompute: with scaling factors, run all operations again in backward to save memory.
         pool: buffers shared with the network's other blocks.
     """
+
+    crossover = 3
 
     def __init__(
         self,
@@ -93,13 +102,14 @@ class Block(nn.Module):
         projecting: bool = False,
         learn_gamma: bool = True,
         reference: bool = False,
+        recompute: bool = False,
         pool: BufferPool | None = None,
     ) -> None:
         super().__init__()
         self.graph = graph
-        self.reference = reference
+        self.reference, self.recompute = reference, recompute
         self.pool = pool or BufferPool()
-        self.schedule = Schedule.of(graph)
+        self.layout = Layout.of(graph)
         self.positions: dict[tuple[int, int], int] = {
             pair: i for i, pair in enumerate(graph.connections)
         }
@@ -118,6 +128,8 @@ class Block(nn.Module):
             width = channels * len(graph.inputs[graph.output_node])
             self.output = nn.Conv2d(width, channels, 1, bias=False)
             self.output_bn = batch_norm(channels)
+        if reference:
+            run_plainly(self)
 
     def forward(self, x: Tensor, factors: Tensor | None = None, drop_path: float = 0.0) -> Tensor:
         """Run the block.
@@ -129,11 +141,15 @@ class Block(nn.Module):
         """
         if not self.graph.kept_nodes:
             return self.shortcut(x)
-        if factors is None or self.reference or not (self.training and torch.is_grad_enabled()):
-            y = self._plain(x, factors, drop_path if self.training else 0.0)
-        else:
+        if factors is not None and self._is_fused():
             y = self._fused(x, factors)
+        else:
+            y = self._plain(x, factors, drop_path if self.training else 0.0)
         return F.relu(self.output_bn(y)) + self.shortcut(x)
+
+    def _is_fused(self) -> bool:
+        dense = self.graph.num_live >= self.crossover * len(self.graph.kept_nodes)
+        return dense and self.training and torch.is_grad_enabled() and not self.reference
 
     def _plain(self, x: Tensor, factors: Tensor | None, drop_path: float) -> Tensor:
         features = {0: x}
@@ -166,12 +182,13 @@ class Block(nn.Module):
         return stochastic_depth(x, drop_path, "row", True) if drop_path > 0 else x
 
     def _fused(self, x: Tensor, factors: Tensor) -> Tensor:
-        candidates = [self.nodes[str(node)] for node in self.schedule.nodes]
-        parameters = [
-            [p for p in candidate.parameters() if p.requires_grad] for candidate in candidates
-        ]
-        weight = self.output.weight
-        return fused_block(x, factors, weight, self.schedule, candidates, parameters, self.pool)
+        nodes = [self._node_run(node) for node in self.layout.nodes]
+        return fused_block(x, factors, self.output.weight, self.layout, nodes, self.pool)
+
+    def _node_run(self, node: int) -> NodeRun:
+        candidate = self.nodes[str(node)]
+        assert isinstance(candidate, Candidate)
+        return NodeRun(candidate.operation, candidate.bn, self.recompute)
 
 
 def _sum(tensors: list[Tensor]) -> Tensor:

@@ -55,6 +55,9 @@ class Network(nn.Module):
         auxiliary: add the auxiliary head.
         dropout: probability of dropping a feature before the classifier, in [0, 1).
         reference: run blocks with scaling factors by the plain path, one connection at a time.
+        recompute: run the operations of a supernet's blocks again in backward rather than keep what
+            they need there: half the memory for a longer step (docs/speed.md). Operations must be
+            deterministic.
 
     Attributes:
         drop_path: probability of dropping a branch in the last block, set by the training loop;
@@ -78,6 +81,7 @@ class Network(nn.Module):
         auxiliary: bool = False,
         dropout: float = 0.0,
         reference: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         architecture = architecture.clean()
@@ -95,6 +99,7 @@ class Network(nn.Module):
                 projecting=_is_first(skeleton, i),
                 learn_gamma=gamma,
                 reference=reference,
+                recompute=recompute,
                 pool=self.pool,
             )
             for i, (graph, stage) in enumerate(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dsonas.architecture import Architecture, BlockGraph
 from dsonas.blocks import Block, ReductionBlock
-from dsonas.mixing import Schedule
+from dsonas.layout import Layout
 from dsonas.network import Network
 
 
@@ -84,7 +84,7 @@ def _shrink_block(
             _forget(optimizer, block.nodes.pop(str(node)))
         _narrow_output(block, graph, optimizer)
     block.graph = graph
-    block.schedule = Schedule.of(graph)
+    block.layout = Layout.of(graph)
 
 
 def _narrow_output(

@@ -10,7 +10,7 @@ from torch import nn
 
 from core.builders import images, random_architecture, random_graph, randomise
 from dsonas.architecture import Architecture, BlockGraph, Skeleton
-from dsonas.mixing import Schedule
+from dsonas.layout import Layout
 from dsonas.network import Network
 from dsonas.operations import PAPER_OPERATIONS, register_operation
 
@@ -128,6 +128,29 @@ def test_registered_operations_run_in_the_fast_path(seed: int, part, float64):
     )
     batch = images(SKELETON, 4, seed)
     assert_equal_runs(*pair(architecture, "full", seed, part), 1e-10, batch)
+
+
+@pytest.mark.parametrize("operations", [PAPER_OPERATIONS, OWN[1:]])
+def test_recomputing_changes_nothing(operations, float64):
+    architecture = drawn(5, "share", operations)
+    kept, _ = pair(architecture, "share", 5)
+    again = Network(architecture, sharing="share", recompute=True)
+    again.load_state_dict(kept.state_dict())
+    assert_equal_runs(again.train(), kept, 1e-12, images(SKELETON, 4, 5))
+
+
+def test_recomputing_in_bfloat16_outside_autocast():
+    architecture = drawn(5, "share")
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = Network(architecture, sharing="share", recompute=recompute).train()
+        x, labels = images(SKELETON, 4, 5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = F.cross_entropy(network(x), labels)
+        loss.backward()
+        found.append([p.grad for p in network.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def one_block(graph: BlockGraph) -> Architecture:
@@ -249,15 +272,15 @@ def test_a_copy_of_a_network_is_independent(float64):
 def test_the_layout_has_each_connection_in_its_place(seed: int):
     rng = Random(seed)
     graph = random_graph(rng, "abc", rng.randint(1, 4), rng.choice((0.2, 0.5, 1.0)))
-    schedule = Schedule.of(graph)
-    planes = dict(enumerate((0, *schedule.nodes)))
+    layout = Layout.of(graph)
+    planes = dict(enumerate((0, *layout.nodes)))
     found = set()
-    for level in schedule.levels:
+    for level in layout.levels:
         for target, row in zip(range(*level.planes), level.positions, strict=bool(level.positions)):
             for plane, place in enumerate(row):
                 assert place <= len(graph.connections)
                 if place < len(graph.connections):
                     assert graph.connections[place] == (planes[plane], planes[target])
                     found.add(place)
-    found |= set(schedule.output_positions)
+    found |= set(layout.output_positions)
     assert found == {i for i, alive in enumerate(graph.live) if alive}

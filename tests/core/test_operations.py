@@ -92,3 +92,16 @@ def test_depthwise_convolutions_have_the_gradients_of_plain_ones(size, height, w
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(fast.weight.grad, plain.weight.grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1, 1, 1), (2, 2, 1, 4), (2, 3, 6, 1)])
+@pytest.mark.parametrize("seed", range(5))
+def test_max_pool_with_short_indices_equals_the_library_with_ties(shape, seed, float64):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(-2, 3, shape, generator=generator).double().requires_grad_()
+    gradient = torch.randn(shape, generator=generator)
+    pool = build_operation("max_pool3x3", shape[1]).train()
+    expected = F.max_pool2d(x, 3, stride=1, padding=1)
+    assert torch.equal(pool(x), expected)
+    one, two = (torch.autograd.grad(y, x, gradient)[0] for y in (pool(x), expected))
+    assert torch.allclose(one, two, atol=1e-12)
