@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from dsonas.any_model import scale_connections
     from dsonas.architecture import Architecture, BlockGraph, Skeleton
     from dsonas.budgets import Budget, fit_width
     from dsonas.costs import Cost, architecture_cost
     from dsonas.data import DataConfig, load_data
     from dsonas.engine import Engine, EngineConfig
+    from dsonas.model_pruning import prune_model
     from dsonas.network import Network, build
     from dsonas.operations import register_operation
     from dsonas.proximal import ProximalNAG, soft_threshold
@@ -43,7 +45,9 @@ _HOME = {
     "build": "network",
     "fit_width": "budgets",
     "load_data": "data",
+    "prune_model": "model_pruning",
     "register_operation": "operations",
+    "scale_connections": "any_model",
     "search": "searching",
     "shrink": "shrinking",
     "soft_threshold": "proximal",
@@ -56,6 +60,8 @@ __all__ = [  # noqa: RUF022 - what one reads first comes first
     "fit_width",
     "architecture_cost",
     "register_operation",
+    "scale_connections",
+    "prune_model",
     "shrink",
     "soft_threshold",
     "ProximalNAG",

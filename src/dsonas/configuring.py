@@ -15,6 +15,8 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from dsonas.config import RunConfig
+from dsonas.importing import OPTION as IMPORT
+from dsonas.importing import import_files
 from dsonas.recipes import recipe_names, recipe_path
 
 GROUPS = tuple(entry.name for entry in fields(RunConfig) if entry.name != "seed")
@@ -27,6 +29,7 @@ _TITLES = {
     "train": "train (step 3: train the network found)",
     "engine": "engine (where and how to compute)",
 }
+_NO_SETTINGS = ("help", "print_config", "import")  # a file of options alone never runs code
 _RULES = {
     int: ("N", "a whole number"),
     float: ("X", "a number"),
@@ -50,6 +53,8 @@ class OptionParser(ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        text = "import a Python file first, with operations of your own"
+        self.add_argument(IMPORT, default=argparse.SUPPRESS, metavar="FILE.py", help=text)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
         """Say what is wrong in the user's words."""
@@ -58,7 +63,7 @@ class OptionParser(ArgumentParser):
     @property
     def keys(self) -> list[str]:
         """The dotted names of all options."""
-        return [a.dest for a in self._actions if a.dest not in ("help", "print_config")]
+        return [a.dest for a in self._actions if a.dest not in _NO_SETTINGS]
 
     def _plain(self, message: str) -> str:
         if found := re.match(r'Parser key "([^"]+)": .*(?:Got|Given) value: (.*)', message):
@@ -165,7 +170,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 def _type_of(key: str) -> Any:
     group, dot, name = key.partition(".")
     if not dot or group not in GROUPS:
-        return {"seed": int, "resume": bool}.get(key, str)
+        return {"seed": int, "resume": bool, "pareto": int}.get(key, str)
     return get_type_hints(_group_class(group)).get(name.split(".")[0], str)
 
 
@@ -174,12 +179,12 @@ def _group_class(name: str) -> type:
 
 
 def parse(parser: OptionParser, arguments: Sequence[str]) -> Namespace:
-    """Parse the arguments of a command, its configuration files checked before.
+    """Import the files of ``--import``, check those of ``--config``, parse the arguments.
 
     Raises:
         UsageError: if an option is unknown, missing or of the wrong type.
     """
-    found = list(arguments)
+    found = import_files(arguments)
     for i, argument in enumerate(found):
         group = argument.split("=")[0].removeprefix("--")
         if argument.startswith("--") and group in GROUPS:

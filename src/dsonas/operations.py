@@ -60,7 +60,7 @@ def build_operation(name: str, channels: int) -> nn.Module:
     if name not in _REGISTRY:
         raise ValueError(
             f"operation {name!r} is unknown; known are {', '.join(operation_names())}; "
-            "register your own with dsonas.register_operation"
+            "register your own with dsonas.register_operation, in a file that --import names"
         )
     return _REGISTRY[name](channels)
 
@@ -70,8 +70,17 @@ def operation_names() -> tuple[str, ...]:
     return tuple(_REGISTRY)
 
 
+def run_plainly(module: nn.Module) -> None:
+    """Switch off the shortcuts that our operations take on CPUs; they then run as PyTorch does."""
+    for part in module.modules():
+        if isinstance(part, DepthwiseConv | AveragePool | MaxPool):
+            part.shortcut = False
+
+
 class DepthwiseConv(nn.Conv2d):
     """A k x k convolution of every channel by itself, stride 1, same size, no bias."""
+
+    shortcut = True
 
     def __init__(self, channels: int, kernel_size: int) -> None:
         padding = kernel_size // 2
@@ -81,7 +90,7 @@ class DepthwiseConv(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Features (B, C, H, W) to the same shape."""
-        wide = self.kernel_size[0] > 3 and self.kernel_size[0] % 2 == 1
+        wide = self.shortcut and self.kernel_size[0] > 3 and self.kernel_size[0] % 2 == 1
         if self.training and wide and self.weight.requires_grad and input.device.type == "cpu":
             return _WideDepthwise.apply(input, self.weight)  # type: ignore[no-any-return]
         return super().forward(input)
@@ -150,16 +159,56 @@ class AveragePool(nn.Module):
     and the same sum.
     """
 
+    shortcut = recomputable = True
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, C, H, W) to the same shape."""
-        if self.training and x.device.type == "cpu":
+        if self.shortcut and self.training and x.device.type == "cpu":
             kernel = x.new_full((self.channels, 1, 3, 3), 1 / 9)
             return F.conv2d(x, kernel, padding=1, groups=self.channels)
         return F.avg_pool2d(x, 3, stride=1, padding=1)
+
+
+class MaxPool(nn.MaxPool2d):
+    """Maximum of a 3x3 window, stride 1.
+
+    While training on a CPU it keeps its indices in two bytes each rather than the library's eight,
+    which are twice the size of the features.
+    """
+
+    shortcut = True
+
+    def __init__(self) -> None:
+        super().__init__(3, stride=1, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Features (B, C, H, W) to the same shape."""
+        short = input.shape[-2] * input.shape[-1] <= torch.iinfo(torch.int16).max
+        if self.shortcut and self.training and short and input.device.type == "cpu":
+            return _ShortIndexMaxPool.apply(input)  # type: ignore[no-any-return]
+        return super().forward(input)  # type: ignore[return-value]
+
+
+class _ShortIndexMaxPool(torch.autograd.Function):
+    """Maximum of a 3x3 window, with indices of two bytes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        result, indices = torch.ops.aten.max_pool2d_with_indices(x, [3, 3], [1, 1], [1, 1])
+        ctx.save_for_backward(x, indices.short())
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        x, indices = ctx.saved_tensors
+        return torch.ops.aten.max_pool2d_with_indices_backward(
+            gradient, x, [3, 3], [1, 1], [1, 1], [1, 1], False, indices.long()
+        )
 
 
 @register_operation("separable_conv3x3")
@@ -174,7 +223,7 @@ def _separable_conv5x5(channels: int) -> nn.Module:
 
 @register_operation("max_pool3x3")
 def _max_pool3x3(channels: int) -> nn.Module:
-    return nn.MaxPool2d(3, stride=1, padding=1)
+    return MaxPool()
 
 
 @register_operation("average_pool3x3")

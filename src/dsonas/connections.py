@@ -1,0 +1,131 @@
+"""Sums and concatenations whose inputs each have a learnable scaling factor, for any model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class ScaledSum(nn.Module):
+    """A sum of features in which every input has a scaling factor: y = sum_i lambda_i * x_i.
+
+    Args:
+        num_inputs: how many features are added, >= 1; every factor starts at 1.
+
+    Attributes:
+        factors: the scaling factors, shape (num_inputs,), dimensionless.
+
+    Raises:
+        ValueError: if ``num_inputs`` is below 1.
+
+    Example:
+        >>> add = ScaledSum(2)
+        >>> add(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+        tensor([4., 6.], grad_fn=<AddBackward0>)
+
+    Source: arXiv 1811.01567, eq. 3.
+    """
+
+    def __init__(self, num_inputs: int) -> None:
+        super().__init__()
+        if num_inputs < 1:
+            raise ValueError(f"num_inputs must be at least 1, got {num_inputs}")
+        self.factors = nn.Parameter(torch.ones(num_inputs))
+
+    def scaled(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        """Every input times its factor.
+
+        Raises:
+            ValueError: if there are more or fewer inputs than factors.
+        """
+        if len(inputs) != len(self.factors):
+            raise ValueError(
+                f"{type(self).__name__} must get {len(self.factors)} inputs, one for each factor, "
+                f"got {len(inputs)}"
+            )
+        return [x * factor for x, factor in zip(inputs, self.factors.unbind(), strict=True)]
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Features of one shape to a feature of that shape."""
+        first, *others = self.scaled(inputs)
+        for term in others:
+            first = first + term
+        return first
+
+    def extra_repr(self) -> str:
+        """The factors, for ``print(model)``."""
+        return ", ".join(f"{value:.3g}" for value in self.factors.tolist())
+
+
+class ScaledConcat(ScaledSum):
+    """A concatenation of features in which every input has a scaling factor.
+
+    Args:
+        num_inputs: how many features are concatenated, >= 1; every factor starts at 1.
+        dim: the dimension along which they are, 1 for the channels of images.
+
+    Attributes:
+        factors: the scaling factors, shape (num_inputs,), dimensionless.
+
+    Example:
+        >>> join = ScaledConcat(2, dim=0)
+        >>> join(torch.tensor([1.0]), torch.tensor([3.0]))
+        tensor([1., 3.], grad_fn=<CatBackward0>)
+    """
+
+    def __init__(self, num_inputs: int, dim: int = 1) -> None:
+        super().__init__(num_inputs)
+        self.dim = dim
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Features that agree in all dimensions but ``dim`` to one feature."""
+        return torch.cat(self.scaled(inputs), self.dim)
+
+
+def scaling_factors(model: nn.Module) -> list[nn.Parameter]:
+    """The scaling factors of a model: what ``ProximalNAG`` is to be given.
+
+    Args:
+        model: any module with ``ScaledSum`` or ``ScaledConcat`` parts.
+
+    Returns:
+        One vector for each of them, in the order of ``model.modules()``.
+
+    Example:
+        >>> model = nn.ModuleList([nn.Linear(2, 2), ScaledSum(3)])
+        >>> [factor.tolist() for factor in scaling_factors(model)]
+        [[1.0, 1.0, 1.0]]
+    """
+    return [module.factors for module in model.modules() if isinstance(module, ScaledSum)]
+
+
+@torch.no_grad()
+def normalise_factors(
+    factors: Iterable[Tensor], optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Give the live factors of every sum or concatenation a mean square of 1, in place.
+
+    Call it after every step of ``ProximalNAG``. Where normalisation follows, the scale of a sum is
+    free, and the penalty alone would press all its factors down together. Normalised, they compete:
+    the weakest go to 0, and the last live input of a sum has the factor 1.
+
+    Args:
+        factors: vectors of scaling factors; one that is all 0 stays so.
+        optimizer: the one that steps them; its momenta lose the part along their vector, which
+            would only change the scale again.
+
+    Example:
+        >>> vector = torch.tensor([0.3, 0.4, 0.0])
+        >>> normalise_factors([vector])
+        >>> vector
+        tensor([0.8485, 1.1314, 0.0000])
+    """
+    for vector in factors:
+        squares = vector.square().sum().clamp(min=torch.finfo(vector.dtype).tiny)
+        state = {} if optimizer is None else optimizer.state.get(vector, {})
+        if "momentum_buffer" in state:
+            momentum = state["momentum_buffer"]
+            momentum.sub_(vector * ((momentum * vector).sum() / squares))
+        vector.mul_((vector.count_nonzero() / squares).sqrt())

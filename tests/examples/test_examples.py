@@ -1,0 +1,190 @@
+"""The examples and the page about them run as they stand."""
+
+import ast
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsonas.cli import main
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def load(name: str):
+    """An example as a module, imported once, since it may register operations."""
+    key = f"examples_{name}"
+    if key not in sys.modules:
+        spec = importlib.util.spec_from_file_location(key, EXAMPLES / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[key] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[key])
+    return sys.modules[key]
+
+
+def code_lines(text: str) -> int:
+    """Lines that are neither blank, comments nor docstrings."""
+    lines = set()
+    for node in ast.walk(ast.parse(text)):
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if isinstance(node, ast.stmt) and not is_text:
+            lines.add(node.lineno)
+            if not hasattr(node, "body"):
+                lines.update(range(node.lineno, node.end_lineno + 1))
+    return len(lines)
+
+
+def test_own_model(capsys):
+    load("own_model").main(epochs=1)
+    out = capsys.readouterr().out
+    accuracy = {
+        name: float(re.search(rf"^{name} .*accuracy ([\d.]+)%", out, re.MULTILINE)[1])
+        for name in ("dense", "pressed", "pruned", "trained on")
+    }
+    assert accuracy["pressed"] == accuracy["pruned"]
+    assert accuracy["trained on"] > 50
+    assert float(re.search(r"largest difference of an output: (\S+)", out)[1]) < 1e-4
+    assert len(re.findall(r"<-", out)) == 12
+
+
+def test_own_operation(capsys):
+    load("own_operation").main()
+    out = capsys.readouterr().out
+    assert re.search(r"kept [1-6] of 6 operations", out)
+    assert 0 < int(re.search(r"([\d,]+) parameters", out)[1].replace(",", "")) <= 5000
+
+
+def test_own_macro(capsys):
+    example = load("own_macro")
+    example.main(epochs=2)
+    out = capsys.readouterr().out
+    assert re.search(r"of 42 connections", out)
+    assert re.search(r"parameters, test accuracy [\d.]+%", out)
+    text = (EXAMPLES / "own_macro.py").read_text()
+    macro = text[text.index("class Conv1d") : text.index("def recordings")]
+    assert code_lines(macro) < 40
+
+
+def test_own_macro_has_the_outputs_of_the_plain_path():
+    example = load("own_macro")
+    torch.manual_seed(0)
+    graph = example.dsonas.BlockGraph.complete(("conv1d_3", "max_pool1d_3"), 2)
+    network = example.SignalNetwork(graph, channels=4, search=True)
+    signals = torch.randn(3, 6, 40)
+    fused = network(signals)
+    for block in network.blocks:
+        block.reference = True
+    torch.testing.assert_close(fused, network(signals), rtol=1e-4, atol=1e-5)
+
+
+def test_the_notebook_runs_from_top_to_bottom(capsys):
+    notebook = json.loads((EXAMPLES / "own_loop.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    names: dict = {}
+    for cell in cells:
+        exec(compile(cell, "own_loop.ipynb", "exec"), names)
+    out = capsys.readouterr().out
+    live = [int(found) for found in re.findall(r"(\d+) connections", out)]
+    assert live[-1] < live[0]
+    assert live == sorted(live, reverse=True)
+    assert float(re.search(r"test accuracy ([\d.]+)%", out)[1]) > 60
+    assert code_lines(cells[1]) < 30
+
+
+def test_the_notebook_is_one():
+    notebook = json.loads((EXAMPLES / "own_loop.ipynb").read_text(encoding="utf-8"))
+    assert set(notebook) == {"cells", "metadata", "nbformat", "nbformat_minor"}
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    identifiers = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(identifiers)) == len(identifiers)
+    for cell in notebook["cells"]:
+        assert re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", cell["id"])
+        assert all(isinstance(line, str) for line in cell["source"])
+        code = {"execution_count", "outputs"} if cell["cell_type"] == "code" else set()
+        assert set(cell) == {"cell_type", "id", "metadata", "source"} | code
+        assert cell["cell_type"] in ("code", "markdown")
+
+
+def test_the_code_of_the_page_runs(capsys):
+    blocks = PYTHON_BLOCK.findall((ROOT / "docs" / "own-model.md").read_text(encoding="utf-8"))
+    assert len(blocks) >= 5
+    names: dict = {"__name__": "own_model_page"}
+    for block in blocks:
+        exec(compile(block, "docs/own-model.md", "exec"), names)
+    out = capsys.readouterr().out
+    assert "outputs differ by at most" in out
+    assert re.search(r"\d of 10 connections", out)
+
+
+RUN = """
+run --import FILE --out OUT --data.name digits --data.max_train_images 100
+--data.max_test_images 20 --network.levels 2 --network.channels 4 --network.blocks [1,1]
+--network.operations [separable_conv3x3,OPERATION] --pretrain.epochs 1 --search.epochs 1
+--train.epochs 1 --pretrain.batch_size 16 --search.batch_size 16 --train.batch_size 16
+--engine.threads 1
+"""
+FILE = """
+import torch
+import dsonas
+
+dsonas.register_operation("OPERATION", lambda channels: torch.nn.Conv2d(channels, channels, 1))
+"""
+
+
+def test_import_brings_operations_to_the_command_line(tmp_path, capsys):
+    path, name = tmp_path / "mine.py", "imported_conv1x1"
+    path.write_text(FILE.replace("OPERATION", name))
+    words = RUN.replace("OPERATION", name).replace("OUT", str(tmp_path / "run"))
+    arguments = words.replace("FILE", str(path)).split()
+    assert main(["run", *arguments[3:]]) == 2
+    assert "--import FILE.py adds operations of your own" in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert main(["evaluate", "--run", str(tmp_path / "run"), f"--import={path}"]) == 0
+    assert "test error" in capsys.readouterr().out
+    assert "mine.py" not in (tmp_path / "run" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"--import must name a Python file \(NAME\.py\) that exists, got .*mine\.py"),
+        ("x = 1\nraise OSError('gone')\n", r"mine\.py fails in line 2: OSError: gone"),
+        ("def\n", r"mine\.py fails in line 1: SyntaxError"),
+        (
+            "import dsonas\ndsonas.register_operation('max_pool3x3', None)\n",
+            r"mine\.py fails in line 2: ValueError: operation 'max_pool3x3' is registered already",
+        ),
+    ],
+)
+def test_files_that_cannot_be_imported(text, message, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    for _ in range(2):  # a file that failed is tried again
+        assert main(["run", "--import", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert re.search(message, error)
+        assert error.count("\n") == 1
+
+
+def test_configuration_files_do_not_run_code(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("import: [mine.py]\n")
+    assert main(["run", "--config", str(tmp_path / "mine.yaml")]) == 2
+    assert "unknown option import" in capsys.readouterr().err
+    assert main(["run", "--import"]) == 2
+    assert "--import must be followed by a Python file" in capsys.readouterr().err
