@@ -1,0 +1,194 @@
+"""What a study compares: its configuration, and the architectures that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from dsonas.architecture import Architecture
+from dsonas.baselines import HAND_MADE, hand_made, random_architectures
+from dsonas.budgets import Budget, InfeasibleBudgetError
+from dsonas.chains import fit_chain
+from dsonas.comparison.work import search_work, training_work
+from dsonas.config import RunConfig
+from dsonas.costs import architecture_cost
+from dsonas.data import ImageData
+from dsonas.seeding import derive_seed
+from dsonas.spaces import SHARINGS, SearchSpace
+
+MAX_CANDIDATES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """What a study compares.
+
+    Args:
+        run: data, supernet, search and training, the same for all; its seed is the study's.
+        budgets: what the networks must meet; at least one, each with a bound that is counted.
+        spaces: ``share``, ``full`` or both.
+        seeds: searches of each space, >= 1.
+        train_seeds: trainings of each searched architecture, >= 1.
+        random: random architectures of each space, >= 0, each trained once.
+        random_searches: random searches of each space and budget, >= 0.
+        hand_made: trainings of each hand-made network at each budget, >= 0.
+        trial_epochs: length of the training of a random search's candidate, >= 1.
+        held_out: share of the training images by which a random search chooses, in (0, 1).
+
+    Raises:
+        ValueError: if a value breaks its rule.
+    """
+
+    run: RunConfig
+    budgets: tuple[Budget, ...]
+    spaces: tuple[str, ...] = ("share",)
+    seeds: int = 3
+    train_seeds: int = 2
+    random: int = 8
+    random_searches: int = 1
+    hand_made: int = 3
+    trial_epochs: int = 1
+    held_out: float = 0.1
+
+    def __post_init__(self) -> None:
+        least = {"seeds": 1, "train_seeds": 1, "trial_epochs": 1}
+        least |= dict.fromkeys(("random", "random_searches", "hand_made"), 0)
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out must be above 0 and below 1, got {self.held_out}: try 0.1")
+        if not self.spaces or not set(self.spaces) <= set(SHARINGS):
+            raise ValueError(f"spaces must be names out of {SHARINGS}, got {list(self.spaces)}")
+        if not self.budgets or not all(budget.bounds for budget in self.budgets):
+            raise ValueError("budgets must be given: --budgets 1M,3M, or --budget.macs 1M")
+        if any(budget.latency_ms is not None for budget in self.budgets):
+            raise ValueError(
+                "budget.latency_ms must be left out of a comparison, since a measured width is "
+                "not repeatable: bound macs, params or memory_bytes"
+            )
+        for name in ("budgets", "spaces"):
+            values = getattr(self, name)
+            if len({str(value) for value in values}) < len(values):
+                raise ValueError(f"{name} must not repeat a value, got {list(values)}")
+
+
+def budget_label(budget: Budget) -> str:
+    """A budget in a file name.
+
+    Example:
+        >>> budget_label(Budget(macs="1.5M")), budget_label(Budget(params=20000, macs=3e6))
+        ('1.5M', '3M-20k-params')
+    """
+    parts = []
+    for name, bound in budget.bounds.items():
+        suffix = "" if name == "macs" else f"-{name}"
+        parts.append(_short(bound) + suffix)
+    return "-".join(parts)
+
+
+def _short(number: float) -> str:
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.12g}{suffix}"
+    return f"{number:.12g}"
+
+
+class Study:
+    """A study of one data set.
+
+    Args:
+        config: what to compare.
+        data: the images; only their number and shape matter here.
+    """
+
+    def __init__(self, config: StudyConfig, data: ImageData) -> None:
+        self.config = config
+        self.num_train, self.num_test = len(data.train), len(data.test)
+        self.spaces: dict[str, SearchSpace] = {
+            name: self.space_config(name).space(data) for name in config.spaces
+        }
+        self._fitted: dict[tuple[tuple[Architecture, ...], Budget], Architecture] = {}
+
+    def space_config(self, space: str) -> RunConfig:
+        """The run configuration with one of the spaces."""
+        run = self.config.run
+        return replace(run, search=replace(run.search, space=space))
+
+    def fit(self, chain: Sequence[Architecture], budget: Budget) -> Architecture:
+        """What meets the budget: the fit that a search's result gets, for every kind of network.
+
+        Args:
+            chain: nested architectures of a search, largest first, or a single architecture; at
+                any channels.
+            budget: the bounds.
+
+        Raises:
+            InfeasibleBudgetError: if the fewest channels are too much already.
+        """
+        channels = next(iter(self.spaces.values())).skeleton.channels
+        key = (tuple(member.with_channels(channels) for member in chain), budget)
+        if key not in self._fitted:
+            multiple = self.config.run.network.channel_multiple
+            self._fitted[key] = fit_chain(key[0], budget, multiple=multiple)
+        return self._fitted[key]
+
+    def random(self, space: str) -> list[Architecture]:
+        """The random architectures of a space, at the supernet's channels."""
+        return list(islice(self._draw(space, "baseline"), self.config.random))
+
+    def hand_made(self) -> dict[str, Architecture]:
+        """The hand-made architectures by kind, at the supernet's channels."""
+        space = next(iter(self.spaces.values()))
+        return {kind: hand_made(space, kind) for kind in HAND_MADE}
+
+    def candidates(self, space: str, index: int, budget: Budget) -> list[Architecture]:
+        """The candidates of a random search: as many as the cost of a search pays for.
+
+        The last one may exceed that cost, so a random search never gets less than a search; two
+        is the least, to have a choice.
+        """
+        left, found = self.search_work(space), []
+        for architecture in islice(self._draw(space, f"candidates-{index}"), MAX_CANDIDATES):
+            if left <= 0 and len(found) >= 2:
+                break
+            left -= self.trial_work(architecture, budget)
+            found.append(architecture)
+        return found
+
+    def search_work(self, space: str) -> int:
+        """Counted multiply-adds of a search."""
+        return search_work(self.spaces[space], self.space_config(space), self.num_train)
+
+    def trial_work(self, architecture: Architecture, budget: Budget) -> int:
+        """Counted multiply-adds of a candidate's trial."""
+        config, macs = self.config, architecture_cost(self.fit([architecture], budget)).macs
+        held_out = round(config.held_out * self.num_train)
+        images, size = self.num_train - held_out, config.run.train.batch_size
+        return training_work(macs, config.trial_epochs, images, size, held_out)
+
+    def full_work(self, budget: Budget, architecture: Architecture | None = None) -> int:
+        """Counted multiply-adds of a full training; an estimate if the architecture is not known.
+
+        Args:
+            budget: what the width is fitted to.
+            architecture: what is trained.
+        """
+        if architecture is not None:
+            macs = architecture_cost(self.fit([architecture], budget)).macs
+        else:
+            space = next(iter(self.spaces.values()))
+            macs = int(budget.macs or architecture_cost(space.complete()).macs)
+        train = self.config.run.train
+        return training_work(macs, train.epochs, self.num_train, train.batch_size, self.num_test)
+
+    def _draw(self, space: str, purpose: str) -> Iterator[Architecture]:
+        seed = derive_seed(self.config.run.seed, "study", space, purpose)
+        return random_architectures(self.spaces[space], seed, accept=self._meets_budgets)
+
+    def _meets_budgets(self, architecture: Architecture) -> bool:
+        try:
+            return all(self.fit([architecture], budget) for budget in self.config.budgets)
+        except InfeasibleBudgetError:
+            return False
