@@ -79,6 +79,8 @@ def test_an_interrupted_run_resumes_to_the_same_result(
     assert new.keys() == old.keys()
     assert all(new[name].tobytes() == old[name].tobytes() for name in old)
     assert log(run) == log(uninterrupted)
+    factors = [folder / "factors.csv" for folder in (run, uninterrupted)]
+    assert factors[0].read_bytes() == factors[1].read_bytes()
 
 
 def test_a_second_signal_stops_at_once(start, tmp_path):

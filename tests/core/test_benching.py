@@ -41,7 +41,7 @@ def test_a_search_ends_in_the_same_architecture_with_and_without_shrinking():
 
 def test_the_command_prints_one_json_object(capsys):
     options = "--levels 2 --channels 4 --batch_size 4 --image_size 8 --repeats 1 --json"
-    assert main(["bench", "step", *options.split()]) == 0
+    assert main(["bench", "sparse", *options.split()]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["threads"] >= 1
 
 

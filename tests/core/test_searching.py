@@ -1,6 +1,7 @@
 """Steps 1 and 2 on a few digits: the same bits again, resumed or not, shrunk or not."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -52,6 +53,7 @@ def plain(rows):
 def assert_same(one: SearchResult, two: SearchResult) -> None:
     assert one.architecture == two.architecture
     assert one.factors == two.factors
+    assert one.chain == two.chain
     assert plain(one.rows) == plain(two.rows)
     states = one.network.state_dict(), two.network.state_dict()
     assert states[0].keys() == states[1].keys()
@@ -97,6 +99,35 @@ def test_the_plan_is_met_and_the_result_is_consistent(uninterrupted, sharing: st
     assert plain(result.rows) == plain(journal.rows[1:])
     assert result.rows[-1]["live_connections"] == found.num_live
     assert result.rows[-1]["macs"] == architecture_cost(found).macs
+
+
+@pytest.mark.parametrize("sharing", ["share", "full"])
+def test_the_chain_is_nested_and_every_member_is_derivable(data, uninterrupted, sharing: str):
+    result, _ = uninterrupted[sharing]
+    assert (result.chain[0], result.chain[-1]) == (result.supernet, result.architecture)
+    assert len(result.chain) >= 3
+    for large, small in pairwise(result.chain):
+        assert small != large
+        assert small.clean() == small
+        for one, two in zip(small.blocks, large.blocks, strict=True):
+            assert all(b or not a for a, b in zip(one.live, two.live, strict=True))
+    costs = [row["macs"] for row in result.rows]
+    assert [architecture_cost(member).macs for member in result.chain[1:]] == distinct_values(costs)
+    images, _ = next(batches_of(data).epoch(0))
+    for member in result.chain:
+        assert Network(member).eval()(images).shape == (32, 10)
+
+
+def distinct_values(values: list) -> list:
+    return [v for i, v in enumerate(values) if i == 0 or v != values[i - 1]]
+
+
+def test_a_search_without_a_plan_has_a_chain_too(data):
+    config = replace(CONFIG, structure=None, penalty=0.5)
+    result = run(data, config=config)
+    assert (result.chain[0], result.chain[-1]) == (result.supernet, result.architecture)
+    connections = [member.num_live for member in result.chain]
+    assert connections == sorted(connections, reverse=True)
 
 
 def stop_after(steps: int):
