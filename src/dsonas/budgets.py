@@ -190,9 +190,18 @@ def _near(floor: int, ideal: float, multiple: int) -> list[int]:
 
 
 def check_reachable(
-    supernet: Architecture, budget: Budget, cost: CostFunction | None = None
+    supernet: Architecture,
+    budget: Budget,
+    cost: CostFunction | None = None,
+    multiple: int = 1,
 ) -> None:
     """Refuse, before any training, a budget that no network of a space can meet.
+
+    Args:
+        supernet: the complete architecture of the space.
+        budget: the bounds.
+        cost: all measures of an architecture; needed for a latency bound. None: the exact counts.
+        multiple: channels are multiples of it, >= 1.
 
     Raises:
         InfeasibleBudgetError: with the smallest and the largest cost that can be reached.
@@ -200,19 +209,19 @@ def check_reachable(
     if not budget.bounds:
         return
     cost = cost or cost_function()
-    smallest = cost(smallest_architecture(supernet))
+    smallest = cost(smallest_architecture(supernet, multiple))
     if budget.use(smallest) > 1:
         widest = scale_channels(supernet.skeleton.channels, MAX_MULTIPLIER)
         largest = cost_function()(supernet.with_channels(widest))
         raise InfeasibleBudgetError(
             f"budget {budget.bounds} cannot be met: the smallest network of this space (one "
-            f"operation per block, one channel per stage) has {_listed(smallest)}; the largest "
-            f"has {_listed(largest)}"
+            f"operation per block, {multiple} channels per stage) has {_listed(smallest)}; the "
+            f"largest has {_listed(largest)}"
         )
 
 
-def smallest_architecture(supernet: Architecture) -> Architecture:
-    """The cheapest network of a space: one operation in every block, one channel per stage."""
+def smallest_architecture(supernet: Architecture, multiple: int = 1) -> Architecture:
+    """The cheapest network of a space: one operation in every block, the fewest channels."""
     best: Architecture | None = None
     for node in range(1, 1 + len(supernet.operations)):
         graphs = tuple(
@@ -222,7 +231,7 @@ def smallest_architecture(supernet: Architecture) -> Architecture:
         )  # fmt: skip
         reductions = tuple((True, False) for _ in supernet.reductions)
         one = Architecture(supernet.skeleton, graphs, reductions)
-        one = one.with_channels([1] * len(one.skeleton.channels))
+        one = one.with_channels([multiple] * len(one.skeleton.channels))
         if best is None or architecture_cost(one).macs < architecture_cost(best).macs:
             best = one
     assert best is not None

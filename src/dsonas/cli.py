@@ -21,6 +21,9 @@ Find a compact network for your own images in one training run.
   train      step 3: train an architecture file
   evaluate   measure a finished run on its test images
   predict    classify image files with a finished run
+  report     one HTML file to look at: network, curves, errors, cost; or several runs
+  export     write ONNX, torch.export and plain Python files of a finished run
+  compare    searched against random and hand-made networks, at equal cost
   bench      measure the speed and memory of the search on this machine
 
 `dsonas COMMAND --help` lists its options. Start with:
@@ -31,7 +34,7 @@ Find a compact network for your own images in one training run.
 Recipes for --config: {recipes}
 Exit codes: 0 done, 2 bad input, 130 interrupted, 143 terminated
 """
-COMMANDS = ("run", "search", "train", "evaluate", "predict", "bench")
+COMMANDS = ("run", "search", "train", "evaluate", "predict", "report", "export", "bench", "compare")
 _OUT_OF_MEMORY = re.compile("memory|Storage size")  # as torch puts it
 EXIT_DONE, EXIT_BAD_INPUT, EXIT_BROKEN_PIPE = 0, 2, 1
 

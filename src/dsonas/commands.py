@@ -12,6 +12,8 @@ from jsonargparse import Namespace
 
 from dsonas.architecture import Architecture
 from dsonas.benching import BENCHES, BenchConfig
+from dsonas.chains import is_chain
+from dsonas.compare_command import compare
 from dsonas.config import RunConfig, changed_settings
 from dsonas.configuring import (
     OptionParser,
@@ -25,24 +27,30 @@ from dsonas.configuring import (
 from dsonas.console import Reporter, readable_count
 from dsonas.drawing import draw_architecture
 from dsonas.engine import EngineConfig
+from dsonas.export_command import export
 from dsonas.interrupts import StopSignal
 from dsonas.loop import DivergedError, Interrupted
-from dsonas.pipeline import Job, evaluate_run
+from dsonas.pareto import Front, add_front_options, asked_front, check_front
+from dsonas.pipeline import Job, evaluate_run, fit_to_budget
 from dsonas.prediction import predict_images
-from dsonas.runs import RunError, RunFolder, load_architecture
+from dsonas.report import write_run_report
+from dsonas.report_command import report
+from dsonas.runs import RunError, RunFolder, load_chain
 
 DESCRIPTIONS = {
     "run": "The whole job: pretrain and search the supernet, fit the width to the budget, train\n"
     "and measure the network found. The same command on the same folder resumes.",
     "search": "Steps 1 and 2: pretrain the supernet and search it; writes architecture.json.\n"
     "The same command on the same folder resumes.",
-    "train": "Step 3: train and measure the network of an architecture file. The options of the\n"
-    "other steps are accepted and not used, so that a whole configuration can be given.",
+    "train": "Step 3: train and measure the network of an architecture file, or that of the\n"
+    "chain.json of a search which suits the budget. The options of the other steps are accepted\n"
+    "and not used, so that a whole configuration can be given.",
     "evaluate": "Measure the network of a finished run on its test images. The options say where\n"
     "the data are now and where to compute; they default to those of the run.",
     "predict": "Classify image files; prints file, class and probability, separated by tabs.",
-    "bench": "Measure this machine: a dense search step against the plain reference (step), whole\n"
-    "searches with and without shrinking (search), peak memory over the levels (memory).",
+    "bench": "Measure this machine: a dense search step against plain PyTorch (step), steps of\n"
+    "sparse supernets (sparse), growth with blocks, batch and levels (growth), searches with and\n"
+    "without shrinking (search), peak memory over the levels (memory).",
 }
 STEPS = {
     "run": ("pretrain", "search", "train"),
@@ -52,7 +60,7 @@ STEPS = {
 GROUPS = {
     "run": ("data", "network", "pretrain", "search", "budget", "train", "engine"),
     "search": ("data", "network", "pretrain", "search", "budget", "engine"),
-    "train": ("data", "train", "engine"),
+    "train": ("data", "budget", "train", "engine"),
 }
 EXIT_DONE = 0
 
@@ -62,8 +70,8 @@ def _work(command: str, arguments: list[str], stop: StopSignal) -> int:
     parser = _work_parser(command)
     values = parse(parser, arguments)
     config, path = to_config(values), values.get("architecture")
-    architecture = load_architecture(path).clean() if path else None
-    folder = RunFolder(values.out or f"runs/{_default_name(values)}")
+    architecture = _given_architecture(path, config) if path else None
+    front, folder = asked_front(values), _folder(values)
     stored = _refuse_other_run(folder, config, path)
     if architecture:
         folder.require_architecture(architecture)
@@ -73,19 +81,54 @@ def _work(command: str, arguments: list[str], stop: StopSignal) -> int:
             return EXIT_DONE
         job = Job(config, folder, reporter, stop)
         job.check(STEPS[command], architecture)
+        check_front(front, job)
         extra = {"architecture": path} if path else {}
         folder.begin(to_yaml({**extra, **config.groups()}), searches=not path)
         stop.wait_for_step()
         try:
             _do_steps(command, job, architecture)
         except Interrupted:
-            again = shlex.join(["dsonas", command, *arguments])
-            reporter.say(f"interrupted; all is saved in {folder.path}; resume with: {again}")
+            _say_interrupted(command, arguments, folder, reporter)
             return stop.exit_code
         except DivergedError as error:
             folder.checkpoints.forget(error.stage)
             raise
     return EXIT_DONE
+
+
+def _given_architecture(path: str, config: RunConfig) -> Architecture:
+    """The architecture of a file; of a chain, the member that suits the budget."""
+    chain = load_chain(path)
+    fits = is_chain(Path(path).read_text(encoding="utf-8"))
+    return fit_to_budget(chain, config) if fits else chain[0].clean()
+
+
+def _folder(values: Namespace) -> RunFolder:
+    return RunFolder(values.out or f"runs/{_default_name(values)}")
+
+
+def _run(command: str, arguments: list[str], stop: StopSignal) -> int:
+    """The whole job, and then the other networks of a front if one is asked for."""
+    code = _work(command, arguments, stop)
+    values = parse(_work_parser(command), arguments)
+    front = asked_front(values)
+    if code != EXIT_DONE or front is None:
+        return code
+    folder = _folder(values)
+    with Reporter() as reporter:
+        try:
+            Front(front, to_config(values), folder, reporter, stop).train()
+        except Interrupted:
+            _say_interrupted(command, arguments, folder, reporter)
+            return stop.exit_code
+    return EXIT_DONE
+
+
+def _say_interrupted(
+    command: str, arguments: list[str], folder: RunFolder, reporter: Reporter
+) -> None:
+    again = shlex.join(["dsonas", command, *arguments])
+    reporter.say(f"interrupted; all is saved in {folder.path}; resume with: {again}")
 
 
 def _do_steps(command: str, job: Job, architecture: Architecture | None) -> None:
@@ -94,6 +137,7 @@ def _do_steps(command: str, job: Job, architecture: Architecture | None) -> None
         job.reporter.say(f"\n{draw_architecture(found)}\n\neverything is in {job.folder.path}")
     else:
         _summarise(job.train(found), job.folder.path, job.reporter)
+    write_run_report(job.folder.path, job.data, job.reporter.say)
 
 
 def _is_finished(command: str, folder: RunFolder, reporter: Reporter) -> bool:
@@ -122,8 +166,10 @@ def _summarise(metrics: dict[str, Any], path: Path, reporter: Reporter) -> None:
 def _work_parser(command: str) -> OptionParser:
     parser = config_parser(command, DESCRIPTIONS[command], GROUPS[command])
     if command == "train":
-        text = "the architecture.json to train; required"
+        text = "the architecture.json, or chain.json with a budget, to train; required"
         parser.add_argument("--architecture", type=str, required=True, metavar="FILE", help=text)
+    if command == "run":
+        add_front_options(parser)
     return parser
 
 
@@ -193,8 +239,9 @@ def _predict(command: str, arguments: list[str], stop: StopSignal) -> int:
 
 
 def _bench(command: str, arguments: list[str], stop: StopSignal) -> int:
-    parser = OptionParser(command, "step|search|memory [--json] [OPTIONS]", DESCRIPTIONS[command])
-    parser.add_argument("what", type=str, metavar="step|search|memory", help="what to measure")
+    what = "|".join(BENCHES)
+    parser = OptionParser(command, f"{what} [--json] [OPTIONS]", DESCRIPTIONS[command])
+    parser.add_argument("what", type=str, metavar=what, help="what to measure")
     parser.add_argument("--json", action="store_true", help="print one JSON object alone")
     defaults = BenchConfig()
     for name in ("levels", "channels", "batch_size", "image_size", "repeats"):
@@ -218,10 +265,13 @@ def _add_run_folder(parser: OptionParser) -> None:
 
 
 COMMANDS: dict[str, Callable[[str, list[str], StopSignal], int]] = {
-    "run": _work,
+    "run": _run,
     "search": _work,
     "train": _work,
     "evaluate": _evaluate,
     "predict": _predict,
     "bench": _bench,
+    "compare": compare,
+    "export": export,
+    "report": report,
 }

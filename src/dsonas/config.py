@@ -73,8 +73,8 @@ class NetworkConfig:
         unknown = [name for name in self.operations if name not in operation_names()]
         if unknown or not self.operations:
             raise ValueError(
-                f"network.operations must be names out of {', '.join(operation_names())}, "
-                f"got {list(self.operations)}"
+                f"network.operations must be names out of {', '.join(operation_names())}, got "
+                f"{list(self.operations)}; --import FILE.py adds operations of your own"
             )
         if self.stem not in ("auto", *STEMS):
             raise ValueError(f"network.stem must be auto or one of {STEMS}, got {self.stem!r}")

@@ -5,8 +5,10 @@ free, see ``importance``). So the cost of the live architecture is planned over 
 from that of the supernet to the target in equal ratios per step, and then stays while the weights
 settle. At every rebuild, live connections are removed by rank until the plan holds: operations by
 importance per multiply-add (or parameter) saved, connections by importance alone, since each costs
-the same addition. What the proximal step has brought to zero has no importance and goes first; what
-it has brought to zero beyond the plan may still come back, and the penalty is lowered.
+the same addition. Where every operation would save too much, a connection to a block's output goes
+instead; a block's last operation goes only when nothing else is left. What the proximal step has
+brought to zero has no importance and goes first; what it has brought to zero beyond the plan may
+still come back, and the penalty is lowered.
 """
 
 from __future__ import annotations
@@ -14,12 +16,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dsonas.architecture import Architecture, BlockGraph
+from dsonas.architecture import Architecture
 from dsonas.costs import architecture_cost
-from dsonas.importance import connection_flows, node_importance, without_node
+from dsonas.importance import connection_flows, node_importance
+from dsonas.marginal import (
+    Place,
+    connection_places,
+    with_graph,
+    without_connection,
+    without_operation,
+)
 
 Factors = Sequence[Sequence[float]]
-Place = tuple[int, int]  # of an operation: graph (0 for all of the share space) and node
 Measure = Callable[[Architecture], float]
 Worth = Callable[[Architecture], Mapping[Place, float]]
 
@@ -50,6 +58,20 @@ class Plan:
     def share(self, final: float, progress: float) -> float:
         """The planned share at ``progress`` in [0, 1] of the search."""
         return final ** min(1.0, progress / self.reached_at)
+
+    def allowed(
+        self, progress: float, supernet: Architecture, cost: Measure | None = None
+    ) -> float:
+        """The planned cost of the live architecture at ``progress`` in [0, 1] of the search.
+
+        Args:
+            progress: part of the search done.
+            supernet: the complete architecture.
+            cost: the measure that is planned; None takes multiply-adds.
+        """
+        cost = cost or macs
+        fixed = cost(_without_blocks(supernet))
+        return fixed + self.share(self.structure, progress) * (cost(supernet) - fixed)
 
     def adapt(self, pressure: float, planned: int, positive: int) -> float:
         """The factor on the penalty until the next rebuild.
@@ -94,24 +116,54 @@ def follow_plan(
     Returns:
         The architecture to go on with; ``current`` itself if it is cheap enough.
     """
-    shared = len(factors) == 1
-    cost = cost or _macs
-    fixed = cost(_without_blocks(supernet))
-    prunable = cost(supernet) - fixed
-    allowed = fixed + plan.share(plan.structure, progress) * prunable
-    floor = fixed + FLOOR * plan.structure * prunable
+    shared, cost = len(factors) == 1, cost or macs
+    allowed = plan.allowed(progress, supernet, cost)
+    floor = (1 - FLOOR) * cost(_without_blocks(supernet)) + FLOOR * plan.allowed(1, supernet, cost)
     while cost(current) > allowed:
         found = (worth or flow_worth(factors))(current)
-        removals = _removals(current, found, shared, cost)
-        if not removals:
+        smaller = _without_cheapest(current, found, factors, floor, cost)
+        if smaller is None:
             break
-        gentle = [removal for removal in removals if removal.cost >= floor]
-        current = min(gentle or removals, key=lambda removal: removal.ratio).result
+        current = smaller
     limit = plan.share(plan.connections, progress) * _num_connections(supernet, shared)
     return _drop_connections(current, factors, shared, int(limit))
 
 
-def _macs(architecture: Architecture) -> float:
+def drop_smallest(
+    plan: Plan,
+    progress: float,
+    supernet: Architecture,
+    current: Architecture,
+    factors: Factors,
+    cost: Measure | None = None,
+) -> Architecture:
+    """Remove the connections with the smallest factors until the planned cost holds.
+
+    The obvious rule, for comparison only: an input of an operation saves almost nothing, so it
+    removes many of them before the cost moves, and whole operations with their last input.
+
+    Args:
+        plan: the planned shares; that of the connections is not used.
+        progress: part of the search done, in [0, 1].
+        supernet: the complete architecture.
+        current: the live, cleaned architecture.
+        factors: packed scaling factors: one vector (share) or one for each block (full).
+        cost: the measure that is planned; None takes multiply-adds.
+    """
+    shared, cost = len(factors) == 1, cost or macs
+    allowed = plan.allowed(progress, supernet, cost)
+    ranked = sorted((factors[g][i], (g, i)) for g, i in connection_places(current, shared=shared))
+    for _, place in ranked:
+        if cost(current) <= allowed:
+            break
+        smaller = without_connection(current, place, shared=shared)
+        if smaller.blocks[place[0]].kept_nodes:
+            current = smaller
+    return current
+
+
+def macs(architecture: Architecture) -> float:
+    """Multiply-adds: what is planned unless the budget bounds something else."""
     return architecture_cost(architecture).macs
 
 
@@ -133,24 +185,59 @@ class _Removal:
     result: Architecture
     cost: float
     ratio: float
+    empties: bool
 
 
-def _removals(
+def _without_cheapest(
     current: Architecture,
     worth: Mapping[Place, float],
-    shared: bool,
+    factors: Factors,
+    floor: float,
     cost: Measure,
+) -> Architecture | None:
+    """Without the operation that loses least per saving; None if nothing may go.
+
+    If every operation would take the cost below the floor, the connection that loses least per
+    saving; if every such connection would too, the operation that saves least. A block's last
+    operation is the very last resort.
+    """
+    removals = _operations(current, worth, len(factors) == 1, cost)
+    whole = [removal for removal in removals if not removal.empties]
+    gentle = [removal for removal in whole if removal.cost >= floor]
+    gentle = gentle or [one for one in _connections(current, factors, cost) if one.cost >= floor]
+    if gentle:
+        return min(gentle, key=lambda removal: removal.ratio).result
+    return max(whole or removals, key=lambda one: one.cost).result if removals else None
+
+
+def _operations(
+    current: Architecture, worth: Mapping[Place, float], shared: bool, cost: Measure
 ) -> list[_Removal]:
     """Every single operation that may go, with what that leaves and what it loses per saving."""
-    before, found = cost(current), []
-    for (place, node), value in worth.items():
-        smaller = without_node(current.blocks[place], node)
-        if shared and not smaller.kept_nodes:
-            continue
-        result = _with_graph(current, place, smaller, shared)
-        after = cost(result)
-        found.append(_Removal(result, after, value / max(before - after, 1e-9 * before)))
-    return found
+    before = cost(current)
+    smaller = {place: without_operation(current, place, shared=shared) for place in worth}
+    found = [_removal(smaller[p], p, value, before, cost) for p, value in worth.items()]
+    return [removal for removal in found if not (shared and removal.empties)]
+
+
+def _connections(current: Architecture, factors: Factors, cost: Measure) -> list[_Removal]:
+    """Every single connection to an output that may go; others save no more than reading."""
+    shared, before, found = len(factors) == 1, cost(current), []
+    for place in connection_places(current, shared=shared):
+        graph = current.blocks[place[0]]
+        if graph.connections[place[1]].target == graph.output_node:
+            value = connection_flows(graph, factors[place[0]])[place[1]]
+            smaller = without_connection(current, place, shared=shared)
+            found.append(_removal(smaller, place, value, before, cost))
+    return [removal for removal in found if not removal.empties]
+
+
+def _removal(
+    smaller: Architecture, place: Place, worth: float, before: float, cost: Measure
+) -> _Removal:
+    after = cost(smaller)
+    ratio = worth / max(before - after, 1e-9 * before)
+    return _Removal(smaller, after, ratio, not smaller.blocks[place[0]].kept_nodes)
 
 
 def _drop_connections(current: Architecture, factors, shared: bool, limit: int) -> Architecture:
@@ -174,15 +261,8 @@ def _drop_connections(current: Architecture, factors, shared: bool, limit: int) 
             excess -= graph.num_live - cleaned.num_live
             graphs[place] = cleaned
     for place, graph in enumerate(graphs):
-        current = _with_graph(current, place, graph, shared)
+        current = with_graph(current, place, graph, shared=shared)
     return current
-
-
-def _with_graph(
-    architecture: Architecture, place: int, graph: BlockGraph, shared: bool
-) -> Architecture:
-    blocks = [graph if shared or i == place else old for i, old in enumerate(architecture.blocks)]
-    return replace(architecture, blocks=tuple(blocks))
 
 
 def _without_blocks(supernet: Architecture) -> Architecture:

@@ -44,6 +44,13 @@ class Cost:
             self.memory_bytes + other.memory_bytes,
         )
 
+    def __sub__(self, other: Any) -> Cost:
+        return Cost(
+            self.macs - other.macs,
+            self.params - other.params,
+            self.memory_bytes - other.memory_bytes,
+        )
+
 
 def architecture_cost(architecture: Architecture) -> Cost:
     """The cost of the network that ``dsonas.build`` makes of an architecture.

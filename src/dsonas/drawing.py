@@ -37,7 +37,7 @@ def _block_lines(graph: BlockGraph) -> Iterator[str]:
     if not graph.kept_nodes:
         yield "(the shortcut alone)"
         return
-    names = {node: _readable(graph.operation(node)) for node in graph.kept_nodes}
+    names = {node: readable_operation(graph.operation(node)) for node in graph.kept_nodes}
     width = max(20, *map(len, names.values()))
     level = 0
     for node, name in names.items():
@@ -51,7 +51,7 @@ def _sources(graph: BlockGraph, node: int) -> str:
     return ", ".join("input" if source == 0 else str(source) for source in graph.inputs[node])
 
 
-def _readable(operation: str) -> str:
+def readable_operation(operation: str) -> str:
     """Example: ``separable_conv3x3`` becomes ``separable conv 3x3``."""
     text = operation.replace("_", " ")
     for size in ("3x3", "5x5", "7x7"):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from dsonas.architecture import Architecture, BlockGraph
 from dsonas.costs import block_cost, operation_cost
+from dsonas.marginal import without_connection
 
 PENALTIES = ("uniform", "adaptive_macs", "adaptive_memory", "adaptive_latency")
 Latency = Callable[[Architecture], float]
@@ -91,12 +91,9 @@ def _latency_without(
     current: Architecture, place: int, connection: int, shared: bool, latency: Latency
 ) -> float | None:
     """Milliseconds of the derived network without a live connection; None if it is dead."""
-    graph = current.blocks[place]
-    if not graph.live[connection]:
+    if not current.blocks[place].live[connection]:
         return None
-    smaller = graph.prune([i != connection for i in range(len(graph.live))]).clean()
-    blocks = [smaller if shared or i == place else g for i, g in enumerate(current.blocks)]
-    return latency(replace(current, blocks=tuple(blocks)))
+    return latency(without_connection(current, (place, connection), shared=shared))
 
 
 def _latency_share(value: float | None, low: float, high: float) -> float:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
 from dsonas.architecture import Architecture
-from dsonas.budgets import check_reachable, cost_function, fit_width
+from dsonas.budgets import CostFunction, check_reachable, cost_function
+from dsonas.chains import chain_to_json, fit_chain
 from dsonas.checkpoints import CheckpointError
 from dsonas.config import RunConfig
 from dsonas.console import Reporter, readable_count
@@ -62,11 +63,7 @@ class Job:
             stop=self.stop,
         )
         self.latency = LatencyMeter(str(self.engine.device))
-        timed = (
-            self.config.budget.latency_ms is not None
-            or self.config.search.penalty_kind == "adaptive_latency"
-        )
-        self.cost = cost_function(self.latency if timed else None)
+        self.cost = run_costs(self.config, self.latency)
         self._extras: dict[str, Any] = dict(saved.get("extras", {}))
         if self.resume:
             stage, epoch = self.resume["stage"], self.resume["epoch"]
@@ -91,7 +88,8 @@ class Job:
         self.config.check_sizes(self.data, stages)
         supernet = self.config.space(self.data).complete()
         if architecture is None:
-            check_reachable(supernet, self.config.budget, self.cost)
+            multiple = self.config.network.channel_multiple
+            check_reachable(supernet, self.config.budget, self.cost, multiple)
         else:
             check_fits(architecture, self.data)
         if "train" in stages and self.config.train.auxiliary:
@@ -99,7 +97,10 @@ class Job:
                 AuxiliaryHead((architecture or supernet).skeleton)
 
     def search(self) -> Architecture:
-        """Steps 1 and 2; the architecture found, at the width that meets the budget."""
+        """Steps 1 and 2; the structure and width that meet the budget.
+
+        The structure is the one found, unless no width of it comes close (see ``fit_chain``).
+        """
         if "architecture" in self._extras:
             return Architecture.from_json(self._extras["architecture"])
         space = self.config.space(self.data)
@@ -117,16 +118,13 @@ class Job:
             journal=self.journal,
             resume=self.resume,
         )
-        architecture = fit_width(
-            result.architecture,
-            self.config.budget,
-            multiple=self.config.network.channel_multiple,
-            cost=self.cost,
-        )
+        self.folder.write("chain.json", chain_to_json(result.chain))
+        architecture = fit_to_budget(result.chain, self.config, self.cost)
         self._extras["architecture"] = architecture.to_json()
         self._extras["factors"] = result.factors
         self.resume = None
         self.folder.write("architecture.json", architecture.to_json())
+        self.folder.write_factors(result.supernet.blocks[0], result.history)
         self.folder.write_log(self.journal.rows)
         return architecture
 
@@ -206,6 +204,30 @@ class Job:
         return metrics
 
 
+def run_costs(config: RunConfig, latency: LatencyMeter) -> CostFunction:
+    """The measures that a run needs: latency is measured only if something depends on it."""
+    timed = config.budget.latency_ms is not None or config.search.penalty_kind == "adaptive_latency"
+    return cost_function(latency if timed else None)
+
+
+def fit_to_budget(
+    chain: Sequence[Architecture], config: RunConfig, cost: CostFunction | None = None
+) -> Architecture:
+    """The member of a search's chain and its width for a budget, see ``fit_chain``.
+
+    Args:
+        chain: largest first.
+        config: its budget and channel multiple count.
+        cost: all measures of an architecture. None: measured as the configuration says.
+
+    Raises:
+        InfeasibleBudgetError: if no member meets the budget.
+    """
+    cost = cost or run_costs(config, LatencyMeter(str(Engine(config.engine).device)))
+    multiple = config.network.channel_multiple
+    return fit_chain(chain, config.budget, multiple=multiple, cost=cost)
+
+
 def held_out_batches(data: ImageData, engine: Engine, workers: int = 0) -> Batches:
     """The test images in order."""
     return Batches(
@@ -263,5 +285,7 @@ __all__ = [
     "Job",
     "check_fits",
     "evaluate_run",
+    "fit_to_budget",
     "held_out_batches",
+    "run_costs",
 ]

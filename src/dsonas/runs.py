@@ -17,7 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 
-from dsonas.architecture import Architecture
+from dsonas.architecture import Architecture, ArchitectureError, BlockGraph
+from dsonas.chains import chain_from_json, is_chain
 from dsonas.checkpoints import CheckpointFolder, write_atomically
 from dsonas.data import ImageData
 from dsonas.loop import STAGES, Row
@@ -137,8 +138,15 @@ class RunFolder:
         if first:
             raise RunError(
                 f"{self.path} holds a run with other settings ({'; '.join(first)}): "
-                "choose another --out, or delete that folder"
+                f"{self._remedy(first)}"
             )
+
+    def _remedy(self, differences: Sequence[str]) -> str:
+        chain = self.path / "chain.json"
+        if chain.exists() and all(text.startswith("budget.") for text in differences):
+            config = self.path / "config.yaml"
+            return f"train from its search: dsonas train --config {config} --architecture {chain}"
+        return "choose another --out, or delete that folder"
 
     def require_architecture(self, architecture: Architecture) -> None:
         """Refuse to train another architecture than the one that the folder's run is about.
@@ -161,7 +169,8 @@ class RunFolder:
     def begin(self, config_text: str, *, searches: bool) -> None:
         """Write the configuration; a search from scratch removes an older result first."""
         if searches and self.begun is None:
-            (self.path / "architecture.json").unlink(missing_ok=True)
+            for name in ("architecture.json", "chain.json"):
+                (self.path / name).unlink(missing_ok=True)
         self.write("config.yaml", config_text)
 
     def write(self, name: str, text: str) -> None:
@@ -175,6 +184,24 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(rows)
         self.write("log.csv", buffer.getvalue())
+
+    def write_factors(self, graph: BlockGraph, history: Sequence[Sequence[list[float]]]) -> None:
+        """Write ``factors.csv``: the scaling factors that are not 0 after each search epoch.
+
+        Args:
+            graph: a block of the supernet.
+            history: for each epoch the packed factors of each block, or one list for all blocks.
+        """
+        lines = ["epoch,block,source,target,factor"]
+        for epoch, blocks in enumerate(history, 1):
+            for place, factors in enumerate(blocks, 1):
+                block = "all" if len(blocks) == 1 else place
+                lines += [
+                    f"{epoch},{block},{source},{target},{factor:.6g}"
+                    for (source, target), factor in zip(graph.connections, factors, strict=True)
+                    if factor
+                ]
+        self.write("factors.csv", "\n".join(lines) + "\n")
 
     @property
     def metrics(self) -> dict[str, Any] | None:
@@ -236,9 +263,25 @@ def load_architecture(path: str | Path) -> Architecture:
         RunError: if there is none.
         ArchitectureError: if it is malformed.
     """
+    return load_chain(path)[-1]
+
+
+def load_chain(path: str | Path) -> list[Architecture]:
+    """Read the ``chain.json`` of a search, largest first; an architecture file is a chain of one.
+
+    Raises:
+        RunError: if there is none.
+        ArchitectureError: if it is malformed.
+    """
     if not Path(path).is_file():
-        raise RunError(f"architecture file {path} does not exist: give an architecture.json")
-    return Architecture.load(path)
+        raise RunError(
+            f"architecture file {path} does not exist: give an architecture.json or chain.json"
+        )
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        return chain_from_json(text) if is_chain(text) else [Architecture.from_json(text)]
+    except (ArchitectureError, UnicodeDecodeError) as error:
+        raise ArchitectureError(f"{path}: {error}") from None
 
 
 def versions() -> dict[str, str]:

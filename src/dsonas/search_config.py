@@ -8,7 +8,7 @@ from dsonas.penalties import PENALTIES
 from dsonas.spaces import SHARINGS
 
 SCHEDULES = ("constant", "cosine")
-RANKS = ("loss", "flow")
+RANKS = ("loss", "flow", "factor")
 
 
 def _check(condition: bool, name: str, rule: str, value: object) -> None:
@@ -60,13 +60,15 @@ class SearchConfig:
         normalise: whether to rescale the factors of every target to a mean square of 1 after each
             step, so that the penalty acts on shares (the scale of a vector is free).
         rank: what an operation is worth to the plan: ``loss`` measures the loss without it on
-            images of the factor part, ``flow`` judges by the scaling factors alone.
+            images of the factor part, ``flow`` judges by the scaling factors alone. ``factor``, for
+            comparison, removes the connections with the smallest factors, whatever that saves.
         rebuild_every: epochs between two rebuilds, >= 1.
         structure: share of the cost of the supernet's blocks that the search keeps, in (0, 1];
             the rest of a budget is met by the width. None leaves the sparsity to the penalty
             alone (paper).
         connections: share of the supernet's connections that the search keeps, in (0, 1].
         reached_at: part of the search after which the structure is held, in (0, 1].
+        recompute: run operations again in the backward pass: less memory, longer steps.
         shrink: whether rebuilds remove dead operations physically (faster; the same result).
     """
 
@@ -87,6 +89,7 @@ class SearchConfig:
     structure: float | None = 0.35
     connections: float = 0.35
     reached_at: float = 0.75
+    recompute: bool = False
     shrink: bool = True
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Steps 1 and 2 as stages of the loop: pretraining, and the search with its rebuilds."""
+"""Step 2 as a stage of the loop: the search with its rebuilds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from dsonas.architecture import Architecture
-from dsonas.control import Measure, Plan, Worth, follow_plan
+from dsonas.chains import distinct
+from dsonas.control import Measure, Plan, Worth, drop_smallest, follow_plan
 from dsonas.costs import architecture_cost
 from dsonas.data import Batches
 from dsonas.engine import Engine
@@ -21,7 +22,7 @@ from dsonas.optimizers import set_lr, sgd
 from dsonas.penalties import connection_penalties
 from dsonas.proximal import ProximalNAG
 from dsonas.schedules import Schedule, constant, cosine
-from dsonas.search_config import PretrainConfig, SearchConfig
+from dsonas.search_config import SearchConfig
 from dsonas.sensitivity import loss_without
 from dsonas.shrinking import shrink
 from dsonas.steps import factor_step, weight_step
@@ -41,6 +42,10 @@ class SearchResult:
         factors: the packed scaling factors of each set of blocks.
         network: the live supernet with its weights.
         rows: the log, one entry per epoch.
+        history: what ``factors`` were after each epoch.
+        chain: the nested architectures that it passed through at rebuilds, cleaned, at the
+            supernet's channels: from the supernet to ``architecture``, each smaller than the one
+            before.
     """
 
     architecture: Architecture
@@ -48,48 +53,8 @@ class SearchResult:
     factors: list[list[float]]
     network: Network
     rows: list[Row] = field(default_factory=list)
-
-
-class Pretraining:
-    """Step 1 as a stage of the loop."""
-
-    name = "pretrain"
-
-    def __init__(
-        self, network: Network, batches: Batches, config: PretrainConfig, engine: Engine
-    ) -> None:
-        self.network, self.engine = network, engine
-        self.source = batches
-        self.num_epochs, self.num_batches = config.epochs, len(batches)
-        self.optimizer = sgd(network, config.lr, config.weight_decay, 0.9)
-
-    def batches(self, epoch: int, start: int) -> Iterator[Any]:
-        """Batches of the weight part."""
-        return self.source.epoch(epoch, start)
-
-    def step(self, batch: Any, epoch: int, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """A weight step."""
-        images, labels = batch
-        self.network.train()
-        with self.engine.autocast():
-            loss, logits = weight_step(self.network, self.optimizer, images, labels)
-        return loss, logits, labels
-
-    def end_epoch(self, epoch: int) -> Row:
-        """Nothing to add to the log."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Weights and momenta."""
-        return {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore ``state_dict``."""
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    history: list[list[list[float]]] = field(default_factory=list)
+    chain: list[Architecture] = field(default_factory=list)
 
 
 class Searching:
@@ -120,6 +85,8 @@ class Searching:
         self.weight_optimizer = sgd(network, config.lr, config.weight_decay, config.momentum)
         self.factor_optimizer = self._factor_optimizer()
         self.pressure = 1.0
+        self.history: list[list[list[float]]] = []  # the factors after each epoch
+        self.chain: list[Architecture] = [self.supernet]
 
     def _factor_optimizer(self) -> ProximalNAG:
         groups = [{"params": [vector]} for vector in self.scaling.parameters()]
@@ -171,6 +138,7 @@ class Searching:
         """Rebuild if it is due; log what is live and what it costs."""
         if (epoch + 1) % self.config.rebuild_every == 0 or epoch + 1 == self.num_epochs:
             self._rebuild(epoch)
+        self.history.append([vector.tolist() for vector in self.scaling.blocks])
         current = self.scaling.architecture(self.live)
         cost = architecture_cost(current)
         mean = sum(float(v.detach().sum()) for v in self.scaling.blocks)
@@ -189,14 +157,18 @@ class Searching:
             self._remove(self.scaling.architecture(self.live))
         else:
             positive = self.scaling.architecture(self.live).num_live
-            factors = [vector.tolist() for vector in self.scaling.blocks]
-            worth = self._measured_worth(epoch) if self.config.rank == "loss" else None
-            self._remove(
-                follow_plan(plan, progress, self.supernet, self.live, factors, worth, self.cost)
-            )
+            self._remove(self._planned(plan, progress, epoch))
             self.pressure = plan.adapt(self.pressure, self.live.num_live, positive)
+        self.chain = distinct([*self.chain, self.live])
         held = plan is not None and plan.is_held(progress)
         self._set_penalties(0.0 if held else self.penalty * self.pressure)
+
+    def _planned(self, plan: Plan, progress: float, epoch: int) -> Architecture:
+        factors = [vector.tolist() for vector in self.scaling.blocks]
+        if self.config.rank == "factor":
+            return drop_smallest(plan, progress, self.supernet, self.live, factors, self.cost)
+        worth = self._measured_worth(epoch) if self.config.rank == "loss" else None
+        return follow_plan(plan, progress, self.supernet, self.live, factors, worth, self.cost)
 
     def _measured_worth(self, epoch: int) -> Worth:
         """What an operation is worth: the loss without it, on images of the factor part."""
@@ -246,6 +218,8 @@ class Searching:
         return {
             "live": self.live.to_json(),
             "pressure": self.pressure,
+            "history": self.history,
+            "chain": [member.to_json() for member in self.chain],
             "network": self.network.state_dict(),
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "factor_optimizer": self.factor_optimizer.state_dict(),
@@ -255,6 +229,9 @@ class Searching:
         """Restore ``state_dict`` into a supernet that is still complete."""
         self.live = Architecture.from_json(state["live"])
         self.pressure = state["pressure"]
+        self.history = list(state.get("history", ()))
+        texts = state.get("chain", [state["live"]])
+        self.chain = [Architecture.from_json(text) for text in texts]
         if self.config.shrink:
             shrink(self.network, self.live, self.weight_optimizer)
         self.network.load_state_dict(state["network"])
@@ -275,6 +252,8 @@ class Searching:
             factors=[vector.tolist() for vector in self.scaling.blocks],
             network=self.network,
             rows=[row for row in rows if row["stage"] == self.name],
+            history=self.history,
+            chain=distinct([*self.chain, architecture]),
         )
 
 

@@ -12,8 +12,9 @@ from dsonas.data import Batches, ImageData, split_for_search
 from dsonas.engine import Engine
 from dsonas.loop import Journal, run_stage
 from dsonas.network import Network
+from dsonas.pretraining import Pretraining
 from dsonas.search_config import PretrainConfig, SearchConfig
-from dsonas.search_stages import Pretraining, Searching, SearchResult
+from dsonas.search_stages import Searching, SearchResult
 from dsonas.seeding import derive_seed
 from dsonas.spaces import SearchSpace
 
@@ -56,7 +57,7 @@ def search(
     config = replace(config or SearchConfig(), space=space.sharing)
     engine, journal = engine or Engine(), journal or Journal()
     torch.manual_seed(derive_seed(seed, "supernet"))
-    network = Network(space.complete(), sharing=space.sharing)
+    network = Network(space.complete(), sharing=space.sharing, recompute=config.recompute)
     engine.place(network)
     parts = split_for_search(data.train, lambda_fraction, derive_seed(seed, "split"))
 

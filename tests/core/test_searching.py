@@ -122,6 +122,16 @@ def distinct_values(values: list) -> list:
     return [v for i, v in enumerate(values) if i == 0 or v != values[i - 1]]
 
 
+@pytest.mark.parametrize("rank", ["flow", "factor"])
+def test_every_rule_of_removal_meets_the_plan(data, rank: str):
+    result = run(data, config=replace(CONFIG, rank=rank))
+    whole, found = result.supernet, result.architecture
+    bare = replace(whole, blocks=tuple(g.prune([False] * len(g.live)) for g in whole.blocks))
+    fixed, full = architecture_cost(bare).macs, architecture_cost(whole).macs
+    assert architecture_cost(found).macs <= fixed + 0.5 * (full - fixed)
+    assert all(graph.kept_nodes for graph in found.blocks)
+
+
 def test_a_search_without_a_plan_has_a_chain_too(data):
     config = replace(CONFIG, structure=None, penalty=0.5)
     result = run(data, config=config)

@@ -1,0 +1,106 @@
+"""What the studies on small networks share: one setting, silent jobs, results that go on.
+
+Fashion-MNIST at 14 x 14 pixels, two blocks of three levels, 8 and 16 channels. Results are written
+after every row; the same command goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dsonas.benching import environment
+from dsonas.budgets import Budget
+from dsonas.config import NetworkConfig, RunConfig
+from dsonas.console import Reporter
+from dsonas.data import DataConfig
+from dsonas.engine import Engine, EngineConfig
+from dsonas.pipeline import Job
+from dsonas.runs import RunFolder
+from dsonas.search_config import PretrainConfig, SearchConfig
+from dsonas.training import TrainConfig
+
+ENGINE = EngineConfig(device="cpu", threads=1)
+
+
+def study_parser(description: str | None, out: str, search_epochs: int) -> argparse.ArgumentParser:
+    """A parser with the options that all studies have."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--space", choices=("share", "full"), default="share")
+    parser.add_argument("--images", type=int, default=10000, help="training images")
+    parser.add_argument("--test-images", type=int, default=10000)
+    parser.add_argument("--pretrain-epochs", type=int, default=3)
+    parser.add_argument("--search-epochs", type=int, default=search_epochs)
+    parser.add_argument("--train-epochs", type=int, default=15)
+    return parser
+
+
+def study_config(
+    options: argparse.Namespace, seed: int, budget: Budget, **search: Any
+) -> RunConfig:
+    """The configuration of one run of a study."""
+    epochs = {"epochs": options.search_epochs, "batch_size": 64}
+    return RunConfig(
+        data=DataConfig(
+            name="fashion-mnist",
+            image_size=14,
+            max_train_images=options.images,
+            max_test_images=options.test_images,
+        ),
+        network=NetworkConfig(levels=3, blocks=(1, 1), channels=8),
+        pretrain=PretrainConfig(epochs=options.pretrain_epochs, batch_size=64),
+        search=SearchConfig(space=options.space, **epochs, **search),
+        budget=budget,
+        train=TrainConfig(epochs=options.train_epochs, batch_size=64),
+        engine=ENGINE,
+        seed=seed,
+    )
+
+
+def silent_job(config: RunConfig, folder: str) -> Job:
+    """A job that prints nothing."""
+    return Job(config, RunFolder(folder), Reporter(Console(quiet=True)))
+
+
+class Study:
+    """The rows of a study, kept in its result file.
+
+    Args:
+        options: what it was asked for; rows of other options are forgotten.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.path: Path = options.out
+        keys = sorted(set(vars(options)) - {"out", "seeds"})
+        self.options = {key: str(getattr(options, key)) for key in keys}
+        self.start = time.perf_counter()
+        held = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.rows: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        if held.get("options") == self.options:
+            self.rows, self.seconds = held["rows"], held["seconds"]
+
+    def has(self, **case: Any) -> bool:
+        """Whether there is a row of a case."""
+        return any(case.items() <= row.items() for row in self.rows)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Keep a row and write all."""
+        self.rows.append(dict(row))
+        print(self.rows[-1], flush=True)
+        value = {
+            "options": self.options,
+            "seconds": round(self.seconds + time.perf_counter() - self.start, 1),
+            "environment": environment(Engine(ENGINE)),
+            "rows": self.rows,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(value, indent=1) + "\n")
