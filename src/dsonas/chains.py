@@ -73,6 +73,8 @@ def fit_chain(
         try:
             fitted = fit_width(structure, budget, multiple=multiple, cost=cost)
         except InfeasibleBudgetError as error:
+            if "latency_ms" in budget.bounds:
+                raise
             problem = problem or error
             continue
         use = budget.use(cost(fitted))

@@ -70,8 +70,8 @@ def _work(command: str, arguments: list[str], stop: StopSignal) -> int:
     parser = _work_parser(command)
     values = parse(parser, arguments)
     config, path = to_config(values), values.get("architecture")
-    architecture = _given_architecture(path, config) if path else None
     front, folder = asked_front(values), _folder(values)
+    architecture = _given_architecture(path, config, folder) if path else None
     stored = _refuse_other_run(folder, config, path)
     if architecture:
         folder.require_architecture(architecture)
@@ -83,7 +83,7 @@ def _work(command: str, arguments: list[str], stop: StopSignal) -> int:
         job.check(STEPS[command], architecture)
         check_front(front, job)
         extra = {"architecture": path} if path else {}
-        folder.begin(to_yaml({**extra, **config.groups()}), searches=not path)
+        folder.begin(to_yaml({**extra, **config.groups()}), searches=not path, refits=refit)
         stop.wait_for_step()
         try:
             _do_steps(command, job, architecture)
@@ -96,11 +96,16 @@ def _work(command: str, arguments: list[str], stop: StopSignal) -> int:
     return EXIT_DONE
 
 
-def _given_architecture(path: str, config: RunConfig) -> Architecture:
+def _given_architecture(path: str, config: RunConfig, folder: RunFolder) -> Architecture:
     """The architecture of a file; of a chain, the member that suits the budget."""
     chain = load_chain(path)
-    fits = is_chain(Path(path).read_text(encoding="utf-8"))
-    return fit_to_budget(chain, config) if fits else chain[0].clean()
+    if not is_chain(Path(path).read_text(encoding="utf-8")):
+        return chain[0].clean()
+    if folder.begun is not None and folder.held is not None:
+        stored, stored_path = _stored(folder)
+        if (stored_path, stored.budget) == (path, config.budget):
+            return folder.held  # a latency measured again would lead to another width
+    return fit_to_budget(chain, config)
 
 
 def _folder(values: Namespace) -> RunFolder:
@@ -115,6 +120,7 @@ def _run(command: str, arguments: list[str], stop: StopSignal) -> int:
     if code != EXIT_DONE or front is None:
         return code
     folder = _folder(values)
+    stop.wait_for_step()
     with Reporter() as reporter:
         try:
             Front(front, to_config(values), folder, reporter, stop).train()

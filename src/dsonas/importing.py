@@ -60,7 +60,9 @@ def import_file(path: Path) -> None:
     except Exception as error:  # whatever the user's code raises
         del sys.modules[name]
         line = getattr(error, "lineno", None)
-        frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename == str(path)]
+        frames = [
+            frame for frame in extract_tb(error.__traceback__) if frame.filename == spec.origin
+        ]
         line = frames[-1].lineno if frames else line
         raise ValueError(
             f"{OPTION} {path} fails in line {line}: {type(error).__name__}: {error}"

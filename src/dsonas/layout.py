@@ -30,7 +30,6 @@ class Layout:
     levels: tuple[Level, ...]
     output_planes: tuple[int, ...]
     output_positions: tuple[int, ...]
-    num_factors: int
 
     @classmethod
     def of(cls, graph: BlockGraph) -> Layout:
@@ -54,4 +53,4 @@ class Layout:
         feeding = graph.inputs[graph.output_node]
         output = tuple(index[node, graph.output_node] for node in feeding)
         planes = tuple(1 + nodes.index(node) for node in feeding)
-        return cls(nodes, tuple(levels), planes, output, dead)
+        return cls(nodes, tuple(levels), planes, output)

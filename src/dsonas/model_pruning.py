@@ -150,7 +150,7 @@ class _Pruning:
     def cut(self) -> None:
         """Take inputs that are 0 out of live sums and concatenations, and erase what is dead."""
         for node in _scaled_nodes(self.model):
-            if self.observed[node].state is State.LIVE:
+            if self.observed[node].state is not State.CUT:
                 self._cut_inputs(node)
         settled = [node for node, value in self.observed.items() if value.value is not None]
         for node in settled:

@@ -100,8 +100,10 @@ class Front:
             RunError: if the folder holds another front, or a training diverges.
         """
         points = []
-        for number, (architecture, budget) in enumerate(self._planned(), 1):
-            metrics, path = self._metrics(number, architecture, budget)
+        planned = self._planned()
+        for number, (architecture, budget) in enumerate(planned, 1):
+            name = f"network {number} of {len(planned)}"
+            metrics, path = self._metrics(number, name, architecture, budget)
             points.append(_point(number, str(path.relative_to(self.folder.path)), metrics))
             self._write(points)
         self.reporter.say("\n" + "\n".join(table(points)))
@@ -118,6 +120,9 @@ class Front:
                 for network, budget in self._fitted()
             ]
             plan = {"asked": asked, "networks": networks}
+            for number, one in enumerate(networks[1:], 2):  # before the old plan is lost
+                held = self._point_folder(number)
+                held.require_architecture(Architecture.from_json(one["architecture"]))
             self.folder.write("pareto/plan.json", json.dumps(plan) + "\n")
         return [
             (Architecture.from_json(one["architecture"]), Budget(**one["bounds"]))
@@ -134,18 +139,21 @@ class Front:
         multiple = self.config.network.channel_multiple
         return front_networks(chain, found, budgets, multiple=multiple, cost=cost)
 
+    def _point_folder(self, number: int) -> RunFolder:
+        return RunFolder(self.folder.path / "pareto" / str(number))
+
     def _metrics(
-        self, number: int, architecture: Architecture, budget: Budget
+        self, number: int, name: str, architecture: Architecture, budget: Budget
     ) -> tuple[dict[str, Any], Path]:
         """What a network has reached; it is trained if need be."""
         if number == 1:
             assert self.folder.metrics is not None
             return self.folder.metrics, self.folder.path
-        folder = RunFolder(self.folder.path / "pareto" / str(number))
+        folder = self._point_folder(number)
         folder.require_architecture(architecture)
         if folder.metrics:
             return folder.metrics, folder.path
-        self.reporter.say(f"\nnetwork {number} of {self.front.points}, in {folder.path}")
+        self.reporter.say(f"\n{name}, in {folder.path}")
         config = replace(self.config, budget=budget)
         job = Job(config, folder, self.reporter, self.stop)
         job.check(("train",), architecture)
@@ -156,7 +164,7 @@ class Front:
             return job.train(architecture), folder.path
         except DivergedError as error:
             folder.checkpoints.forget(error.stage)
-            raise RunError(f"network {number} of the front: {error}") from None
+            raise RunError(f"{name} of the front: {error}") from None
 
     def _write(self, points: list[dict[str, Any]]) -> None:
         from dsonas.front_plot import front_svg

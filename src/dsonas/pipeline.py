@@ -11,7 +11,6 @@ import torch
 from dsonas.architecture import Architecture
 from dsonas.budgets import CostFunction, check_reachable, cost_function
 from dsonas.chains import chain_to_json, fit_chain
-from dsonas.checkpoints import CheckpointError
 from dsonas.config import RunConfig
 from dsonas.console import Reporter, readable_count
 from dsonas.costs import architecture_cost
@@ -281,7 +280,6 @@ def check_fits(architecture: Architecture, data: ImageData) -> None:
 
 
 __all__ = [
-    "CheckpointError",
     "Job",
     "check_fits",
     "evaluate_run",

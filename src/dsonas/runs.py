@@ -148,29 +148,36 @@ class RunFolder:
             return f"train from its search: dsonas train --config {config} --architecture {chain}"
         return "choose another --out, or delete that folder"
 
+    @property
+    def held(self) -> Architecture | None:
+        """The architecture that the folder's training is about; None before there is one."""
+        text = (self.last_checkpoint or {}).get("extras", {}).get("architecture")
+        return Architecture.from_json(text) if text else self.found
+
     def require_architecture(self, architecture: Architecture) -> None:
         """Refuse to train another architecture than the one that the folder's run is about.
 
         Raises:
             RunError: if its search is not finished, or has found another one.
         """
-        if self.begun is None:
-            return
-        held = (self.last_checkpoint or {}).get("extras", {}).get("architecture")
-        if held is None and self.found is not None:
-            held = self.found.to_json()
-        same = held == architecture.to_json()
-        if not same:
+        if self.begun is not None and self.held != architecture:
             raise RunError(
                 f"{self.path} holds a run that is not about this architecture: "
                 "choose another --out, or delete that folder"
             )
 
-    def begin(self, config_text: str, *, searches: bool) -> None:
-        """Write the configuration; a search from scratch removes an older result first."""
+    def begin(self, config_text: str, *, searches: bool, refits: bool = False) -> None:
+        """Write the configuration; what is to be found anew is removed first.
+
+        Args:
+            config_text: YAML.
+            searches: whether this run searches; from scratch if the folder holds no run yet.
+            refits: whether a finished search is to meet another budget.
+        """
         if searches and self.begun is None:
-            for name in ("architecture.json", "chain.json"):
-                (self.path / name).unlink(missing_ok=True)
+            (self.path / "chain.json").unlink(missing_ok=True)
+        if refits or (searches and self.begun is None):
+            (self.path / "architecture.json").unlink(missing_ok=True)
         self.write("config.yaml", config_text)
 
     def write(self, name: str, text: str) -> None:

@@ -49,6 +49,7 @@ def shrink(
                 _forget(optimizer, block.branches.pop(name))
         block.live = live
     network.architecture = architecture
+    network.pool.clear()  # the buffers of the larger architecture
 
 
 def _check_contained(old: Architecture, new: Architecture) -> None:

@@ -49,10 +49,17 @@ def bench_step(config: BenchConfig) -> dict[str, Any]:
             "memory_vs_reference": memory["recompute"] / max(1, memory["plain"]),
         },
         "seconds": times,
-        "roofline": roofline(config, median["fused_weight"]),
+        **(_explanation(config, steppers["fused"], times) if engine.device.type == "cpu" else {}),
+    }
+
+
+def _explanation(config: BenchConfig, stepper: Stepper, times: dict[str, Any]) -> dict[str, Any]:
+    """Where the time of the steps goes, on a CPU."""
+    return {
+        "roofline": roofline(config, times["fused_weight"]["median"]),
         "components": {
-            "weight": components(steppers["fused"].weight),
-            "lambda": components(steppers["fused"].factor),
+            "weight": components(stepper.weight),
+            "lambda": components(stepper.factor),
         },
     }
 
@@ -89,9 +96,9 @@ def bench_growth(config: BenchConfig) -> dict[str, Any]:
     Levels: seconds = constant + per_node * nodes + per_connection * connections, least squares.
     """
     blocks = [tuple(n * one for one in (1,) * len(config.blocks)) for n in (1, 2, 4)]
-    halves = (config.batch_size // 2, config.batch_size, 2 * config.batch_size)
+    halves = (max(1, config.batch_size // 2), config.batch_size, 2 * config.batch_size)
     by_blocks = {sum(n): _pair(replace(config, blocks=n)) for n in blocks}
-    by_batch = {size: _pair(replace(config, batch_size=max(1, size))) for size in halves}
+    by_batch = {size: _pair(replace(config, batch_size=size)) for size in halves}
     at_levels = [replace(config, levels=levels) for levels in LEVELS]
     by_levels = {at.levels: _pair(at) for at in at_levels}
     return {

@@ -38,7 +38,11 @@ def comparison(
     Returns:
         A JSON value; ``docs/compare.md`` says what each key means.
     """
-    found = {unit.name: result for unit in units if (result := folder.result(unit))}
+    found = {  # a result was written when its budget may have stood at another place of the list
+        unit.name: {**result, "budget": unit.budget}
+        for unit in units
+        if (result := folder.result(unit))
+    }
     results = list(found.values())
     study, config = folder.study, folder.study.config
     rankings = {r["space"]: r["errors"] for r in results if r["kind"] == "rank"}

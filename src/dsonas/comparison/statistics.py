@@ -128,7 +128,8 @@ def welch_statistic(ours: np.ndarray, others: np.ndarray, axis: int = -1) -> np.
 
 
 def _absolute_statistic(ours: np.ndarray, others: np.ndarray, axis: int = -1) -> np.ndarray:
-    return np.abs(welch_statistic(ours, others, axis))
+    # an infinite statistic would count as larger than itself in a permutation test
+    return np.minimum(np.abs(welch_statistic(ours, others, axis)), 1e12)
 
 
 @dataclass(frozen=True)

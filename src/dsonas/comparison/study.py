@@ -148,6 +148,9 @@ class Study:
 
         The last one may exceed that cost, so a random search never gets less than a search; two
         is the least, to have a choice.
+
+        Raises:
+            ValueError: if that would be more than a thousand.
         """
         left, found = self.search_work(space), []
         for architecture in islice(self._draw(space, f"candidates-{index}"), MAX_CANDIDATES):
@@ -155,6 +158,11 @@ class Study:
                 break
             left -= self.trial_work(architecture, budget)
             found.append(architecture)
+        if left > 0:
+            raise ValueError(
+                f"trial_epochs {self.config.trial_epochs} must be larger: more than "
+                f"{MAX_CANDIDATES} trials so short would not cost as much as a search"
+            )
         return found
 
     def search_work(self, space: str) -> int:

@@ -65,11 +65,12 @@ def run_trial(
         return
     epochs = task["epochs"]
     train = replace(config.train, epochs=epochs, evaluate_every=epochs)
+    data = load_data(config.data, config.seed)  # by the study's seed: the same for all candidates
     config = replace(config, seed=task["seed"], train=train)
     architecture = Architecture.load(folder / "given.json")
     with Reporter() as reporter:
         job = Job(config, run, reporter, stop)
-        job.data = hold_out(job.data, task["held_out"], derive_seed(0, "trial", task["split"]))
+        job.data = hold_out(data, task["held_out"], derive_seed(0, "trial", task["split"]))
         job.check(("train",), architecture)
         try:
             job.train(architecture)

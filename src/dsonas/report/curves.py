@@ -172,7 +172,7 @@ def _search_chart(
 
 def _trajectories(record: RunRecord, most_lines: int) -> Chart | None:
     """Each scaling factor over the search epochs, up to where it becomes 0."""
-    if record.architecture is None or record.only_last or not record.history:
+    if record.architecture is None or record.only_last or not record.history or not most_lines:
         return None
     found = record.architecture
     graph = BlockGraph.complete(found.operations, found.num_levels)

@@ -68,7 +68,7 @@ DETAILS = (
     Detail(blocks=16, dead_lines=1000, factor_lines=120, points=120, mistakes=12, classes=50),
     Detail(blocks=6, dead_lines=0, factor_lines=40, points=60, mistakes=6, classes=20),
     Detail(blocks=1, dead_lines=0, factor_lines=0, points=20, mistakes=0, classes=0),
-    Detail(whole=False),
+    Detail(blocks=1, dead_lines=0, factor_lines=0, points=20, mistakes=0, classes=0, whole=False),
 )
 
 
