@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dsonas.architecture import Architecture
+from dsonas.budgets import InfeasibleBudgetError
 from dsonas.costs import architecture_cost
 
 
@@ -270,6 +271,24 @@ def test_the_budget_of_a_finished_search_can_be_changed(dsonas, tiny, tmp_path):
         assert 0.97 * limit <= architecture_cost(architecture).params <= limit
     ended = dsonas("search", *tiny, *out, "--budget.macs", "20k")
     check_refused(ended, "budget.bounds was ['params'] and is ['macs']")
+
+
+def test_a_new_budget_that_cannot_be_met_is_refused_each_time(dsonas, tiny, tmp_path, monkeypatch):
+    """And the architecture for the old budget does not pass for the new one's."""
+    out = ["--out", tmp_path / "run"]
+    assert dsonas("search", *tiny, *out, "--budget.params", 1500).code == 0
+
+    def refuse(*arguments):
+        raise InfeasibleBudgetError("budget is out of reach of every member")
+
+    monkeypatch.setattr("dsonas.pipeline.fit_to_budget", refuse)
+    for _ in range(2):
+        ended = dsonas("search", *tiny, *out, "--budget.params", 900)
+        check_refused(ended, "out of reach")
+    monkeypatch.undo()
+    assert dsonas("search", *tiny, *out, "--budget.params", 900).code == 0
+    found = Architecture.load(tmp_path / "run" / "architecture.json")
+    assert architecture_cost(found).params <= 900
 
 
 def test_a_corrected_run_equals_one_that_never_failed(dsonas, tiny, finished, tmp_path):

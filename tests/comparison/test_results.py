@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from dsonas.budgets import Budget
 from dsonas.comparison.folder import StudyFolder, check_same, to_json
 from dsonas.comparison.plot import svg, ticks
 from dsonas.comparison.results import comparison, cost, hardware
@@ -72,6 +73,17 @@ def test_the_contract_and_the_numbers_behind_it(filled):
         assert tau is not None
         assert entry["kendall_tau"]["tau"] == pytest.approx(tau.tau)
     assert len(value["networks"]) == sum(unit.kind == "train" for unit in units)
+
+
+def test_results_keep_their_budget_when_the_list_changes(filled, study):
+    folder, _ = filled
+    made = study(random=5, seeds=3, hand_made=3, budgets=(Budget(macs="60k"), Budget(macs="30k")))
+    again = StudyFolder(folder.path, made, ["dsonas"])
+    value = comparison(again, study_units(made), {})
+    assert value["complete"]
+    for entry in value["budgets"]:
+        lower = 1 if entry["macs"] == 6e4 else 0
+        assert all(0 <= e - (BASE["random"] - lower) < 0.5 for e in entry["random"])
 
 
 def test_the_cost_is_the_sum_of_its_parts(filled):

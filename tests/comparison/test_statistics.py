@@ -81,6 +81,10 @@ def test_values_that_are_all_the_same_are_no_evidence():
     assert permutation_p([5.0, 5.0], [5.0, 5.0, 5.0]) == 1.0
 
 
+def test_ties_without_any_spread_give_the_least_exact_p_value():
+    assert permutation_p([1.11, 1.11], [1.39, 1.39]) == pytest.approx(1 / 3)
+
+
 def test_rank_correlation_is_between_opposite_and_equal():
     errors = [3.0, 1.0, 2.0, 5.0, 4.0]
     for other, tau in ((errors, 1.0), ([-e for e in errors], -1.0)):

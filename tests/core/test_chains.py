@@ -122,6 +122,18 @@ def test_a_latency_bound_is_met_by_the_preferred_member_alone():
     assert set(asked) <= set(chain)
 
 
+def test_a_latency_bound_out_of_reach_is_refused_without_trying_others():
+    chain, asked = searched(3), []
+
+    def measured(architecture: Architecture) -> dict[str, float]:
+        asked.append(replace(architecture, skeleton=chain[0].skeleton))
+        return {"latency_ms": 1.0}
+
+    with pytest.raises(InfeasibleBudgetError):
+        fit_chain(chain, Budget(latency_ms=0.5), cost=measured)
+    assert set(asked) <= set(chain)
+
+
 def test_a_budget_that_no_member_meets_is_refused():
     chain = searched(0)
     with pytest.raises(InfeasibleBudgetError, match="below the smallest network"):

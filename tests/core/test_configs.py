@@ -47,7 +47,10 @@ def test_values_out_of_range_are_refused_by_name(kind, section: str, name: str, 
 
 @pytest.mark.parametrize(
     ("kind", "table", "free"),
-    [(SearchConfig, SEARCH, {"shrink", "normalise", "recompute"}), (PretrainConfig, PRETRAIN, set())],
+    [
+        (SearchConfig, SEARCH, {"shrink", "normalise", "recompute"}),
+        (PretrainConfig, PRETRAIN, set()),
+    ],
 )
 def test_every_option_has_a_rule(kind, table: dict, free: set):
     assert set(kind.__dataclass_fields__) - free == set(table)
