@@ -193,7 +193,7 @@ def test_a_search_that_was_not_trained_serves_another_budget(dsonas, tiny, tmp_p
 def test_a_folder_without_a_chain_says_so(dsonas, tiny, front, tmp_path):
     run = shutil.copytree(front, tmp_path / "run")
     (run / "chain.json").unlink()
-    ended = dsonas("run", *tiny, *BUDGET, "--pareto", 3, "--out", run)
+    ended = dsonas("run", *tiny, *BUDGET, "--pareto", 4, "--out", run)
     assert (ended.code, "chain.json does not exist" in ended.err) == (2, True)
 
 
