@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from dsonas.architecture import Architecture, Skeleton, doubled_channels
 from dsonas.costs import architecture_cost
 from dsonas.engine import Engine, EngineConfig
+from dsonas.marginal import without_connection
 from dsonas.network import Network
 from dsonas.operations import PAPER_OPERATIONS
 from dsonas.optimizers import sgd
@@ -72,13 +73,13 @@ class BenchConfig:
             share: in (0, 1]; the result is at or just below it, or as near as one operation gets.
         """
         architecture = self.complete()
-        limit, graph = share * architecture_cost(architecture).macs, architecture.blocks[0]
-        for lost in Random(0).sample(range(len(graph.live)), len(graph.live)):
+        limit = share * architecture_cost(architecture).macs
+        count = len(architecture.blocks[0].live)
+        for lost in Random(0).sample(range(count), count):
             if architecture_cost(architecture).macs <= limit:
                 break
-            pruned = graph.prune([i != lost for i in range(len(graph.live))]).clean()
-            graph = pruned if pruned.kept_nodes else graph
-            architecture = replace(architecture, blocks=(graph,) * len(architecture.blocks))
+            smaller = without_connection(architecture, (0, lost), shared=True)
+            architecture = smaller if smaller.blocks[0].kept_nodes else architecture
         return architecture
 
 

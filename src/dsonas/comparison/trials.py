@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from dsonas.architecture import Architecture
 from dsonas.checkpoints import CheckpointFolder, write_atomically
+from dsonas.comparison.folder import to_json
 from dsonas.config import RunConfig
 from dsonas.console import Reporter
 from dsonas.data import Batches, ImageData, ImageSet, load_data, split_for_search
@@ -104,7 +104,7 @@ def run_ranking(config: RunConfig, task: Mapping[str, Any], folder: Path) -> Non
         for name in task["subjects"]
     }  # fmt: skip
     found = {"errors": errors, "images": len(images), "split": bool(config.data.lambda_fraction)}
-    write_atomically(folder / "ranking.json", (json.dumps(found, indent=1) + "\n").encode())
+    write_atomically(folder / "ranking.json", to_json(found))
 
 
 def pretrained_supernet(config: RunConfig, data: ImageData, run: Path) -> Network:

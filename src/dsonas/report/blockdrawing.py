@@ -12,7 +12,7 @@ from dsonas.importance import connection_flows, node_importance
 from dsonas.report.layout import Box, Layout, Point, lay_out
 from dsonas.report.ordering import live_lines
 from dsonas.report.scales import percent
-from dsonas.report.svg import add, number, picture
+from dsonas.report.svg import add, number, picture, shorten
 
 NUM_COLOURS = 8
 MARGIN, HEAD = 14.0, 34.0
@@ -157,16 +157,6 @@ def _draw_node(
     add(group, "text", node, x=box.left + 11, y=box.y + 4, class_="number")
     text = shorten(readable_operation(graph.operation(node)), LONGEST_NAME)
     add(group, "text", text, x=box.left + 33, y=box.y + 4)
-
-
-def shorten(text: str, longest: int) -> str:
-    """A text cut to a number of characters.
-
-    Example:
-        >>> shorten("separable", 5)
-        'sepa…'
-    """
-    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _curve(points: Sequence[Point]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
 from dsonas.report.scales import Scale, text_of, value_scale
-from dsonas.report.svg import add, clean_text, number, picture
+from dsonas.report.svg import add, clean_text, number, picture, shorten
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420.0, 232.0, 52.0, 12.0, 26.0, 34.0
 WIDE = 1040.0
@@ -225,7 +225,7 @@ def scatter_chart(
 def _label_dot(
     svg: Element, dot: Dot, x: float, y: float, taken: list[tuple[float, float]]
 ) -> None:
-    name = dot.name if len(dot.name) <= 24 else dot.name[:23] + "…"
+    name = shorten(dot.name, 24)
     height = _free_height(x, y, taken)
     taken.append((x, height))
     right = x < WIDE - RIGHT - 7.5 * len(name)

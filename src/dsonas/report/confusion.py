@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from dsonas.report.blockdrawing import shorten
-from dsonas.report.svg import add, picture
+from dsonas.report.svg import add, picture, shorten
 
 MOST_CLASSES = 100
 MOST_NUMBERS = 20

@@ -14,7 +14,7 @@ from dsonas.loop import STAGES
 from dsonas.report.blockdrawing import colour, node_name
 from dsonas.report.charts import Band, Level, Series, line_chart
 from dsonas.report.collect import Epoch, RunRecord, budget_bounds
-from dsonas.report.wording import TITLES, cost_of
+from dsonas.report.wording import cost_of
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ def _progress(record: RunRecord, column: str, title: str, kind: str) -> Chart | 
     ends = [*offsets.values(), offsets[list(offsets)[-1]] + record.stage(list(offsets)[-1])[-1]
             .number]  # fmt: skip
     bands = [
-        Band(start, end, TITLES[name])
-        for (start, end), name in zip(pairwise(ends), offsets, strict=True)
+        Band(start, end, name) for (start, end), name in zip(pairwise(ends), offsets, strict=True)
     ]
     svg = line_chart(title, series, kind=kind, log=True, bands=bands)
     legend = list(dict.fromkeys((line.name, line.kind) for line in series))

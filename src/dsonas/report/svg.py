@@ -74,6 +74,16 @@ def add(parent: Element, tag: str, text: object = None, **attributes: object) ->
     return child
 
 
+def shorten(text: str, longest: int) -> str:
+    """A text cut to a number of characters.
+
+    Example:
+        >>> shorten("separable", 5)
+        'sepa…'
+    """
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
 def markup(element: Element) -> str:
     """The element as text that can stand in an HTML page."""
     return tostring(element, encoding="unicode", short_empty_elements=True)

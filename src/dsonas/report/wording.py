@@ -13,7 +13,6 @@ from dsonas.report.examine import Examination
 from dsonas.report.scales import percent
 
 NO_BREAK = "\u00a0"  # a space at which no line ends
-TITLES = {"pretrain": "pretrain", "search": "search", "train": "train"}
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def cards(record: RunRecord, examination: Examination | None) -> list[Card]:
             Card("live connections", f"{live} of {total}", note, live / total if total else None)
         )
     if seconds := record.seconds:
-        names = [f"{TITLES[name]} {duration(value)}" for name, value in seconds.items()]
+        names = [f"{name} {duration(value)}" for name, value in seconds.items()]
         found.append(Card("time", duration(sum(seconds.values())), ", ".join(names)))
     return found
 
@@ -189,7 +188,7 @@ def times(record: RunRecord) -> list[tuple[str, str, float]]:
     """Stage, its time in words, and its share of all in percent."""
     total = sum(record.seconds.values()) or 1.0
     return [
-        (TITLES[name], duration(record.seconds[name]), 100 * record.seconds[name] / total)
+        (name, duration(record.seconds[name]), 100 * record.seconds[name] / total)
         for name in STAGES
         if name in record.seconds
     ]
