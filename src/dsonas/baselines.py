@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dsonas.architecture import Architecture, BlockGraph, Connection
+from dsonas.batchnorm import BatchNorm
 from dsonas.costs import block_cost
 from dsonas.importance import without_node
 from dsonas.operations import DepthwiseConv, register_operation
@@ -211,10 +212,10 @@ def _inverted_bottleneck3x3(channels: int) -> nn.Module:
     wide = EXPANSION * channels
     return nn.Sequential(
         nn.Conv2d(channels, wide, 1, bias=False),
-        nn.BatchNorm2d(wide),
+        BatchNorm(wide),
         nn.ReLU6(),
         DepthwiseConv(wide, 3),
-        nn.BatchNorm2d(wide),
+        BatchNorm(wide),
         nn.ReLU6(),
         nn.Conv2d(wide, channels, 1, bias=False),
     )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
 from dsonas.architecture import REDUCTION_OPERATIONS, BlockGraph
+from dsonas.batchnorm import BatchNorm
 from dsonas.buffers import BufferPool
 from dsonas.fused import fused_block
 from dsonas.layout import Layout
@@ -17,9 +18,9 @@ from dsonas.operations import build_operation, run_plainly
 BN_EPS = 2e-5
 
 
-def batch_norm(channels: int, learn_gamma: bool = True) -> nn.BatchNorm2d:
+def batch_norm(channels: int, learn_gamma: bool = True) -> BatchNorm:
     """Batch normalisation as the paper sets it; a fixed gamma is 1 and gets no gradient."""
-    module = nn.BatchNorm2d(channels, eps=BN_EPS, momentum=0.1)
+    module = BatchNorm(channels, eps=BN_EPS, momentum=0.1)
     module.weight.requires_grad_(learn_gamma)
     return module
 

@@ -14,6 +14,8 @@ from itertools import compress
 import torch
 from torch import Tensor, nn
 
+from dsonas.batchnorm import normalise, normalise_backward
+
 
 class NodeRun:
     """What one operation leaves in the forward pass for the backward pass.
@@ -29,7 +31,7 @@ class NodeRun:
         self.operation, self.bn = operation, bn
         self.recompute = recompute or getattr(operation, "recomputable", False)
         self.inner = [p for p in operation.parameters() if p.requires_grad]
-        self.wants = [bn.weight.requires_grad, bn.bias.requires_grad]
+        self.wants = (bn.weight.requires_grad, bn.bias.requires_grad)
         self.parameters = [*self.inner, *compress((bn.weight, bn.bias), self.wants)]
 
     def forward(self, z: Tensor, out: Tensor) -> None:
@@ -38,15 +40,7 @@ class NodeRun:
         self.autocast = torch.is_autocast_enabled(z.device.type)
         features = self._operate(out.dtype, tracked=not self.recompute)
         self.features = None if self.recompute else features
-        bn = self.bn
-        self.mean, self.invstd = torch.empty_like(bn.bias), torch.empty_like(bn.bias)
-        torch.ops.aten.native_batch_norm.out(
-            features.detach(), bn.weight, bn.bias, bn.running_mean, bn.running_var, True,
-            bn.momentum, bn.eps,
-            out=out.permute(0, 3, 1, 2), save_mean=self.mean, save_invstd=self.invstd,
-        )  # fmt: skip
-        if bn.num_batches_tracked is not None:
-            bn.num_batches_tracked.add_(1)
+        self.statistics = normalise(self.bn, features, out.permute(0, 3, 1, 2))
         out.clamp_(min=0)
 
     def _operate(self, dtype: torch.dtype, tracked: bool) -> Tensor:
@@ -63,15 +57,14 @@ class NodeRun:
         """
         # The ReLU's mask is applied in place: nobody reads this plane's gradient again.
         torch.ops.aten.threshold_backward.grad_input(gradient, out, 0, grad_input=gradient)
-        features, z, bn = self.features, self.z, self.bn
+        features, z = self.features, self.z
         if features is None:
             features = self._operate(out.dtype, tracked=True)
         del self.features, self.z
         through = features.requires_grad  # not for an operation that ignores its input, like a zero
-        incoming, *rest = torch.ops.aten.native_batch_norm_backward(
-            gradient.permute(0, 3, 1, 2), features.detach(), bn.weight, bn.running_mean,
-            bn.running_var, self.mean, self.invstd, True, bn.eps, [through, *self.wants],
-        )  # fmt: skip
+        incoming, *rest = normalise_backward(
+            self.bn, features, self.statistics, gradient.permute(0, 3, 1, 2), (through, *self.wants)
+        )
         found = list(compress(rest, self.wants))
         if not through:
             return None, [*[None] * len(self.inner), *found]

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dsonas.batchnorm import BatchNorm
+
 Builder = Callable[[int], nn.Module]
 _REGISTRY: dict[str, Builder] = {}
 
@@ -71,9 +73,9 @@ def operation_names() -> tuple[str, ...]:
 
 
 def run_plainly(module: nn.Module) -> None:
-    """Switch off the shortcuts that our operations take on CPUs; they then run as PyTorch does."""
+    """Switch off the shortcuts that our modules take on CPUs; they then run as PyTorch does."""
     for part in module.modules():
-        if isinstance(part, DepthwiseConv | AveragePool | MaxPool):
+        if isinstance(part, DepthwiseConv | AveragePool | MaxPool | BatchNorm):
             part.shortcut = False
 
 

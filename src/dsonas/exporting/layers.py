@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from dsonas import operations
+from dsonas import batchnorm, operations
 from dsonas.exporting.errors import ExportError
 from dsonas.exporting.formatting import Group, Keyword, Symbol, literal
 from dsonas.operations import AveragePool
 
 _REQUIRED = inspect.Parameter.empty
 _NOT_STATED = ("self", "device", "dtype")
+_OWN = (batchnorm.__name__, operations.__name__)
 _PER_SIDE = ("kernel_size", "stride", "padding", "dilation", "output_padding", "output_size")
 
 
@@ -87,8 +88,8 @@ def _standard(module: nn.Module) -> tuple[nn.Module, type[nn.Module]]:
         module = nn.AvgPool2d(3, stride=1, padding=1)
     kinds = type(module).__mro__
     # our own layers differ from those of torch.nn that they extend in training alone
-    own = type(module).__module__ == operations.__name__
-    return module, next(kind for kind in kinds if not own or kind.__module__ != operations.__name__)
+    own = _OWN if type(module).__module__ in _OWN else ()
+    return module, next(kind for kind in kinds if kind.__module__ not in own)
 
 
 def _has_hooks(module: nn.Module) -> bool:
