@@ -26,7 +26,7 @@ from dsonas.runs import load_chain
 from small_study import Study, silent_job, study_config, study_parser
 
 KINDS = ("uniform", "adaptive_macs", "adaptive_memory")
-STRENGTHS = (1.0, 2.0, 4.0)  # times the smallest
+STRENGTHS = (1.0, 2.0, 4.0, 8.0)  # times the smallest
 BLOCKS = (2, 2)
 
 
@@ -122,7 +122,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     colours = dict(zip(KINDS, ("#8a8f98", "#2f6fde", "#d9822b"), strict=True))
-    middle = sorted({row["penalty"] for row in rows})[1]
+    middle = sorted({row["penalty"] for row in rows})[2]
     for place, kind in enumerate(KINDS):
         mine = [r for r in rows if r["kind"] == kind and r["penalty"] == middle]
         means = [100 * statistics.mean(c) for c in zip(*(r["kept"] for r in mine), strict=True)]
@@ -145,9 +145,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = study_parser(
-        __doc__, "benchmarks/results/adaptive-penalties.json", search_epochs=8
-    )
+    parser = study_parser(__doc__, "benchmarks/results/adaptive-penalties.json", search_epochs=8)
     parser.set_defaults(space="full")
     parser.add_argument("--levels", type=int, default=3)
     parser.add_argument("--penalty", type=float, default=0.003, help="the smallest gamma")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,12 @@ class Study:
 
     Args:
         options: what it was asked for; rows of other options are forgotten.
+        apart: options besides ``out`` and ``seeds`` that do not change what a row says.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, apart: Sequence[str] = ()) -> None:
         self.path: Path = options.out
-        keys = sorted(set(vars(options)) - {"out", "seeds"})
+        keys = sorted(set(vars(options)) - {"out", "seeds", *apart})
         self.options = {key: str(getattr(options, key)) for key in keys}
         self.start = time.perf_counter()
         held = json.loads(self.path.read_text()) if self.path.exists() else {}

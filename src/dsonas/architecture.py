@@ -38,6 +38,7 @@ __all__ = [
 
 FORMAT = "dsonas-architecture"
 VERSION = 1
+MAX_NUMBER = 2**31 - 1  # of a skeleton; products of two still are 64-bit numbers
 MAX_FILE_NODES = 1000  # of a block in a file, so that a wrong number is refused, not allocated
 REDUCTION_OPERATIONS = ("conv1x1", "conv3x3")
 STEMS = ("cifar", "imagenet")
@@ -57,6 +58,11 @@ class Skeleton:
 
     Raises:
         ArchitectureError: if a value breaks its rule.
+
+    Example:
+        >>> skeleton = Skeleton(blocks=(1, 2), channels=(8, 16))
+        >>> skeleton.num_blocks, skeleton.block_stages
+        (3, (0, 1, 1))
     """
 
     stem: str = "cifar"
@@ -72,6 +78,10 @@ class Skeleton:
         for name, least in (("input_channels", 1), ("image_size", 1), ("num_classes", 2)):
             if getattr(self, name) < least:
                 raise ArchitectureError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        for name in ("input_channels", "image_size", "num_classes", "blocks", "channels"):
+            value = getattr(self, name)
+            if max(value if isinstance(value, tuple) else (value,), default=0) > MAX_NUMBER:
+                raise ArchitectureError(f"{name} must be <= {MAX_NUMBER}, got {shorten(value)}")
         if not self.blocks or min(self.blocks) < 1:
             raise ArchitectureError(f"blocks must be numbers >= 1, got {self.blocks}")
         if len(self.channels) != len(self.blocks) or min(self.channels) < 1:

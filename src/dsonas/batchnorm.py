@@ -4,6 +4,10 @@ The CPU library runs along the channels; with fewer than 16 of them, or another 
 its vector lanes stay empty (8 channels: up to eight times slower an element than 16). In
 channels_last several pixels in a row are one longer row, so we let its kernels see k pixels of C
 channels as one pixel of k * C channels, and put the k results for a channel together.
+
+Of processes that train together each has an equal part of a batch. If they are to act as one, the
+sums behind the statistics and behind their gradients are added up over them, in one small exchange
+in each direction (``torch.nn.SyncBatchNorm`` does the same, but has no CPU version).
 """
 
 from __future__ import annotations
@@ -15,8 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dsonas.processes import num_processes, sum_over_processes
+
 LANES = 16  # of the CPU library's kernels
 ROW = 64  # values in a row, from which longer ones gain nothing
+WIDE_ROW = 256  # the same for elementwise work
 FEWEST_PIXELS = 10_000  # in a batch, for which a dozen small calls more pay
 LARGEST_OFFSET = 20.0  # of a channel's mean, in standard deviations, for sums in one pass
 
@@ -34,21 +41,24 @@ class BatchNorm(nn.BatchNorm2d):
 
     Attributes:
         shortcut: whether rows may be folded.
+        synchronised: whether the statistics are those of the parts of all processes.
     """
 
     shortcut = True
+    synchronised = False
 
     def forward(self, input: Tensor) -> Tensor:
         """Features (B, C, H, W) to the same shape."""
-        if self.training and torch.is_grad_enabled() and _fold(self, input) is not None:
-            return _FoldedBatchNorm.apply(input, self.weight, self.bias, self)  # type: ignore[no-any-return]
+        folds = torch.is_grad_enabled() and _fold(self, input) is not None
+        if self.training and (folds or self.synchronised):
+            return _OwnBatchNorm.apply(input, self.weight, self.bias, self)  # type: ignore[no-any-return]
         return super().forward(input)
 
 
-class _FoldedBatchNorm(torch.autograd.Function):
+class _OwnBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, bn: nn.BatchNorm2d) -> Tensor:
-        result = torch.empty_like(x)
+        result = torch.empty_like(x, memory_format=torch.channels_last)
         ctx.statistics, ctx.bn = normalise(bn, x, result), bn
         ctx.save_for_backward(x, weight)
         return result
@@ -75,6 +85,8 @@ def normalise(bn: nn.BatchNorm2d, x: Tensor, out: Tensor) -> Statistics:
     """
     if bn.num_batches_tracked is not None:
         bn.num_batches_tracked.add_(1)
+    if getattr(bn, "synchronised", False):
+        return _normalise_together(bn, x, out)
     rows = _fold(bn, x)
     statistics = None if rows is None else _statistics(bn, rows)
     if rows is None or statistics is None:
@@ -108,6 +120,8 @@ def normalise_backward(
         wants: which gradients to compute.
     """
     mean, invstd, folded = statistics
+    if getattr(bn, "synchronised", False):
+        return _backward_together(bn, x, statistics, gradient, wants)
     rows = _fold(bn, x) if folded else None
     if rows is None or not wants[0]:
         return torch.ops.aten.native_batch_norm_backward(
@@ -117,16 +131,92 @@ def normalise_backward(
     arriving = _rows(gradient, rows.shape)
     product, total = _sums(rows, arriving, len(mean))
     along = torch.addcmul(product, mean, total, value=-1).mul_(invstd)  # sum of g * xhat
-    # dx = scale * (g - mean(g) - xhat * mean(g xhat)), as one factor each of g, x and 1
     count = x.numel() // len(mean)
-    scale = bn.weight.detach() * invstd
-    slope = scale * invstd * along / -count
-    offset = -torch.addcmul(slope * mean, scale, total, value=1 / count)
     result = torch.empty_like(x)
     found = _rows(result, rows.shape)
-    torch.addcmul(_unfold(offset, rows), rows, _unfold(slope, rows), out=found)
-    found.addcmul_(arriving, _unfold(scale, rows))
+    _input_gradient(bn, rows, arriving, statistics, (along, total, count), found)
     return result, along if wants[1] else None, total if wants[2] else None
+
+
+def _input_gradient(
+    bn: nn.BatchNorm2d,
+    rows: Tensor,
+    arriving: Tensor,
+    statistics: Statistics,
+    sums: tuple[Tensor, Tensor, int],
+    out: Tensor,
+) -> None:
+    """Write the gradient of x, from the sums of g * xhat and g over so many pixels; all in rows.
+
+    dx = scale * (g - mean(g) - xhat * mean(g xhat)), as one factor each of g, x and 1.
+    """
+    along, total, count = sums
+    scale = bn.weight.detach() * statistics.invstd
+    slope = scale * statistics.invstd * along / -count
+    offset = -torch.addcmul(slope * statistics.mean, scale, total, value=1 / count)
+    torch.addcmul(_unfold(offset, rows), rows, _unfold(slope, rows), out=out)
+    out.addcmul_(arriving, _unfold(scale, rows))
+
+
+def _normalise_together(bn: nn.BatchNorm2d, x: Tensor, out: Tensor) -> Statistics:
+    """``normalise`` by the statistics of all processes."""
+    mean, variance = _moments(bn, x)
+    # in float64 the mean of squares holds a variance that is small beside the mean
+    both = torch.stack([mean.double(), variance.double() + mean.double().square()])
+    mean, square = sum_over_processes(both).div_(num_processes())
+    variance = square - mean.square()
+    invstd = (variance + bn.eps).rsqrt().to(bn.weight)
+    count = x.numel() // bn.num_features * num_processes()
+    mean = mean.to(bn.weight)
+    _track(bn, mean, (variance * (count / (count - 1))).to(bn.weight))
+    scale = bn.weight.detach() * invstd
+    shift = torch.addcmul(bn.bias.detach(), mean, scale, value=-1)
+    rows = _wide_rows(x)
+    torch.addcmul(_unfold(shift, rows), rows, _unfold(scale, rows), out=_rows(out, rows.shape))
+    return Statistics(mean, invstd, folded=False)
+
+
+def _backward_together(
+    bn: nn.BatchNorm2d,
+    x: Tensor,
+    statistics: Statistics,
+    gradient: Tensor,
+    wants: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """``normalise_backward`` through the statistics of all processes.
+
+    Gamma and beta get their part of this process alone, as all other weights do.
+    """
+    mean, invstd, _ = statistics
+    _, along, total = torch.ops.aten.native_batch_norm_backward(
+        gradient, x.detach(), bn.weight, bn.running_mean, bn.running_var, mean, invstd, True,
+        bn.eps, [False, True, True],
+    )  # fmt: skip
+    result = None
+    if wants[0]:
+        sums = sum_over_processes(torch.stack([along, total]))
+        count = x.numel() // len(mean) * num_processes()
+        result = torch.empty_like(x, memory_format=torch.channels_last)
+        rows = _wide_rows(x)
+        arriving, found = _wide_rows(gradient), _rows(result, rows.shape)
+        _input_gradient(bn, rows, arriving, statistics, (sums[0], sums[1], count), found)
+    return result, along if wants[1] else None, total if wants[2] else None
+
+
+def _moments(bn: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel (C,) in this process."""
+    rows = _fold(bn, x)
+    found = None if rows is None else _folded_moments(bn, rows)
+    return found or torch.batch_norm_update_stats(x.detach(), None, None, 0.0)
+
+
+def _track(bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+    """Move the running statistics towards those of a batch."""
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    assert bn.momentum is not None
+    bn.running_mean.lerp_(mean, bn.momentum)
+    bn.running_var.lerp_(variance, bn.momentum)
 
 
 def _fold(bn: nn.BatchNorm2d, x: Tensor) -> Tensor | None:
@@ -148,6 +238,15 @@ def _rows(x: Tensor, shape: torch.Size) -> Tensor:
     return x.permute(0, 2, 3, 1).view(shape)
 
 
+def _wide_rows(x: Tensor) -> Tensor:
+    """Features as rows of so many pixels that elementwise work on them is fast."""
+    pixels, k = x.numel() // x.shape[1], 1
+    while k * x.shape[1] < WIDE_ROW and pixels % (2 * k) == 0:
+        k *= 2
+    x = x.detach().contiguous(memory_format=torch.channels_last)
+    return _rows(x, torch.Size((pixels // k, k * x.shape[1])))
+
+
 def _unfold(vector: Tensor, rows: Tensor) -> Tensor:
     """A vector over the channels (C,) as one over a row (k * C,)."""
     return vector.expand(rows.shape[1] // len(vector), -1).reshape(-1)
@@ -155,18 +254,24 @@ def _unfold(vector: Tensor, rows: Tensor) -> Tensor:
 
 def _statistics(bn: nn.BatchNorm2d, rows: Tensor) -> Statistics | None:
     """Statistics of a batch; None where one pass would not be accurate."""
-    assert bn.running_mean is not None
-    assert bn.running_var is not None
-    assert bn.momentum is not None
+    moments = _folded_moments(bn, rows)
+    if moments is None:
+        return None
+    mean, variance = moments
+    count = rows.numel() // bn.num_features
+    _track(bn, mean, variance * (count / (count - 1)))
+    return Statistics(mean, (variance + bn.eps).rsqrt_(), folded=True)
+
+
+def _folded_moments(bn: nn.BatchNorm2d, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Mean and variance of each channel; None where one pass would not be accurate."""
     count = rows.numel() // bn.num_features
     square, mean = _sums(rows, rows, bn.num_features)
     square, mean = square.div_(count), mean.div_(count)
     variance = torch.addcmul(square, mean, mean, value=-1)
     if (square > variance * LARGEST_OFFSET**2).any():
         return None
-    bn.running_mean.lerp_(mean, bn.momentum)
-    bn.running_var.lerp_(variance * (count / (count - 1)), bn.momentum)
-    return Statistics(mean, (variance + bn.eps).rsqrt_(), folded=True)
+    return mean, variance
 
 
 def _sums(rows: Tensor, weights: Tensor, channels: int) -> tuple[Tensor, Tensor]:

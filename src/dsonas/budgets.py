@@ -127,8 +127,18 @@ def fit_width(
         multiple: channels are multiples of it, >= 1; 8 runs faster on CPUs, 1 fits closest.
         cost: all measures of an architecture; needed for a latency bound. None: the exact counts.
 
+    Returns:
+        The same structure with other channels.
+
     Raises:
         InfeasibleBudgetError: if the fewest channels are too much already.
+
+    Example:
+        >>> from dsonas.spaces import cifar_space
+        >>> supernet = cifar_space(channels=8, blocks=(1, 1)).complete()
+        >>> narrow = fit_width(supernet, Budget(macs="5M"))
+        >>> narrow.blocks == supernet.blocks, cost_function()(narrow)["macs"] <= 5_000_000
+        (True, True)
     """
     if not budget.bounds:
         return architecture

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import io
 import logging
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,19 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line that says why."""
 
 
+_REMEDIES = {
+    errno.ENOSPC: "free some space and repeat the command",
+    errno.EDQUOT: "free some space and repeat the command",
+    errno.EFBIG: "lift the limit on the size of files and repeat the command",
+}
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves either the old or the new content, never a part."""
+    """Write a file so that a crash leaves either the old or the new content, never a part.
+
+    Raises:
+        OSError: naming the file, if it cannot be written; the old content is still there then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -35,9 +49,32 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+        _sync_names(path.parent)
+    except OSError as error:  # a full disk is reported without the name of a file
+        _remove(temporary)
+        reason = error.strerror or str(error)
+        if error.errno in _REMEDIES:
+            reason += f": {_REMEDIES[error.errno]}"
+        raise OSError(error.errno, reason, str(path)) from None
+    except BaseException:
+        _remove(temporary)
         raise
+
+
+def _sync_names(folder: Path) -> None:
+    """Bring the names in a folder to the disk, so that a power cut does not undo a rename."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(temporary: Path) -> None:
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
 
 
 class CheckpointFolder:
@@ -48,6 +85,8 @@ class CheckpointFolder:
 
     Args:
         folder: where they lie; made when the first is written.
+        check: called with the state of a checkpoint that was read; raises ``CheckpointError`` if
+            that cannot be used.
 
     Example:
         >>> checkpoints = CheckpointFolder(getfixture("tmp_path"))
@@ -56,22 +95,30 @@ class CheckpointFolder:
         {'epoch': 3}
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(
+        self, folder: str | Path, check: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
         self.folder = Path(folder)
+        self._check = check
+        self._unusable: set[Path] = set()
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the next checkpoint and delete all but the last two."""
+        """Write the next checkpoint and delete all but the last two usable ones."""
         buffer = io.BytesIO()
         torch.save({"version": VERSION, "state": state}, buffer)
         body = buffer.getvalue()
         number = max((number for number, _ in self._files()), default=0) + 1
         path = self.folder / f"checkpoint-{number:08d}.pt"
         write_atomically(path, MAGIC + hashlib.sha256(body).digest() + body)
-        for _, old in self._files()[:-KEPT]:
+        usable = [file for _, file in self._files() if file not in self._unusable]
+        for old in {*usable[:-KEPT], *self._unusable}:
             old.unlink(missing_ok=True)
+        self._unusable.clear()
 
     def load_last(self) -> dict[str, Any] | None:
         """The state of the newest usable checkpoint; None if there is none at all.
+
+        A checkpoint that cannot be used is named in the log, and the one before is tried.
 
         Raises:
             CheckpointError: if there are checkpoints and none of them can be used.
@@ -79,13 +126,23 @@ class CheckpointFolder:
         problem = None
         for _, path in reversed(self._files()):
             try:
-                return read_checkpoint(path)
+                return self._read(path)
             except CheckpointError as error:
                 logger.warning("%s; trying the one before", error)
+                self._unusable.add(path)
                 problem = error
         if problem is not None:
             raise CheckpointError(f"no usable checkpoint in {self.folder}: last problem: {problem}")
         return None
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        state = read_checkpoint(path)
+        if self._check is not None:
+            try:
+                self._check(state)
+            except CheckpointError as error:
+                raise CheckpointError(f"checkpoint {path} cannot be used: {error}") from None
+        return state
 
     def _files(self) -> list[tuple[int, Path]]:
         if not self.folder.is_dir():
@@ -114,6 +171,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # a forged file makes the reader fail in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"checkpoint {path} is refused: {reason}") from None
-    if not isinstance(value, dict) or value.get("version") != VERSION or "state" not in value:
-        raise CheckpointError(f"checkpoint {path} is of another version than {VERSION}")
+    return _state(value, path)
+
+
+def _state(value: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(value, dict) or "version" not in value:
+        raise CheckpointError(f"checkpoint {path} is of no version: it is not one of a run")
+    if type(value["version"]) is not int or value["version"] != VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} is of version {str(value['version'])[:20]!r}, this dsonas reads "
+            f"version {VERSION}: go on with the dsonas that wrote it, or choose another --out"
+        )
+    if not isinstance(value.get("state"), dict):
+        raise CheckpointError(f"checkpoint {path} of version {VERSION} holds no state")
     return value["state"]

@@ -6,10 +6,14 @@ import logging
 import os
 import re
 import sys
+import textwrap
+import warnings
 from collections.abc import Sequence
 
 from dsonas.interrupts import StopSignal
 from dsonas.recipes import recipe_names
+from dsonas.short_help import short_help
+from dsonas.world import current_world, require_single
 
 USAGE = """\
 usage: dsonas COMMAND [OPTIONS]
@@ -24,17 +28,23 @@ Find a compact network for your own images in one training run.
   report     one HTML file to look at: network, curves, errors, cost; or several runs
   export     write ONNX, torch.export and plain Python files of a finished run
   compare    searched against random and hand-made networks, at equal cost
+  plan       steps, work, memory and time of a run before it starts
+  shards     write an image folder as webdataset shards, to be streamed
   bench      measure the speed and memory of the search on this machine
 
-`dsonas COMMAND --help` lists its options. Start with:
+`dsonas COMMAND --help` tells its main options, --help-all every one. Start with:
 
   dsonas run --config digits                                       (a minute)
   dsonas run --data.name folder:my_images --budget.macs 2M         (your own)
 
-Recipes for --config: {recipes}
+{recipes}
 Exit codes: 0 done, 2 bad input, 130 interrupted, 143 terminated
 """
-COMMANDS = ("run", "search", "train", "evaluate", "predict", "report", "export", "bench", "compare")
+COMMANDS = (
+    "run", "search", "train", "evaluate", "predict", "report", "export", "shards", "bench",
+    "compare", "plan",
+)  # fmt: skip
+TOGETHER = ("run", "search", "train")  # several processes can do
 _OUT_OF_MEMORY = re.compile("memory|Storage size")  # as torch puts it
 EXIT_DONE, EXIT_BAD_INPUT, EXIT_BROKEN_PIPE = 0, 2, 1
 
@@ -55,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE.format(recipes=", ".join(recipe_names())), end="")
+        known = "Recipes for --config: " + ", ".join(recipe_names())
+        lines = textwrap.fill(known, 88, subsequent_indent="  ", break_on_hyphens=False)
+        print(USAGE.format(recipes=lines), end="")
         return EXIT_DONE
     if arguments[0] == "--version":
         from dsonas import __version__
@@ -65,7 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] not in COMMANDS:
         known = ", ".join(COMMANDS)
         return _complain(f"command must be one of {known}, got {arguments[0]!r}: dsonas --help")
+    if text := short_help(arguments[0], arguments[1:]):
+        print(text)
+        return EXIT_DONE
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged tags, which change no pixel
     with StopSignal() as stop:
         return _guarded(arguments[0], arguments[1:], stop)
 
@@ -73,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _guarded(command: str, arguments: list[str], stop: StopSignal) -> int:
     """Turn whatever ends a command into one line and an exit code."""
     try:
+        if command not in TOGETHER:
+            require_single(f"dsonas {command}", current_world())
         from dsonas.commands import COMMANDS as FUNCTIONS  # takes seconds
 
         code = FUNCTIONS[command](command, arguments, stop)

@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from dsonas.architecture import Architecture
-from dsonas.benching import BENCHES, BenchConfig
+from dsonas.bench_command import bench
 from dsonas.chains import is_chain
 from dsonas.compare_command import compare
 from dsonas.config import RunConfig, changed_settings
@@ -25,17 +25,21 @@ from dsonas.configuring import (
     to_yaml,
 )
 from dsonas.console import Reporter, readable_count
+from dsonas.data.config import short_name
 from dsonas.drawing import draw_architecture
-from dsonas.engine import EngineConfig
 from dsonas.export_command import export
 from dsonas.interrupts import StopSignal
 from dsonas.loop import DivergedError, Interrupted
 from dsonas.pareto import Front, add_front_options, asked_front, check_front
 from dsonas.pipeline import Job, evaluate_run, fit_to_budget
+from dsonas.plan_command import plan
 from dsonas.prediction import predict_images
 from dsonas.report import write_run_report
 from dsonas.report_command import report
 from dsonas.runs import RunError, RunFolder, load_chain
+from dsonas.shards_command import shards
+from dsonas.transferring import transferred
+from dsonas.world import current_world, require_single
 
 DESCRIPTIONS = {
     "run": "The whole job: pretrain and search the supernet, fit the width to the budget, train\n"
@@ -43,14 +47,12 @@ DESCRIPTIONS = {
     "search": "Steps 1 and 2: pretrain the supernet and search it; writes architecture.json.\n"
     "The same command on the same folder resumes.",
     "train": "Step 3: train and measure the network of an architecture file, or that of the\n"
-    "chain.json of a search which suits the budget. The options of the other steps are accepted\n"
-    "and not used, so that a whole configuration can be given.",
+    "chain.json of a search which suits the budget. With --network.transfer true its block is put\n"
+    "into the network that the network options describe (recipe imagenet-transfer). Other options\n"
+    "of the other steps are accepted and not used, so that a whole configuration can be given.",
     "evaluate": "Measure the network of a finished run on its test images. The options say where\n"
     "the data are now and where to compute; they default to those of the run.",
     "predict": "Classify image files; prints file, class and probability, separated by tabs.",
-    "bench": "Measure this machine: a dense search step against plain PyTorch (step), steps of\n"
-    "sparse supernets (sparse), growth with blocks, batch and levels (growth), searches with and\n"
-    "without shrinking (search), peak memory over the levels (memory).",
 }
 STEPS = {
     "run": ("pretrain", "search", "train"),
@@ -58,35 +60,48 @@ STEPS = {
     "train": ("train",),
 }
 GROUPS = {
-    "run": ("data", "network", "pretrain", "search", "budget", "train", "engine"),
-    "search": ("data", "network", "pretrain", "search", "budget", "engine"),
-    "train": ("data", "budget", "train", "engine"),
+    "run": ("data", "network", "pretrain", "search", "budget", "train", "engine", "log"),
+    "search": ("data", "network", "pretrain", "search", "budget", "engine", "log"),
+    "train": ("data", "budget", "train", "engine", "log"),
 }
 EXIT_DONE = 0
 
 
 def _work(command: str, arguments: list[str], stop: StopSignal) -> int:
-    """Run, search or train: do the steps in a run folder until done or interrupted."""
-    parser = _work_parser(command)
-    values = parse(parser, arguments)
+    """Search or train: do the steps in a run folder until done or interrupted."""
+    values = parse(_work_parser(command), arguments)
+    with _folder(values).lock() as folder:
+        return _work_in(folder, command, arguments, values, stop)
+
+
+def _work_in(
+    folder: RunFolder, command: str, arguments: list[str], values: Namespace, stop: StopSignal
+) -> int:
     config, path = to_config(values), values.get("architecture")
-    front, folder = asked_front(values), _folder(values)
+    front = asked_front(values)
+    transfers = config.network.transfer
+    if transfers and not path:
+        raise UsageError("network.transfer needs a block: use dsonas train --architecture FILE")
     architecture = _given_architecture(path, config, folder) if path else None
     stored = _refuse_other_run(folder, config, path)
-    if architecture:
+    if architecture and not transfers:
         folder.require_architecture(architecture)
-    with Reporter() as reporter:
+    with _reporter(folder) as reporter:
         refit = stored is not None and stored.budget != config.budget
         if not refit and _is_finished(command, folder, reporter):
             return EXIT_DONE
-        job = Job(config, folder, reporter, stop)
+        job = Job(config, folder, reporter, stop, current_world())
+        if architecture and transfers:
+            architecture = transferred(architecture, config, job.data, job.cost, folder.held)
+            folder.require_architecture(architecture)
         job.check(STEPS[command], architecture)
         check_front(front, job)
         extra = {"architecture": path} if path else {}
         folder.begin(to_yaml({**extra, **config.groups()}), searches=not path, refits=refit)
         stop.wait_for_step()
         try:
-            _do_steps(command, job, architecture)
+            with job.tracking:
+                _do_steps(command, job, architecture)
         except Interrupted:
             _say_interrupted(command, arguments, folder, reporter)
             return stop.exit_code
@@ -99,8 +114,8 @@ def _work(command: str, arguments: list[str], stop: StopSignal) -> int:
 def _given_architecture(path: str, config: RunConfig, folder: RunFolder) -> Architecture:
     """The architecture of a file; of a chain, the member that suits the budget."""
     chain = load_chain(path)
-    if not is_chain(Path(path).read_text(encoding="utf-8")):
-        return chain[0].clean()
+    if config.network.transfer or not is_chain(Path(path).read_text(encoding="utf-8")):
+        return chain[-1].clean()
     if folder.begun is not None and folder.held is not None:
         stored, stored_path = _stored(folder)
         if (stored_path, stored.budget) == (path, config.budget):
@@ -109,24 +124,32 @@ def _given_architecture(path: str, config: RunConfig, folder: RunFolder) -> Arch
 
 
 def _folder(values: Namespace) -> RunFolder:
-    return RunFolder(values.out or f"runs/{_default_name(values)}")
+    path = values.out or f"runs/{_default_name(values)}"
+    return RunFolder(path, writes=current_world().is_first)
+
+
+def _reporter(folder: RunFolder) -> Reporter:
+    """Of several processes only the one that writes may speak."""
+    return Reporter(silent=not folder.writes)
 
 
 def _run(command: str, arguments: list[str], stop: StopSignal) -> int:
     """The whole job, and then the other networks of a front if one is asked for."""
-    code = _work(command, arguments, stop)
     values = parse(_work_parser(command), arguments)
-    front = asked_front(values)
-    if code != EXIT_DONE or front is None:
-        return code
-    folder = _folder(values)
-    stop.wait_for_step()
-    with Reporter() as reporter:
-        try:
-            Front(front, to_config(values), folder, reporter, stop).train()
-        except Interrupted:
-            _say_interrupted(command, arguments, folder, reporter)
-            return stop.exit_code
+    if asked_front(values):
+        require_single("--pareto", current_world())
+    with _folder(values).lock() as folder:
+        code = _work_in(folder, command, arguments, values, stop)
+        front = asked_front(values)
+        if code != EXIT_DONE or front is None:
+            return code
+        stop.wait_for_step()
+        with Reporter() as reporter:
+            try:
+                Front(front, to_config(values), folder, reporter, stop).train()
+            except Interrupted:
+                _say_interrupted(command, arguments, folder, reporter)
+                return stop.exit_code
     return EXIT_DONE
 
 
@@ -143,7 +166,8 @@ def _do_steps(command: str, job: Job, architecture: Architecture | None) -> None
         job.reporter.say(f"\n{draw_architecture(found)}\n\neverything is in {job.folder.path}")
     else:
         _summarise(job.train(found), job.folder.path, job.reporter)
-    write_run_report(job.folder.path, job.data, job.reporter.say)
+    if job.folder.writes:
+        write_run_report(job.folder.path, job.data, job.reporter.say)
 
 
 def _is_finished(command: str, folder: RunFolder, reporter: Reporter) -> bool:
@@ -152,9 +176,9 @@ def _is_finished(command: str, folder: RunFolder, reporter: Reporter) -> bool:
         reporter.say(f"the search in {folder.path} is finished:\n")
         reporter.say(draw_architecture(folder.found))
         return True
-    if command != "search" and folder.metrics:
+    if command != "search" and (summary := folder.summary):
         reporter.say(f"the run in {folder.path} is finished:")
-        _summarise(folder.metrics, folder.path, reporter)
+        _summarise(summary, folder.path, reporter)
         return True
     return False
 
@@ -182,8 +206,7 @@ def _work_parser(command: str) -> OptionParser:
 def _default_name(values: Namespace) -> str:
     if values.config:
         return Path(str(values.config[-1])).stem
-    folder = Path(values.data.path or values.data.name.removeprefix("folder:"))
-    return folder.resolve().name or "images"
+    return short_name(values.data.name, values.data.path)
 
 
 def _refuse_other_run(
@@ -244,27 +267,6 @@ def _predict(command: str, arguments: list[str], stop: StopSignal) -> int:
     return EXIT_DONE
 
 
-def _bench(command: str, arguments: list[str], stop: StopSignal) -> int:
-    what = "|".join(BENCHES)
-    parser = OptionParser(command, f"{what} [--json] [OPTIONS]", DESCRIPTIONS[command])
-    parser.add_argument("what", type=str, metavar=what, help="what to measure")
-    parser.add_argument("--json", action="store_true", help="print one JSON object alone")
-    defaults = BenchConfig()
-    for name in ("levels", "channels", "batch_size", "image_size", "repeats"):
-        default = getattr(defaults, name)
-        text = f"see docs/speed.md (default {default})"
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
-    add_groups(parser, ("engine",), ("engine",))
-    values = parse(parser, arguments)
-    if values.what not in BENCHES:
-        raise UsageError(f"bench must be one of {', '.join(BENCHES)}, got {values.what!r}")
-    sizes = {name: values[name] for name in vars(defaults) if name in values and name != "engine"}
-    config = BenchConfig(**sizes, engine=EngineConfig(**values.engine.as_dict()))
-    measured = BENCHES[values.what](config)
-    print(json.dumps(measured) if values.json else json.dumps(measured, indent=2))
-    return EXIT_DONE
-
-
 def _add_run_folder(parser: OptionParser) -> None:
     text = "the folder of a finished run"
     parser.add_argument("--run", type=str, required=True, metavar="DIR", help=text)
@@ -276,8 +278,10 @@ COMMANDS: dict[str, Callable[[str, list[str], StopSignal], int]] = {
     "train": _work,
     "evaluate": _evaluate,
     "predict": _predict,
-    "bench": _bench,
+    "bench": bench,
     "compare": compare,
     "export": export,
     "report": report,
+    "shards": shards,
+    "plan": plan,
 }

@@ -35,6 +35,7 @@ from dsonas.configuring import (
 )
 from dsonas.console import Reporter, readable_count
 from dsonas.data import ImageData
+from dsonas.data.config import short_name
 from dsonas.importing import OPTION as IMPORT
 from dsonas.interrupts import StopSignal
 from dsonas.loop import Interrupted
@@ -136,7 +137,7 @@ def _parser(command: str) -> OptionParser:
 def _name(values: Namespace) -> str:
     if values.config:
         return Path(str(values.config[-1])).stem
-    return Path(values.data.path or values.data.name.removeprefix("folder:")).resolve().name
+    return short_name(values.data.name, values.data.path)
 
 
 def _whole(values: Namespace, name: str, otherwise: int | None = None) -> Any:

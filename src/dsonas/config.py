@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from dsonas.architecture import STEMS, Skeleton, doubled_channels
+from dsonas.architecture import MAX_FILE_NODES, STEMS, Skeleton, doubled_channels
 from dsonas.budgets import Budget
-from dsonas.data import DataConfig, DataError, ImageData
+from dsonas.data import DataConfig, DataError, ImageData, split_for_search
 from dsonas.engine import EngineConfig
 from dsonas.loop import STAGES
 from dsonas.operations import PAPER_OPERATIONS, operation_names
 from dsonas.search_config import PretrainConfig, SearchConfig
+from dsonas.seeding import derive_seed
 from dsonas.spaces import SearchSpace
+from dsonas.tracking_config import LogConfig
 from dsonas.training import TrainConfig
 
 IMAGENET_STEM_FROM = 96
-_NEVER_FIXED = ("engine.device", "engine.threads", "data.workers", "data.memory_limit")
+_NEVER_FIXED = (
+    "engine.device",
+    "engine.threads",
+    "engine.checkpoint_seconds",
+    "engine.timeout_seconds",
+    "data.workers",
+    "data.memory_limit",
+    "log.trackers",
+)
 _FIRST_USE = {
     "search.space": "pretrain",
     "search": "search",
@@ -44,6 +53,9 @@ class NetworkConfig:
             on CPUs, 1 fits a budget closest.
         stem: ``cifar`` (keeps the resolution), ``imagenet`` (quarters it), or ``auto``: imagenet
             for images of 96 pixels and more.
+        transfer: for ``dsonas train --architecture``: put the block of that architecture, found on
+            other images, into the network that blocks, channels and stem describe, at the width
+            that meets the budget.
 
     Raises:
         ValueError: if a value breaks its rule.
@@ -55,6 +67,7 @@ class NetworkConfig:
     channels: int | tuple[int, ...] = 16
     channel_multiple: int = 1
     stem: str = "auto"
+    transfer: bool = False
 
     def __post_init__(self) -> None:
         for name in ("levels", "channel_multiple"):
@@ -75,6 +88,11 @@ class NetworkConfig:
             raise ValueError(
                 f"network.operations must be names out of {', '.join(operation_names())}, got "
                 f"{list(self.operations)}; --import FILE.py adds operations of your own"
+            )
+        if self.levels * len(self.operations) > MAX_FILE_NODES:
+            raise ValueError(
+                f"network.levels times the operations must be at most {MAX_FILE_NODES}, got "
+                f"{self.levels} levels of {len(self.operations)}"
             )
         if self.stem not in ("auto", *STEMS):
             raise ValueError(f"network.stem must be auto or one of {STEMS}, got {self.stem!r}")
@@ -99,6 +117,7 @@ class RunConfig:
         budget: upper bounds on the result.
         train: step 3.
         engine: device, precision, threads.
+        log: trackers beside the log.
         seed: the one seed from which every random choice follows, >= 0.
     """
 
@@ -109,14 +128,14 @@ class RunConfig:
     budget: Budget = field(default_factory=Budget)
     train: TrainConfig = field(default_factory=TrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.seed, int):
+            raise ValueError(f"seed must be a whole number, got {self.seed!r}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
-        for key, value in self.settings().items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{key} must be a finite number, got {value}")
 
     def groups(self) -> dict[str, Any]:
         """All values, nested as in a YAML file; the seed first."""
@@ -166,8 +185,11 @@ class RunConfig:
                 f"data.lambda_fraction {self.data.lambda_fraction} of {every} images leaves a part "
                 "empty: use more images or another fraction"
             )
-        least = min(every - factors, factors or every)
-        parts = {"pretrain": every - factors, "search": least, "train": every}
+        parts = {"train": every}
+        if stages != ("train",):
+            split = derive_seed(self.seed, "split")
+            both = split_for_search(data.train, self.data.lambda_fraction, split)
+            parts |= {"pretrain": len(both[0]), "search": min(map(len, both))}
         for stage in stages:
             size = getattr(self, stage).batch_size
             if size > parts[stage] and (stage != "pretrain" or self.pretrain.epochs):

@@ -18,6 +18,7 @@ from dsonas.config import RunConfig
 from dsonas.importing import OPTION as IMPORT
 from dsonas.importing import import_files
 from dsonas.recipes import recipe_names, recipe_path
+from dsonas.short_help import asked_help
 
 GROUPS = tuple(entry.name for entry in fields(RunConfig) if entry.name != "seed")
 _TITLES = {
@@ -28,6 +29,7 @@ _TITLES = {
     "budget": "budget (upper bounds on the network found)",
     "train": "train (step 3: train the network found)",
     "engine": "engine (where and how to compute)",
+    "log": "log (where the run is tracked besides its log.csv)",
 }
 _NO_SETTINGS = ("help", "print_config", "import")  # a file of options alone never runs code
 _RULES = {
@@ -60,14 +62,35 @@ class OptionParser(ArgumentParser):
         """Say what is wrong in the user's words."""
         raise UsageError(self._plain(" ".join(message.split()))) from None
 
+    def help_of(self, section: str) -> str:
+        """The complete help, or that of one group of the configuration.
+
+        Args:
+            section: name of the group; ``all`` or nothing for the complete help.
+        """
+        text = self.format_help().rstrip("\n")
+        if section in ("", "all"):
+            return text
+        parts = text.split("\n\n")
+        titles = [name for name in GROUPS for part in parts if part.startswith(f"{name} (")]
+        if section not in titles:
+            known = ", ".join(titles) or "nothing"
+            raise UsageError(f"--help must be followed by {known}, got {section!r}: or --help-all")
+        return next(part for part in parts if part.startswith(f"{section} ("))
+
     @property
     def keys(self) -> list[str]:
         """The dotted names of all options."""
         return [a.dest for a in self._actions if a.dest not in _NO_SETTINGS]
 
+    def _kind_of(self, key: str) -> Any:
+        """The type of an option of this command alone, or of one of a configuration."""
+        hints = {action.dest: getattr(action, "_typehint", None) for action in self._actions}
+        return hints[key] if hints.get(key) in _RULES else _type_of(key)
+
     def _plain(self, message: str) -> str:
         if found := re.match(r'Parser key "([^"]+)": .*(?:Got|Given) value: (.*)', message):
-            return f"{found[1]} must be {_rule(_type_of(found[1]))}, got {found[2]!r}"
+            return f"{found[1]} must be {_rule(self._kind_of(found[1]))}, got {found[2]!r}"
         if found := re.match(r"unrecognized arguments: (\S+)", message):
             return unknown_option(found[1].split("=")[0], self.keys, dashes="--")
         if found := re.match(r"the following arguments are required: (\S+)", message):
@@ -83,7 +106,7 @@ def unknown_option(name: str, known: Iterable[str], dashes: str = "") -> str:
     group, dot, last = bare.rpartition(".")
     siblings = {key.rpartition(".")[2]: key for key in known if key.startswith(group + dot)}
     near = get_close_matches(last, siblings, n=1)
-    hint = f"did you mean {dashes}{siblings[near[0]]}?" if near else "--help lists all options"
+    hint = f"did you mean {dashes}{siblings[near[0]]}?" if near else "--help-all lists all options"
     return f"unknown option {dashes}{bare}: {hint}"
 
 
@@ -183,7 +206,11 @@ def parse(parser: OptionParser, arguments: Sequence[str]) -> Namespace:
 
     Raises:
         UsageError: if an option is unknown, missing or of the wrong type.
+        SystemExit: after printing help, if the arguments ask for it.
     """
+    if (section := asked_help(arguments)) is not None:
+        print(parser.help_of(section))
+        raise SystemExit(0)
     found = import_files(arguments)
     for i, argument in enumerate(found):
         group = argument.split("=")[0].removeprefix("--")

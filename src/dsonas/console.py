@@ -25,10 +25,11 @@ class Reporter:
 
     Args:
         console: where to print.
+        silent: print nothing; for all but one of the processes of a run.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+    def __init__(self, console: Console | None = None, *, silent: bool = False) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True, quiet=silent)
         self._progress = Progress(
             TextColumn("{task.description:<11}"),
             BarColumn(bar_width=16),

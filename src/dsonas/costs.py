@@ -28,6 +28,11 @@ BYTES = 4  # of a float32
 class Cost:
     """Multiply-adds and memory access for one image, and parameters.
 
+    Args:
+        macs: multiply-adds of convolutions and classifier, >= 0.
+        params: parameters of the final network, >= 0.
+        memory_bytes: bytes that are read and written in float32, >= 0.
+
     Example:
         >>> Cost(10, 2, 8) + Cost(5, 1, 4)
         Cost(macs=15, params=3, memory_bytes=12)
@@ -54,6 +59,12 @@ class Cost:
 
 def architecture_cost(architecture: Architecture) -> Cost:
     """The cost of the network that ``dsonas.build`` makes of an architecture.
+
+    Args:
+        architecture: any; what is dead in it costs nothing.
+
+    Returns:
+        Multiply-adds and bytes of memory access for one image, and parameters.
 
     Example:
         >>> from dsonas.spaces import cifar_space

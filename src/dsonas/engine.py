@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsonas.batchnorm import BatchNorm
+from dsonas.finite import require_finite
+from dsonas.processes import Processes, join
+from dsonas.world import World
+
 PRECISIONS = ("float32", "bfloat16")
+MAX_THREADS = 1024  # far more end a process without a message
+MAX_TIMEOUT = 7 * 24 * 3600
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 
 
@@ -22,44 +29,93 @@ class EngineConfig:
     Args:
         device: ``auto`` (an accelerator if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
         precision: ``float32``, or ``bfloat16`` for autocast.
-        threads: CPU threads, >= 1. None: all cores, as torch decides.
+        threads: CPU threads, from 1 to 1024. None: all cores, as torch decides.
+        checkpoint_seconds: time between two checkpoints of a run, >= 0: what a crash costs at
+            most. Longer where writing one is slow; 0 saves after every step.
+        accumulate: parts of a batch that a process takes one after the other, adding up their
+            gradients, to save memory, >= 1; batch normalisation then sees parts.
+        sync_batchnorm: whether several processes normalise by the statistics of the whole batch,
+            as one process would; otherwise each by those of its part.
+        timeout_seconds: how long several processes wait for one that does not answer, > 0.
 
     Raises:
         ValueError: if a value breaks its rule.
+
+    Example:
+        >>> EngineConfig(device="cpu", threads=2).precision
+        'float32'
     """
 
     device: str = "auto"
     precision: str = "float32"
     threads: int | None = None
+    checkpoint_seconds: float = 20.0
+    accumulate: int = 1
+    sync_batchnorm: bool = True
+    timeout_seconds: float = 600.0
 
     def __post_init__(self) -> None:
+        require_finite(self, "engine")
         if self.precision not in PRECISIONS:
             raise ValueError(
                 f"engine.precision must be one of {PRECISIONS}, got {self.precision!r}"
             )
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"engine.threads must be at least 1, got {self.threads}")
+        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
+            raise ValueError(
+                f"engine.threads must be at least 1 and at most {MAX_THREADS}, got {self.threads}"
+            )
+        if self.checkpoint_seconds < 0:
+            raise ValueError(
+                f"engine.checkpoint_seconds must be at least 0, got {self.checkpoint_seconds}"
+            )
+        if self.accumulate < 1:
+            raise ValueError(f"engine.accumulate must be at least 1, got {self.accumulate}")
+        if not 0 < self.timeout_seconds <= MAX_TIMEOUT:
+            raise ValueError(
+                f"engine.timeout_seconds must be above 0 and at most {MAX_TIMEOUT}, got "
+                f"{self.timeout_seconds}"
+            )
 
 
 class Engine:
     """A resolved ``EngineConfig``.
 
+    Args:
+        config: what to resolve. None: the defaults.
+        world: processes to train together with, all of which make such an engine; see
+            ``current_world``. None: this process alone.
+
     Raises:
         ValueError: if the device does not exist on this machine.
+        LostProcessError: if the other processes do not come.
+
+    Example:
+        >>> engine = Engine(EngineConfig(device="cpu"))
+        >>> engine.place(nn.Linear(2, 1)).weight.device
+        device(type='cpu')
     """
 
-    def __init__(self, config: EngineConfig | None = None) -> None:
+    def __init__(self, config: EngineConfig | None = None, world: World | None = None) -> None:
         config = config or EngineConfig()
-        self.precision = config.precision
-        self.device = _resolve_device(config.device)
+        self.precision, self.accumulate = config.precision, config.accumulate
+        if world is None or world.size == 1:
+            self.processes, self.device = Processes(), _resolve_device(config.device)
+        else:
+            self.processes, self.device = join(world, config.device, config.timeout_seconds)
+        self.synchronises = config.sync_batchnorm and self.processes.share[1] > 1
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         if self.device.type == "cpu":
             keep_freed_memory()
 
     def place(self, module: nn.Module) -> nn.Module:
-        """Move a module to the device, its convolutions in channels_last."""
-        return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """Move a module to the device, in channels_last; make it equal in all processes."""
+        module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for part in module.modules():
+            if isinstance(part, BatchNorm):
+                part.synchronised = self.synchronises
+        self.processes.align(module)
+        return module
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context for forward passes."""

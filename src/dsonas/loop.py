@@ -11,6 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dsonas.checkpoints import CheckpointError
+from dsonas.processes import Processes
+
 Row = dict[str, float | int | str]
 STAGES = ("pretrain", "search", "train")  # in the order of a run
 
@@ -70,7 +73,8 @@ class Journal:
         save: called with the run's full state; None keeps nothing on disk.
         report: called with ``(stage, epoch, batch, row or None)`` as the work goes on.
         stop: called after every step; True asks for a checkpoint and an end.
-        save_every: least time between two checkpoints inside a stage, in seconds.
+        save_every: least time between two checkpoints inside a stage, in seconds; it is longer
+            where writing one is slow. 0 saves after every step, whatever that costs.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -98,6 +102,15 @@ class _Meters:
         self.errors += (logits.argmax(1) != labels).sum()
         self.images += len(labels)
 
+    def over(self, processes: Processes) -> _Meters:
+        """The sums over all processes."""
+        if processes.world.size == 1:
+            return self
+        images = self.loss.new_tensor(self.images)
+        values = torch.stack([self.loss, self.errors, images]).double()
+        loss, errors, images = processes.sum(values)
+        return _Meters(loss.float(), errors.float(), int(images))
+
     def row(self) -> Row:
         loss, errors = torch.stack([self.loss, self.errors]).tolist()
         images = max(1, self.images)
@@ -105,6 +118,7 @@ class _Meters:
 
 
 CHECK_EVERY = 25
+LEAST_AGE = 20  # times what the last checkpoint took, so that all take 5 % of the time at most
 
 
 def run_stage(
@@ -112,40 +126,37 @@ def run_stage(
     journal: Journal,
     device: torch.device,
     resume: dict[str, Any] | None = None,
+    processes: Processes | None = None,
 ) -> None:
     """Run a stage to its end, or go on with it from a checkpoint.
+
+    Several processes act as one: each calls this, and what is logged, saved and decided is about
+    all of them.
 
     Args:
         stage: what to train.
         journal: log, time, and the hooks of the caller.
         device: where the sums are kept.
         resume: what ``journal.save`` was given for this stage.
+        processes: those that train together; None: this one alone.
 
     Raises:
         Interrupted: after saving, if ``journal.stop()`` says so.
         DivergedError: if the loss is not finite; nothing is saved then.
+        CheckpointError: if the checkpoint does not fit the stage.
     """
+    processes = processes or Processes()
     meters, epoch, start = _Meters.zero(device), 0, 0
     if resume is not None:
-        stage.load_state_dict(resume["state"])
-        epoch, start = resume["epoch"], resume["batch"]
-        meters = _Meters(resume["loss"].to(device), resume["errors"].to(device), resume["images"])
+        meters, epoch, start = _restore(stage, resume, device)
+        if not processes.is_first:  # the sums so far are kept by one of them
+            meters = _Meters.zero(device)
     clock = _Clock(journal, stage.name)
     for current in range(epoch, stage.num_epochs):
-        for index, batch in enumerate(stage.batches(current, start), start):
-            meters.add(*stage.step(batch, current, index))
-            if journal.report:
-                journal.report(stage, current, index + 1, None)
-            if (index + 1) % CHECK_EVERY == 0:
-                _check_finite(meters, stage, current)
-            if journal.stop():
-                _check_finite(meters, stage, current)
-                clock.tick()
-                _save(stage, journal, meters, current, index + 1)
-                raise Interrupted
+        _steps(stage, journal, clock, processes, meters, current, start)
         start = 0
-        _check_finite(meters, stage, current)
-        row: Row = {"stage": stage.name, "epoch": current + 1, **meters.row()}
+        totals = _totals(meters, processes, stage, current)
+        row: Row = {"stage": stage.name, "epoch": current + 1, **totals.row()}
         row.update(stage.end_epoch(current))
         clock.tick()
         journal.rows.append({**row, "seconds": round(journal.seconds[stage.name], 3)})
@@ -153,7 +164,47 @@ def run_stage(
         if journal.report:
             journal.report(stage, current, stage.num_batches, journal.rows[-1])
         if clock.due() or current + 1 == stage.num_epochs:
-            _save(stage, journal, meters, current + 1, 0)
+            _save(stage, journal, clock, meters, current + 1, 0)
+
+
+def _steps(
+    stage: Stage,
+    journal: Journal,
+    clock: _Clock,
+    processes: Processes,
+    meters: _Meters,
+    epoch: int,
+    start: int,
+) -> None:
+    """The steps of an epoch from a batch on, with the checkpoints that fall due."""
+    for index, batch in enumerate(stage.batches(epoch, start), start):
+        meters.add(*stage.step(batch, epoch, index))
+        if journal.report:
+            journal.report(stage, epoch, index + 1, None)
+        stopping, due = processes.any(journal.stop(), clock.due())
+        if stopping or due or (index + 1) % CHECK_EVERY == 0:
+            totals = _totals(meters, processes, stage, epoch)
+            if stopping or due:
+                _save(stage, journal, clock, totals, epoch, index + 1)
+        if stopping:
+            raise Interrupted
+
+
+def _restore(
+    stage: Stage, resume: dict[str, Any], device: torch.device
+) -> tuple[_Meters, int, int]:
+    try:
+        stage.load_state_dict(resume["state"])
+        meters = _Meters(resume["loss"].to(device), resume["errors"].to(device), resume["images"])
+        return meters, resume["epoch"], resume["batch"]
+    except torch.OutOfMemoryError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"the checkpoint of {stage.name} does not fit this run ({reason}): delete the folder "
+            f"checkpoints/{stage.name} of the run to do this step again"
+        ) from None
 
 
 class _Clock:
@@ -162,6 +213,7 @@ class _Clock:
     def __init__(self, journal: Journal, name: str) -> None:
         self.journal, self.name = journal, name
         self.last = self.saved = time.perf_counter()
+        self.cost = 0.0
         journal.seconds.setdefault(name, 0.0)
 
     def tick(self) -> None:
@@ -170,25 +222,40 @@ class _Clock:
         self.last = now
 
     def due(self) -> bool:
-        if time.perf_counter() - self.saved < self.journal.save_every:
+        """Whether the last checkpoint is old enough, and its cost small beside its age."""
+        if self.journal.save is None:
             return False
+        least = self.journal.save_every
+        if least:
+            least = max(least, LEAST_AGE * self.cost)
+        return time.perf_counter() - self.saved >= least
+
+    def done(self, began: float) -> None:
+        """A checkpoint has been written."""
         self.saved = time.perf_counter()
-        return True
+        self.cost = self.saved - began
 
 
-def _check_finite(meters: _Meters, stage: Stage, epoch: int) -> None:
-    loss = meters.loss.item()
+def _totals(meters: _Meters, processes: Processes, stage: Stage, epoch: int) -> _Meters:
+    """The sums over all processes; refused if the loss is not finite."""
+    totals = meters.over(processes)
+    loss = totals.loss.item()
     if not math.isfinite(loss):
         raise DivergedError(
             f"the loss became {loss} in epoch {epoch + 1} of {stage.name}: lower "
             f"--{stage.name}.lr, or check the images for extreme values",
             stage.name,
         )
+    return totals
 
 
-def _save(stage: Stage, journal: Journal, meters: _Meters, epoch: int, batch: int) -> None:
+def _save(
+    stage: Stage, journal: Journal, clock: _Clock, meters: _Meters, epoch: int, batch: int
+) -> None:
     if journal.save is None:
         return
+    clock.tick()
+    began = time.perf_counter()
     journal.save(
         {
             "stage": stage.name,
@@ -202,3 +269,4 @@ def _save(stage: Stage, journal: Journal, meters: _Meters, epoch: int, batch: in
             "state": stage.state_dict(),
         }
     )
+    clock.done(began)

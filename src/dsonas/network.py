@@ -214,6 +214,9 @@ def build(architecture: Architecture, *, num_classes: int | None = None) -> Netw
         architecture: what a search found, or a file gave.
         num_classes: another number of classes than the architecture's, >= 2.
 
+    Returns:
+        A network without scaling factors: images (B, input channels, H, W) to logits (B, classes).
+
     Example:
         >>> import torch
         >>> from dsonas.spaces import cifar_space

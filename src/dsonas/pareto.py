@@ -161,7 +161,8 @@ class Front:
         origin = {"architecture": str(folder.path / "architecture.json")}
         folder.begin(to_yaml({**origin, **config.groups()}), searches=False)
         try:
-            return job.train(architecture), folder.path
+            with job.tracking:
+                return job.train(architecture), folder.path
         except DivergedError as error:
             folder.checkpoints.forget(error.stage)
             raise RunError(f"{name} of the front: {error}") from None

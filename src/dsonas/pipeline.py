@@ -17,14 +17,16 @@ from dsonas.costs import architecture_cost
 from dsonas.data import Batches, ImageData, load_data
 from dsonas.drawing import draw_architecture
 from dsonas.engine import Engine
-from dsonas.latency import LatencyMeter
+from dsonas.latency import LatencyFunction, LatencyMeter
 from dsonas.loop import STAGES, Journal, run_stage
 from dsonas.network import AuxiliaryHead, Network
 from dsonas.runs import Preprocessing, RunError, RunFolder, versions
 from dsonas.searching import search
 from dsonas.seeding import derive_seed
 from dsonas.spaces import SearchSpace
+from dsonas.tracking import Tracking
 from dsonas.training import Training, evaluate
+from dsonas.world import World
 
 EVALUATION_BATCH = 250
 
@@ -38,21 +40,24 @@ class Job:
         folder: where it is kept.
         reporter: where it is shown.
         stop: polled after every step; True saves and ends.
+        world: the processes that do it together; only the first should write and show.
     """
 
     config: RunConfig
     folder: RunFolder
     reporter: Reporter
     stop: Callable[[], bool] = lambda: False
+    world: World = field(default_factory=World)
     engine: Engine = field(init=False)
     data: ImageData = field(init=False)
     journal: Journal = field(init=False)
     resume: dict[str, Any] | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.engine = Engine(self.config.engine)
+        self.tracking = Tracking(self.config, self.folder, writes=self.folder.writes)
+        self.engine = Engine(self.config.engine, self.world)
         self.data = load_data(self.config.data, self.config.seed)
-        self.resume = self.folder.last_checkpoint
+        self.resume = self.engine.processes.decide(lambda: self.folder.last_checkpoint)
         saved = self.resume or {}
         self.journal = Journal(
             rows=list(saved.get("rows", ())),
@@ -60,17 +65,23 @@ class Job:
             save=self._save,
             report=self.reporter.step,
             stop=self.stop,
+            save_every=self.config.engine.checkpoint_seconds,
         )
-        self.latency = LatencyMeter(str(self.engine.device))
+        self._meter = LatencyMeter(str(self.engine.device))
         self.cost = run_costs(self.config, self.latency)
         self._extras: dict[str, Any] = dict(saved.get("extras", {}))
         if self.resume:
             stage, epoch = self.resume["stage"], self.resume["epoch"]
             self.reporter.say(f"resuming {stage} after {epoch} epochs")
 
+    def latency(self, architecture: Architecture) -> float:
+        """Milliseconds, as the first process measures them, for all."""
+        return self.engine.processes.decide(lambda: self._meter(architecture))
+
     def _save(self, state: dict[str, Any]) -> None:
         self.folder.checkpoints.save({**state, "extras": self._extras})
         self.folder.write_log(self.journal.rows)
+        self.tracking.write(self.journal.rows)
 
     def check(
         self, stages: tuple[str, ...] = STAGES, architecture: Architecture | None = None
@@ -84,6 +95,9 @@ class Job:
         Raises:
             ValueError: saying what does not fit.
         """
+        for stage in stages:
+            size = getattr(self.config, stage).batch_size
+            self.world.check_batch_size(f"{stage}.batch_size", size)
         self.config.check_sizes(self.data, stages)
         supernet = self.config.space(self.data).complete()
         if architecture is None:
@@ -116,6 +130,7 @@ class Job:
             engine=self.engine,
             journal=self.journal,
             resume=self.resume,
+            workers=self.config.data.workers,
         )
         self.folder.write("chain.json", chain_to_json(result.chain))
         architecture = fit_to_budget(result.chain, self.config, self.cost)
@@ -140,6 +155,7 @@ class Job:
 
     def train(self, architecture: Architecture) -> dict[str, Any]:
         """Step 3; the metrics, which are also written with the network."""
+        architecture = self.engine.processes.decide(lambda: architecture)
         self._extras["architecture"] = architecture.to_json()
         cost = architecture_cost(architecture)
         self.reporter.say(
@@ -163,11 +179,13 @@ class Job:
             seed=derive_seed(seed, "train"),
             device=self.engine.device,
             workers=config.data.workers,
+            share=self.engine.processes.share,
         )
         test = held_out_batches(self.data, self.engine, config.data.workers)
         stage = Training(network, batches, test, config.train, self.engine, seed)
         begun = self.resume is not None and self.resume["stage"] == stage.name
-        run_stage(stage, self.journal, self.engine.device, self.resume if begun else None)
+        resume = self.resume if begun else None
+        run_stage(stage, self.journal, self.engine.device, resume, self.engine.processes)
         measured = evaluate(network, test, self.engine)
         return self._finish(network, measured)
 
@@ -195,6 +213,7 @@ class Job:
             "skipped_images": len(self.data.skipped),
             "device": str(self.engine.device),
             "threads": torch.get_num_threads(),
+            "processes": self.world.size,
             "versions": versions(),
         }
         self.folder.write_network(network, Preprocessing.of(self.data))
@@ -203,7 +222,7 @@ class Job:
         return metrics
 
 
-def run_costs(config: RunConfig, latency: LatencyMeter) -> CostFunction:
+def run_costs(config: RunConfig, latency: LatencyFunction) -> CostFunction:
     """The measures that a run needs: latency is measured only if something depends on it."""
     timed = config.budget.latency_ms is not None or config.search.penalty_kind == "adaptive_latency"
     return cost_function(latency if timed else None)
@@ -239,6 +258,7 @@ def held_out_batches(data: ImageData, engine: Engine, workers: int = 0) -> Batch
         seed=0,
         device=engine.device,
         workers=workers,
+        share=engine.processes.share,
     )
 
 
@@ -277,13 +297,3 @@ def check_fits(architecture: Architecture, data: ImageData) -> None:
             f"{wanted[2]} classes, the data set has {given[0]}, {given[1]} and {given[2]}: "
             "give the data set it was found on, or set data.image_size or data.color"
         )
-
-
-__all__ = [
-    "Job",
-    "check_fits",
-    "evaluate_run",
-    "fit_to_budget",
-    "held_out_batches",
-    "run_costs",
-]

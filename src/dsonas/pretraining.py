@@ -11,7 +11,7 @@ from dsonas.data import Batches
 from dsonas.engine import Engine
 from dsonas.loop import Row
 from dsonas.network import Network
-from dsonas.optimizers import sgd
+from dsonas.optimizers import restore, sgd
 from dsonas.search_config import PretrainConfig
 from dsonas.steps import weight_step
 
@@ -38,7 +38,9 @@ class Pretraining:
         images, labels = batch
         self.network.train()
         with self.engine.autocast():
-            loss, logits = weight_step(self.network, self.optimizer, images, labels)
+            loss, logits = weight_step(
+                self.network, self.optimizer, images, labels, engine=self.engine
+            )
         return loss, logits, labels
 
     def end_epoch(self, epoch: int) -> Row:
@@ -55,4 +57,4 @@ class Pretraining:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``."""
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore(self.optimizer, state["optimizer"])

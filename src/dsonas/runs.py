@@ -5,24 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 
 from dsonas.architecture import Architecture, ArchitectureError, BlockGraph
 from dsonas.chains import chain_from_json, is_chain
-from dsonas.checkpoints import CheckpointFolder, write_atomically
-from dsonas.data import ImageData
+from dsonas.checkpoints import write_atomically
+from dsonas.locking import locked
 from dsonas.loop import STAGES, Row
 from dsonas.network import Network
+from dsonas.network_files import Preprocessing, RunError, read_network, write_weights
+from dsonas.stage_checkpoints import StageCheckpoints
 
 COLUMNS: tuple[str, ...] = (
     "stage",
@@ -40,59 +39,15 @@ COLUMNS: tuple[str, ...] = (
     "seconds",
 )
 
-
-class RunError(ValueError):
-    """A run folder that cannot be used as asked; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a network expects of an image, and what its outputs mean.
-
-    Args:
-        class_names: names of the classes, in the order of the outputs.
-        mean: per channel, in units of 0..1.
-        std: per channel, in units of 0..1.
-    """
-
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @classmethod
-    def of(cls, data: ImageData) -> Preprocessing:
-        """That of a data set."""
-        return cls(data.class_names, data.mean, data.std)
-
-
-class StageCheckpoints:
-    """The checkpoints of a run, those of each stage in a folder of its own.
-
-    So the end of every finished stage stays, and a stage that failed can be done again from
-    there.
-
-    Args:
-        folder: where they lie.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Write the next checkpoint of ``state["stage"]``."""
-        CheckpointFolder(self.folder / state["stage"]).save(state)
-
-    def load_last(self) -> dict[str, Any] | None:
-        """The newest usable checkpoint of the last stage that has any; None without any."""
-        for stage in reversed(STAGES):
-            state = CheckpointFolder(self.folder / stage).load_last()
-            if state is not None:
-                return state
-        return None
-
-    def forget(self, stage: str) -> None:
-        """Delete the checkpoints of a stage."""
-        shutil.rmtree(self.folder / stage, ignore_errors=True)
+SUMMARY = (  # numbers of metrics.json that describe a finished run
+    "test_error",
+    "macs",
+    "params",
+    "live_connections",
+    "supernet_connections",
+    "search_seconds",
+    "train_seconds",
+)
 
 
 class RunFolder:
@@ -100,11 +55,23 @@ class RunFolder:
 
     Args:
         path: the folder; it is made when the first file is written.
+        writes: whether this process does; of several that train together only one should. Without,
+            whatever would write does nothing.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.checkpoints = StageCheckpoints(self.path / "checkpoints")
+    def __init__(self, path: str | Path, *, writes: bool = True) -> None:
+        self.path, self.writes = Path(path), writes
+        self.checkpoints = StageCheckpoints(self.path / "checkpoints", writes=writes)
+
+    @contextmanager
+    def lock(self) -> Iterator[RunFolder]:
+        """Keep every other process from working in this folder while the context is open.
+
+        Raises:
+            FolderInUseError: if another process works there.
+        """
+        with locked(self.path) if self.writes else nullcontext():
+            yield self
 
     @cached_property
     def last_checkpoint(self) -> dict[str, Any] | None:
@@ -174,6 +141,8 @@ class RunFolder:
             searches: whether this run searches; from scratch if the folder holds no run yet.
             refits: whether a finished search is to meet another budget.
         """
+        if not self.writes:
+            return
         if searches and self.begun is None:
             (self.path / "chain.json").unlink(missing_ok=True)
         if refits or (searches and self.begun is None):
@@ -182,7 +151,8 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a text file."""
-        write_atomically(self.path / name, text.encode())
+        if self.writes:
+            write_atomically(self.path / name, text.encode())
 
     def write_log(self, rows: Sequence[Row]) -> None:
         """Write ``log.csv``: one line per epoch of every stage."""
@@ -212,12 +182,31 @@ class RunFolder:
 
     @property
     def metrics(self) -> dict[str, Any] | None:
-        """What ``metrics.json`` holds; None if the run is not finished."""
+        """What ``metrics.json`` holds; None if the run is not finished.
+
+        Raises:
+            RunError: if it is damaged.
+        """
         path = self.path / "metrics.json"
         try:
-            return json.loads(path.read_text()) if path.exists() else None
-        except ValueError:
-            raise RunError(f"{path} is damaged: delete it and repeat the command") from None
+            found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        except (ValueError, RecursionError):
+            found = {}
+        if found is not None and not _has_numbers(found, ("test_error",)):
+            raise RunError(f"{path} is damaged: delete it and repeat the command")
+        return found
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The metrics, with every number of ``SUMMARY``; None if the run is not finished.
+
+        Raises:
+            RunError: if one is missing.
+        """
+        if self.metrics and not _has_numbers(self.metrics, SUMMARY):
+            path = self.path / "metrics.json"
+            raise RunError(f"{path} is damaged: delete it and repeat the command")
+        return self.metrics
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write ``metrics.json``: the last file of a run, so its presence means finished."""
@@ -225,18 +214,9 @@ class RunFolder:
 
     def write_network(self, network: Network, preprocessing: Preprocessing) -> None:
         """Write ``architecture.json`` and ``network.safetensors`` (no auxiliary head)."""
-        weights = {
-            name: value.detach().cpu().contiguous()
-            for name, value in network.state_dict().items()
-            if not name.startswith("auxiliary.")
-        }
-        metadata = {
-            "class_names": json.dumps(preprocessing.class_names),
-            "mean": json.dumps(preprocessing.mean),
-            "std": json.dumps(preprocessing.std),
-        }
         self.write("architecture.json", network.architecture.to_json())
-        write_atomically(self.path / "network.safetensors", to_safetensors(weights, metadata))
+        if self.writes:
+            write_weights(self.path / "network.safetensors", network, preprocessing)
 
     def load_network(self) -> tuple[Network, Preprocessing]:
         """The trained network, in evaluation mode, and what it expects.
@@ -250,17 +230,13 @@ class RunFolder:
                 f"{self.path} holds no finished network (network.safetensors): "
                 "finish it with the command that began it, or with dsonas train"
             )
-        network = Network(load_architecture(self.path / "architecture.json"))
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            network.load_state_dict(weights)
-            fields = [tuple(json.loads(metadata[k])) for k in ("class_names", "mean", "std")]
-        except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise RunError(f"{path} is damaged or not of this architecture: {reason}") from None
-        return network.eval().requires_grad_(False), Preprocessing(*fields)
+        return read_network(path, load_architecture(self.path / "architecture.json"))
+
+
+def _has_numbers(value: Any, names: Sequence[str]) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), int | float) for name in names
+    )
 
 
 def load_architecture(path: str | Path) -> Architecture:

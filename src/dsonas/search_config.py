@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dsonas.finite import require_finite
 from dsonas.penalties import PENALTIES
+from dsonas.schedules import Schedule, constant, cosine, multi_step
 from dsonas.spaces import SHARINGS
 
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "steps")
 RANKS = ("loss", "flow", "factor")
 
 
@@ -25,6 +27,10 @@ class PretrainConfig:
         lr: learning rate of Nesterov SGD with momentum 0.9, > 0, constant.
         weight_decay: >= 0.
         batch_size: images, >= 2.
+
+    Example:
+        >>> PretrainConfig(epochs=5).batch_size
+        128
     """
 
     epochs: int = 20
@@ -33,6 +39,7 @@ class PretrainConfig:
     batch_size: int = 128
 
     def __post_init__(self) -> None:
+        require_finite(self, "pretrain")
         _check(self.epochs >= 0, "pretrain.epochs", "at least 0", self.epochs)
         _check(self.lr > 0, "pretrain.lr", "above 0", self.lr)
         _check(self.weight_decay >= 0, "pretrain.weight_decay", "at least 0", self.weight_decay)
@@ -47,7 +54,9 @@ class SearchConfig:
         space: ``share`` has one set of scaling factors for all blocks, ``full`` one for each.
         epochs: passes over the weight part, >= 1.
         lr: learning rate of weights and scaling factors, > 0.
-        schedule: of the learning rate: ``constant`` (paper) or ``cosine`` to a tenth.
+        schedule: of the learning rate: ``constant`` (paper), ``cosine`` to a tenth, or ``steps``,
+            a tenth of it from each of ``milestones`` on (the paper's code, ImageNet).
+        milestones: epochs, counted from 0, at whose start ``steps`` divides by ten, >= 1.
         momentum: of weights and scaling factors, in [0, 1).
         weight_decay: of the weights, >= 0.
         batch_size: images, >= 2.
@@ -70,12 +79,18 @@ class SearchConfig:
         reached_at: part of the search after which the structure is held, in (0, 1].
         recompute: run operations again in the backward pass: less memory, longer steps.
         shrink: whether rebuilds remove dead operations physically (faster; the same result).
+
+    Example:
+        >>> config = SearchConfig(space="full", structure=0.25)
+        >>> config.rank, config.schedule
+        ('loss', 'cosine')
     """
 
     space: str = "share"
     epochs: int = 40
     lr: float = 0.1
     schedule: str = "cosine"
+    milestones: tuple[int, ...] = (30, 60, 90)
     momentum: float = 0.9
     weight_decay: float = 1e-4
     batch_size: int = 128
@@ -93,10 +108,13 @@ class SearchConfig:
     shrink: bool = True
 
     def __post_init__(self) -> None:
+        require_finite(self, "search")
         _check(self.space in SHARINGS, "search.space", f"one of {SHARINGS}", self.space)
         _check(self.epochs >= 1, "search.epochs", "at least 1", self.epochs)
         _check(self.lr > 0, "search.lr", "above 0", self.lr)
         _check(self.schedule in SCHEDULES, "search.schedule", f"one of {SCHEDULES}", self.schedule)
+        rule = "epochs of at least 1"
+        _check(min(self.milestones, default=1) >= 1, "search.milestones", rule, self.milestones)
         _check(0 <= self.momentum < 1, "search.momentum", "in [0, 1)", self.momentum)
         _check(self.weight_decay >= 0, "search.weight_decay", "at least 0", self.weight_decay)
         _check(self.batch_size >= 2, "search.batch_size", "at least 2", self.batch_size)
@@ -114,3 +132,20 @@ class SearchConfig:
         ]
         for name, value in zip(("connections", "reached_at", "structure"), shares, strict=True):
             _check(0 < value <= 1, f"search.{name}", "in (0, 1]", value)
+
+    def learning_rate(self, steps_per_epoch: int) -> Schedule:
+        """The learning rate by update number, from 0.
+
+        Args:
+            steps_per_epoch: weight and scaling-factor steps together, >= 1.
+
+        Example:
+            >>> schedule = SearchConfig(schedule="steps", milestones=(2,)).learning_rate(10)
+            >>> round(schedule(19), 6), round(schedule(20), 6)
+            (0.1, 0.01)
+        """
+        if self.schedule == "constant":
+            return constant(self.lr)
+        if self.schedule == "steps":
+            return multi_step(self.lr, self.milestones, steps_per_epoch)
+        return cosine(self.lr, 0.1 * self.lr, self.epochs * steps_per_epoch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +18,9 @@ from dsonas.engine import Engine
 from dsonas.latency import LatencyFunction
 from dsonas.loop import Row
 from dsonas.network import Network
-from dsonas.optimizers import set_lr, sgd
+from dsonas.optimizers import restore, set_lr, sgd
 from dsonas.penalties import connection_penalties
 from dsonas.proximal import ProximalNAG
-from dsonas.schedules import Schedule, constant, cosine
 from dsonas.search_config import SearchConfig
 from dsonas.sensitivity import loss_without
 from dsonas.shrinking import shrink
@@ -46,6 +45,13 @@ class SearchResult:
         chain: the nested architectures that it passed through at rebuilds, cleaned, at the
             supernet's channels: from the supernet to ``architecture``, each smaller than the one
             before.
+
+    Example:
+        >>> from dsonas.spaces import cifar_space
+        >>> supernet = cifar_space(channels=8, blocks=(1, 1)).complete()
+        >>> result = SearchResult(supernet, supernet, factors=[], network=Network(supernet))
+        >>> result.architecture.num_live, result.chain  # as before the first rebuild
+        (250, [])
     """
 
     architecture: Architecture
@@ -81,7 +87,7 @@ class Searching:
         self.num_epochs = config.epochs
         self.kinds = alternation(len(weight_batches), len(factor_batches), config.ratio)
         self.num_batches = len(self.kinds)
-        self.schedule = _schedule(config, self.num_epochs * self.num_batches)
+        self.schedule = config.learning_rate(self.num_batches)
         self.weight_optimizer = sgd(network, config.lr, config.weight_decay, config.momentum)
         self.factor_optimizer = self._factor_optimizer()
         self.pressure = 1.0
@@ -123,11 +129,18 @@ class Searching:
             if kind == "weights":
                 set_lr(self.weight_optimizer, lr)
                 loss, logits = weight_step(
-                    self.network, self.weight_optimizer, images, labels, clip=self.config.clip
+                    self.network,
+                    self.weight_optimizer,
+                    images,
+                    labels,
+                    clip=self.config.clip,
+                    engine=self.engine,
                 )
             else:
                 set_lr(self.factor_optimizer, lr)
-                loss, logits = factor_step(self.network, self.factor_optimizer, images, labels)
+                loss, logits = factor_step(
+                    self.network, self.factor_optimizer, images, labels, engine=self.engine
+                )
                 if not self.config.shrink:  # what a rebuild removed must not come back
                     self.scaling.write_zeros(self.live, self.factor_optimizer)
                 if self.config.normalise:
@@ -153,6 +166,7 @@ class Searching:
     def _rebuild(self, epoch: int) -> None:
         """Remove what is dead or, under a plan, what is worth least; adapt the penalties."""
         plan, progress = self.plan, (epoch + 1) / self.num_epochs
+        self.engine.processes.align(self.network)  # so that all come to the same decision
         if plan is None:
             self._remove(self.scaling.architecture(self.live))
         else:
@@ -176,7 +190,8 @@ class Searching:
 
         def worth(current: Architecture) -> dict[tuple[int, int], float]:
             with self.engine.autocast():
-                return loss_without(self.network, current, images, labels)
+                mean = self.engine.processes.mean
+                return loss_without(self.network, current, images, labels, mean)
 
         return worth
 
@@ -208,7 +223,8 @@ class Searching:
             group["penalty"] = vector.new_tensor(row)
 
     def _remove(self, live: Architecture) -> None:
-        self.live = live
+        """Remove what is not in an architecture, in all processes what the first has chosen."""
+        self.live = live = self.engine.processes.decide(lambda: live)
         if self.config.shrink:  # first, for it needs the factors of the operations that go
             shrink(self.network, live, self.weight_optimizer)
         self.scaling.write_zeros(live, self.factor_optimizer)
@@ -228,15 +244,14 @@ class Searching:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict`` into a supernet that is still complete."""
         self.live = Architecture.from_json(state["live"])
-        self.pressure = state["pressure"]
-        self.history = list(state.get("history", ()))
-        texts = state.get("chain", [state["live"]])
-        self.chain = [Architecture.from_json(text) for text in texts]
+        self.pressure = float(state["pressure"])
+        self.history = _checked(state.get("history", []), self.scaling.blocks)
+        self.chain = [Architecture.from_json(t) for t in state.get("chain", [state["live"]])]
         if self.config.shrink:
             shrink(self.network, self.live, self.weight_optimizer)
         self.network.load_state_dict(state["network"])
-        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
-        self.factor_optimizer.load_state_dict(state["factor_optimizer"])
+        restore(self.weight_optimizer, state["weight_optimizer"])
+        restore(self.factor_optimizer, state["factor_optimizer"])
 
     def result(self, rows: list[Row]) -> SearchResult:
         """The architecture that the scaling factors stand for now."""
@@ -257,6 +272,14 @@ class Searching:
         )
 
 
+def _checked(history: Any, blocks: Sequence[Tensor]) -> list[list[list[float]]]:
+    """What a checkpoint holds as history, if it is one of these factors."""
+    kinds = [[float] * len(vector) for vector in blocks]
+    if any([list(map(type, factors)) for factors in epoch] != kinds for epoch in history):
+        raise ValueError("the history is of other scaling factors")
+    return list(history)
+
+
 def alternation(num_weight: int, num_factor: int, ratio: int) -> list[str]:
     """The kinds of the batches of a search epoch.
 
@@ -275,9 +298,3 @@ def alternation(num_weight: int, num_factor: int, ratio: int) -> list[str]:
             return kinds
         left[kind] -= 1
         kinds.append(kind)
-
-
-def _schedule(config: SearchConfig, total_steps: int) -> Schedule:
-    if config.schedule == "constant":
-        return constant(config.lr)
-    return cosine(config.lr, 0.1 * config.lr, total_steps)

@@ -32,6 +32,7 @@ def search(
     engine: Engine | None = None,
     journal: Journal | None = None,
     resume: dict[str, Any] | None = None,
+    workers: int = 0,
 ) -> SearchResult:
     """Pretrain a supernet and search it (steps 1 and 2).
 
@@ -46,12 +47,27 @@ def search(
             0 does not split.
         pretrain: step 1.
         config: step 2.
-        engine: device and precision.
+        engine: device, precision, and the processes that search together.
         journal: log, checkpoints and progress.
         resume: a checkpoint of either step.
+        workers: decoding processes for images that are streamed, >= 0.
 
     Returns:
         The architecture found, with the live supernet.
+
+    Example:
+        >>> from dsonas.architecture import Skeleton
+        >>> from dsonas.data import DataConfig, load_data
+        >>> data = load_data(DataConfig(name="digits", max_train_images=64))
+        >>> skeleton = Skeleton(input_channels=1, image_size=8, blocks=(1,), channels=(8,))
+        >>> result = search(
+        ...     SearchSpace(skeleton=skeleton, num_levels=2),
+        ...     data,
+        ...     pretrain=PretrainConfig(epochs=1, batch_size=16),
+        ...     config=SearchConfig(epochs=2, batch_size=16),
+        ... )
+        >>> result.architecture.num_live < result.supernet.num_live
+        True
     """
     pretrain = pretrain or PretrainConfig()
     config = replace(config or SearchConfig(), space=space.sharing)
@@ -71,13 +87,15 @@ def search(
             drop_last=True,
             seed=derive_seed(seed, name),
             device=engine.device,
+            workers=workers,
+            share=engine.processes.share,
         )
 
     stage = resume["stage"] if resume else "pretrain"
     if stage == "pretrain" and pretrain.epochs:
         source = batches(0, pretrain.batch_size, "pretrain")
         first = Pretraining(network, source, pretrain, engine)
-        run_stage(first, journal, engine.device, resume)
+        run_stage(first, journal, engine.device, resume, engine.processes)
         resume = None
     leading = (budget or Budget()).leading
     measures = cost or cost_function()
@@ -90,5 +108,6 @@ def search(
         lambda architecture: measures(architecture)[leading],
         lambda architecture: measures(architecture)["latency_ms"],
     )
-    run_stage(second, journal, engine.device, resume if stage == "search" else None)
+    begun = resume if stage == "search" else None
+    run_stage(second, journal, engine.device, begun, engine.processes)
     return second.result(journal.rows)

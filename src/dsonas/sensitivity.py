@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +16,11 @@ from dsonas.network import Network
 
 @torch.no_grad()
 def loss_without(
-    network: Network, current: Architecture, images: Tensor, labels: Tensor
+    network: Network,
+    current: Architecture,
+    images: Tensor,
+    labels: Tensor,
+    mean: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[tuple[int, int], float]:
     """How much the loss grows if one operation goes, with all that goes with it.
 
@@ -28,6 +32,7 @@ def loss_without(
         current: the live architecture.
         images: (B, C, H, W), normalised, not used for training the weights.
         labels: (B,).
+        mean: of the losses over processes that each have a part of the batch; None: there is one.
 
     Returns:
         For each graph (one in the share space) and kept operation the increase of the mean cross
@@ -52,7 +57,9 @@ def loss_without(
             vector.copy_(kept)
         for vector, values in zip(vectors, before, strict=True):
             vector.copy_(values)
-    growth = torch.stack([start, *losses.values()]) - start
+    found = torch.stack([start, *losses.values()])
+    found = mean(found) if mean else found
+    growth = found - found[0]
     return dict(zip(losses, growth[1:].clamp(min=0).tolist(), strict=True))
 
 

@@ -33,6 +33,17 @@ def shrink(
 
     Raises:
         ValueError: if the architecture has a connection that the network lacks.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from dsonas.spaces import cifar_space
+        >>> network = Network(cifar_space(channels=8, blocks=(1,)).complete(), sharing="share")
+        >>> supernet = network.architecture
+        >>> keeps = [i % 2 == 1 for i in range(supernet.blocks[0].num_live)]
+        >>> fewer = replace(supernet, blocks=(supernet.blocks[0].prune(keeps),))
+        >>> shrink(network, fewer)
+        >>> network.architecture.num_live < supernet.num_live
+        True
     """
     architecture = architecture.clean()
     _check_contained(network.architecture, architecture)

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from dsonas.data import Batches
 from dsonas.engine import Engine
+from dsonas.finite import require_finite
 from dsonas.loop import Row
 from dsonas.network import Network
-from dsonas.optimizers import set_lr, sgd
+from dsonas.optimizers import restore, set_lr, sgd
 from dsonas.schedules import Schedule, cosine, cosine_restarts, linear
 from dsonas.seeding import derive_seed
+from dsonas.steps import backward
 
 SCHEDULES = ("cosine", "restarts", "linear")
 
@@ -43,6 +45,11 @@ class TrainConfig:
         dropout: probability of dropping a feature before the classifier, in [0, 1).
         evaluate_every: epochs between two measurements of the test error, >= 1; the last epoch is
             always measured, and no choice is made by it.
+
+    Example:
+        >>> learning_rate = TrainConfig(epochs=2, warmup_epochs=0).learning_rate(steps_per_epoch=4)
+        >>> [round(learning_rate(step), 3) for step in (0, 7)]
+        [0.1, 0.0]
     """
 
     epochs: int = 100
@@ -62,6 +69,7 @@ class TrainConfig:
     evaluate_every: int = 5
 
     def __post_init__(self) -> None:
+        require_finite(self, "train")
         for name in ("epochs", "first_period", "evaluate_every"):
             _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _check(self.batch_size >= 2, "batch_size", "at least 2", self.batch_size)
@@ -72,6 +80,11 @@ class TrainConfig:
         for name in ("label_smoothing", "drop_path", "dropout"):
             _check(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
         _check(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}", self.schedule)
+        if self.schedule == "linear":
+            rule = f"at least train.lr, {self.lr}, with this schedule"
+            _check(self.lr_peak >= self.lr, "lr_peak", rule, self.lr_peak)
+        else:
+            _check(self.lr_min <= self.lr, "lr_min", f"at most train.lr, {self.lr}", self.lr_min)
         _check(self.clip is None or self.clip > 0, "clip", "above 0 or none", self.clip)
 
     def learning_rate(self, steps_per_epoch: int) -> Schedule:
@@ -130,30 +143,30 @@ class Training:
         images, labels = batch
         update = epoch * self.num_batches + index
         if self.config.drop_path or self.config.dropout:
-            torch.manual_seed(derive_seed(self.seed, "drop", update))
+            rank = self.engine.processes.world.rank  # other images, so other draws
+            torch.manual_seed(derive_seed(self.seed, "drop", update, *[rank] * (rank > 0)))
         self.network.train()
         self.network.drop_path = (
             self.config.drop_path * update / (self.num_epochs * self.num_batches)
         )
         set_lr(self.optimizer, self.schedule(update))
-        with self.engine.autocast():
-            loss, logits = self._loss(images, labels)
-        loss.backward()
+        loss, logits = backward(self.network, self._loss, images, labels, self.engine)
         if self.config.clip is not None:
             nn.utils.clip_grad_value_(self.network.parameters(), self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.detach(), logits.detach(), labels
+        return loss, logits, labels
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         smoothing = self.config.label_smoothing
-        if not self.config.auxiliary:
-            logits = self.network(images)
-            return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits
-        logits, auxiliary = self.network.forward_with_auxiliary(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        extra = F.cross_entropy(auxiliary, labels, label_smoothing=smoothing)
-        return loss + self.config.auxiliary * extra, logits
+        with self.engine.autocast():
+            if not self.config.auxiliary:
+                logits = self.network(images)
+                return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits
+            logits, auxiliary = self.network.forward_with_auxiliary(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+            extra = F.cross_entropy(auxiliary, labels, label_smoothing=smoothing)
+            return loss + self.config.auxiliary * extra, logits
 
     def end_epoch(self, epoch: int) -> Row:
         """The test error, if it is due."""
@@ -171,28 +184,31 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``."""
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore(self.optimizer, state["optimizer"])
 
 
 @torch.inference_mode()
 def evaluate(network: nn.Module, batches: Batches, engine: Engine) -> dict[str, float]:
     """Error and loss of a network on batches, in evaluation mode.
 
+    Several processes each take their part of every batch.
+
     Returns:
         ``test_error`` in percent and ``test_loss``, the mean cross entropy.
     """
+    engine.processes.align(network)
     network.eval()
     loss = torch.zeros((), device=engine.device)
     errors = torch.zeros((), device=engine.device)
-    images_seen = 0
+    images_seen = torch.zeros((), device=engine.device)
     for images, labels in batches.epoch(0):
+        if not len(labels):  # too few for every process to have one
+            continue
         with engine.autocast():
             logits = network(images)
         loss += F.cross_entropy(logits.float(), labels, reduction="sum")
         errors += (logits.argmax(1) != labels).sum()
         images_seen += len(labels)
-    total_loss, total_errors = engine.scalars(loss, errors)
-    return {
-        "test_error": 100 * total_errors / images_seen,
-        "test_loss": total_loss / images_seen,
-    }
+    sums = engine.processes.sum(torch.stack([loss, errors, images_seen]))
+    total_loss, total_errors, num_images = engine.scalars(*sums)
+    return {"test_error": 100 * total_errors / num_images, "test_loss": total_loss / num_images}

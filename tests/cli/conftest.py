@@ -22,6 +22,12 @@ TINY = shlex.split("""
 --pretrain.epochs 1 --search.epochs 2 --train.epochs 2
 --pretrain.batch_size 16 --search.batch_size 16 --train.batch_size 16 --engine.threads 1
 """)
+LONGER = shlex.split("""
+--data.max_train_images 200 --data.max_test_images 50
+--network.levels 2 --network.channels 4 --network.blocks [1,1]
+--pretrain.epochs 4 --search.epochs 4 --train.epochs 4 --train.dropout 0.2
+--pretrain.batch_size 8 --search.batch_size 8 --train.batch_size 16 --engine.threads 1
+""")
 
 
 class Ended(NamedTuple):
@@ -42,6 +48,11 @@ def one_thread():
 @pytest.fixture(scope="session")
 def tiny() -> list[str]:
     return list(TINY)
+
+
+@pytest.fixture(scope="session")
+def longer() -> list[str]:
+    return list(LONGER)
 
 
 @pytest.fixture
@@ -77,6 +88,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished tiny run; not to be changed."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     assert main(["run", *TINY, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished longer run; not to be changed."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert main(["run", *LONGER, "--out", str(folder)]) == 0
     return folder
 
 

@@ -11,22 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-LONGER = shlex.split("""
---data.max_train_images 200 --data.max_test_images 50
---network.levels 2 --network.channels 4 --network.blocks [1,1]
---pretrain.epochs 4 --search.epochs 4 --train.epochs 4 --train.dropout 0.2
---pretrain.batch_size 8 --search.batch_size 8 --train.batch_size 16 --engine.threads 1
-""")
 MARKS = {"pretrain": "1 pretrain", "search": "2 search", "train": "3 train"}
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> Path:
-    from dsonas.cli import main
-
-    run = tmp_path_factory.mktemp("uninterrupted") / "run"
-    assert main(["run", *LONGER, "--out", str(run)]) == 0
-    return run
 
 
 def read_until(process: subprocess.Popen[str], mark: str) -> Iterator[str]:
@@ -53,10 +38,10 @@ def log(run: Path) -> list[dict[str, str]]:
     ],
 )
 def test_an_interrupted_run_resumes_to_the_same_result(
-    start, dsonas, uninterrupted, tmp_path, step, number
+    start, dsonas, longer, uninterrupted, tmp_path, step, number
 ):
     run = tmp_path / "my run"
-    process = start("run", *LONGER, "--out", run)
+    process = start("run", *longer, "--out", run)
     seen = list(read_until(process, MARKS[step]))
     process.send_signal(number)
     out, err = process.communicate(timeout=30)

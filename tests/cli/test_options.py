@@ -20,7 +20,7 @@ def printed(dsonas, *arguments) -> dict:
 
 @pytest.mark.parametrize("command", ["run", "search", "train", "evaluate", "predict"])
 def test_help_is_grouped_and_hides_internals(dsonas, command):
-    ended = dsonas(command, "--help")
+    ended = dsonas(command, "--help-all")
     assert ended.code == 0
     assert ended.out.startswith(f"usage: dsonas {command} ")
     assert not re.search(r"None|Union|typing|tuple|<class|``|config_file|==SUPPRESS", ended.out)
@@ -28,16 +28,16 @@ def test_help_is_grouped_and_hides_internals(dsonas, command):
 
 
 def test_every_setting_has_an_option(dsonas):
-    text = dsonas("run", "--help").out
+    text = dsonas("run", "--help-all").out
     for key in SETTINGS:
         assert re.search(rf"^  --{re.escape(key)} ", text, re.MULTILINE), key
-    for name in ("data", "network", "pretrain", "search", "budget", "train", "engine"):
+    for name in ("data", "network", "pretrain", "search", "budget", "train", "engine", "log"):
         assert f"\n{name} (" in text
 
 
 def test_help_of_a_step_shows_its_groups_only(dsonas):
-    assert "--pretrain.lr" not in dsonas("train", "--help").out
-    assert "--train.lr" not in dsonas("search", "--help").out
+    assert "--pretrain.lr" not in dsonas("train", "--help-all").out
+    assert "--train.lr" not in dsonas("search", "--help-all").out
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])

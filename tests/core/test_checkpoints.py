@@ -110,6 +110,25 @@ def test_any_changed_byte_is_noticed(tmp_path_factory, data):
         read_checkpoint(path)
 
 
+def test_a_damaged_checkpoint_does_not_push_out_a_sound_one(two):
+    last_file(two).write_bytes(b"rubbish")
+    assert two.load_last() == {"number": 1}
+    two.save({"number": 3})
+    assert names(two.folder) == ["checkpoint-00000001.pt", "checkpoint-00000003.pt"]
+
+
+def test_a_state_that_its_user_refuses_is_passed_over(tmp_path: Path, caplog):
+    def check(state) -> None:
+        if state["number"] > 1:
+            raise CheckpointError("no such number")
+
+    folder = CheckpointFolder(tmp_path, check)
+    folder.save({"number": 1})
+    folder.save({"number": 2})
+    assert folder.load_last() == {"number": 1}
+    assert "checkpoint-00000002.pt cannot be used: no such number" in caplog.text
+
+
 def test_nothing_usable_is_an_error_with_the_reason(two):
     for path in two.folder.iterdir():
         path.write_bytes(b"rubbish")
@@ -206,7 +225,7 @@ def test_a_full_disk_leaves_the_old_ones_and_no_rubbish(two, monkeypatch, functi
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, function, fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left.*free some space.*checkpoint-00000003"):
         two.save({"number": 3})
     monkeypatch.undo()
     assert names(two.folder) == before
@@ -239,5 +258,5 @@ def test_content_reaches_the_disk_before_the_name_does(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda *a: (order.append("replace"), replace(*a)))
     write_atomically(tmp_path / "new" / "file", b"content")
-    assert order == ["fsync", "replace"]
+    assert order == ["fsync", "replace", "fsync"]  # the content, the name, the folder
     assert (tmp_path / "new" / "file").read_bytes() == b"content"

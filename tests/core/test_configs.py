@@ -12,6 +12,7 @@ SEARCH = {
     "epochs": [0, -1],
     "lr": [0.0, -0.1, NAN],
     "schedule": ["step"],
+    "milestones": [(0,), (30, -1)],
     "momentum": [-0.1, 1.0, NAN],
     "weight_decay": [-1e-9, NAN],
     "batch_size": [1, 0],

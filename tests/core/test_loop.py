@@ -1,10 +1,12 @@
 """The loop: rows, checkpoints, interruption and divergence, on a stage that only counts."""
 
 import math
+import time
 
 import pytest
 import torch
 
+from dsonas.checkpoints import CheckpointError
 from dsonas.loop import DivergedError, Interrupted, Journal, run_stage
 
 CPU = torch.device("cpu")
@@ -66,11 +68,14 @@ def test_rows_hold_means_over_images():
         assert row["seconds"] >= 0
 
 
-def test_every_batch_once_and_a_checkpoint_per_epoch_if_due():
+def test_every_batch_once_and_a_checkpoint_after_every_step_if_due():
     stage, _, saved = whole()
     assert stage.seen == [(e, b) for e in range(3) for b in range(4)]
     assert stage.ends == [0, 1, 2]
-    assert [(state["epoch"], state["batch"]) for state in saved] == [(1, 0), (2, 0), (3, 0)]
+    places = [(state["epoch"], state["batch"]) for state in saved]
+    assert places == [
+        place for e in range(3) for place in [*((e, b) for b in range(1, 5)), (e + 1, 0)]
+    ]
     journal = Journal(save=saved.append, save_every=1e9)
     saved.clear()
     run_stage(Counting(), journal, CPU)
@@ -96,6 +101,27 @@ def test_stopping_anywhere_and_going_on_changes_nothing(after: int):
     assert (second.seen, second.ends) == (expected.seen, expected.ends)
     assert plain(rest.rows) == plain(journal.rows)
     assert rest.seconds["search"] >= state["seconds"]["search"]
+
+
+def test_a_checkpoint_that_is_slow_to_write_is_written_seldom():
+    stage, saved = Counting(epochs=2, batches=100), []
+
+    def save(state) -> None:
+        time.sleep(0.02)
+        saved.append(state)
+
+    run_stage(stage, Journal(save=save, save_every=1e-9), CPU)
+    assert len(saved) <= 3  # the first, the last, and at most one in 0.4 seconds between
+
+
+@pytest.mark.parametrize(
+    "damage", [{"seen": None}, {"ends": 3}, {}], ids=["wrong kind", "another", "missing"]
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(damage):
+    _, _, saved = whole()
+    state = {**saved[-1], "state": damage}
+    with pytest.raises(CheckpointError, match=r"search does not fit this run .*: delete"):
+        run_stage(Counting(), Journal(), CPU, state)
 
 
 def test_a_finished_stage_is_not_repeated():

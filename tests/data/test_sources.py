@@ -1,14 +1,13 @@
 import gzip
 import hashlib
-import pickle
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 
 from dsonas.data import DataConfig, DataError, load_data, split_for_search
 from dsonas.data import sources as sources_module
+from image_files import write_cifar
 
 
 def everything(images):
@@ -34,23 +33,6 @@ def write_fashion_mnist(folder, pack=True):
         pixels = np.random.default_rng(count).integers(0, 256, (count, 28, 28))
         write_idx(folder / f"{part}-images-idx3-ubyte{suffix}", pixels, pack)
         write_idx(folder / f"{part}-labels-idx1-ubyte{suffix}", np.arange(count) % 10, pack)
-
-
-def write_cifar(folder, monkeypatch, classes=10):
-    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
-    is_10 = classes == 10
-    base = folder / ("cifar-10-batches-py" if is_10 else "cifar-100-python")
-    base.mkdir(parents=True)
-    key = "labels" if is_10 else "fine_labels"
-    parts = (
-        [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"] if is_10 else ["train", "test"]
-    )
-    for number, name in enumerate(parts):
-        pixels = np.random.default_rng(number).integers(0, 256, (classes, 3072), dtype=np.uint8)
-        (base / name).write_bytes(pickle.dumps({"data": pixels, key: list(range(classes))}))
-    names = [f"class {number}" for number in range(classes)]
-    meta = {"label_names" if is_10 else "fine_label_names": names}
-    (base / ("batches.meta" if is_10 else "meta")).write_bytes(pickle.dumps(meta))
 
 
 def test_digits_are_scaled_exactly():

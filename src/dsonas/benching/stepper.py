@@ -128,7 +128,14 @@ class Stepper:
             if self.kind == "plain":
                 self._plain_step(self.weights)
             else:
-                weight_step(self.network, self.weights, self.images, self.labels, clip=2.0)
+                weight_step(
+                    self.network,
+                    self.weights,
+                    self.images,
+                    self.labels,
+                    clip=2.0,
+                    engine=self.engine,
+                )
         self._wait()
 
     def factor(self) -> None:
@@ -138,7 +145,13 @@ class Stepper:
             if self.kind == "plain":
                 self._plain_step(self.factors)
             else:
-                factor_step(self.network, self.factors, self.images, self.labels)
+                factor_step(
+                    self.network,
+                    self.factors,
+                    self.images,
+                    self.labels,
+                    engine=self.engine,
+                )
         self._wait()
 
     def _plain_step(self, optimizer: torch.optim.Optimizer) -> None:

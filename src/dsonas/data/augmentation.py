@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -17,24 +17,34 @@ class Augmentation:
         crop_padding: crop the image out of itself padded by so many zero pixels, >= 0.
         flip: mirror half of the images left to right.
         cutout: side in pixels of a square at a random place that is set to zero, >= 0.
+        crop_area: least share of the image's area, in (0, 1], that is cut out at random and resized
+            when an image is fetched, see ``RandomCrop``; None takes the middle.
+        jitter: brightness, contrast and saturation are each multiplied by a factor in
+            ``[1 - jitter, 1 + jitter]``; in [0, 1].
 
     Raises:
-        ValueError: if a number is negative.
+        ValueError: if a number is out of its range.
 
     Example:
-        >>> Augmentation(crop_padding=4, flip=True, cutout=16)
-        Augmentation(crop_padding=4, flip=True, cutout=16)
+        >>> Augmentation(crop_padding=4, flip=True, cutout=16).jitter
+        0.0
     """
 
     crop_padding: int = 0
     flip: bool = False
     cutout: int = 0
+    crop_area: float | None = None
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("crop_padding", "cutout"):
             value = getattr(self, name)
             if value < 0:
                 raise ValueError(f"{name} must be at least 0, got {value}: 0 switches it off")
+        if self.crop_area is not None and not 0 < self.crop_area <= 1:
+            raise ValueError(f"crop_area must be in (0, 1], got {self.crop_area}: 0.08, say")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"jitter must be in [0, 1], got {self.jitter}: 0 switches it off")
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,10 @@ class Offsets:
     flipped: Tensor
     centre_row: Tensor
     centre_column: Tensor
+
+    def of(self, places: Tensor) -> Offsets:
+        """The choices for some images of the batch, by their places in it."""
+        return Offsets(*(getattr(self, choice.name)[places] for choice in fields(self)))
 
 
 def draw_offsets(
@@ -157,6 +171,57 @@ def cut_out(images: Tensor, offsets: Offsets, augmentation: Augmentation) -> Ten
 def _inside(centres: Tensor, length: int, side: int) -> Tensor:
     distance = torch.arange(length, device=centres.device) - (centres[:, None] - side // 2)
     return (distance >= 0) & (distance < side)
+
+
+LUMA = 0.299, 0.587, 0.114  # weights of red, green and blue in the brightness of a pixel
+
+
+def jitter_colors(
+    images: Tensor,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+    places: Tensor | None = None,
+    num_images: int | None = None,
+) -> Tensor:
+    """Vary brightness, contrast and saturation of every image, in this order.
+
+    Contrast is the distance of a pixel from the image's mean brightness, saturation that from its
+    own. Grey images have no saturation.
+
+    Args:
+        images: tensor ``(batch, channels, height, width)`` of pixels from 0 to 255, of 1 or 3
+            channels, any device.
+        augmentation: its ``jitter``; at 0 nothing is drawn.
+        generator: source of randomness, on the CPU.
+        places: of these images in their batch; None: they are all of it.
+        num_images: in that batch.
+
+    Returns:
+        float32 pixels from 0 to 255; the images themselves if ``jitter`` is 0.
+
+    Example:
+        >>> images = torch.full((1, 3, 1, 1), 100, dtype=torch.uint8)
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> varied = jitter_colors(images, Augmentation(jitter=0.4), generator)
+        >>> bool((varied >= 60).all() and (varied <= 140).all())
+        True
+    """
+    if augmentation.jitter == 0:
+        return images
+    draws = torch.rand(3, num_images or len(images), 1, 1, 1, generator=generator)
+    draws = draws if places is None else draws[:, places]
+    factors = 1 + augmentation.jitter * (2 * draws.to(images.device) - 1)
+    pixels = (images.float() * factors[0]).clamp_(0, 255)
+    mean = _brightness(pixels).mean((2, 3), keepdim=True)
+    pixels = torch.lerp(mean, pixels, factors[1]).clamp_(0, 255)
+    return torch.lerp(_brightness(pixels), pixels, factors[2]).clamp_(0, 255)
+
+
+def _brightness(pixels: Tensor) -> Tensor:
+    if pixels.shape[1] == 1:
+        return pixels
+    weights = torch.tensor(LUMA, device=pixels.device).view(1, 3, 1, 1)
+    return (pixels * weights).sum(1, keepdim=True)
 
 
 def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from dsonas.seeding import derive_seed
 
-from .augmentation import Augmentation, crop_and_flip, cut_out, draw_offsets
+from .augmentation import Augmentation, crop_and_flip, cut_out, draw_offsets, jitter_colors
 from .config import DataError
+from .cropping import RandomCrop, cropped
+from .fetching import Batch, fetch, part_of
 from .images import ImageSet
 from .loading import ImageData
 from .normalisation import normalise
-
-Batch = tuple[Tensor, Tensor]
 
 
 class Batches:
@@ -35,11 +34,14 @@ class Batches:
         drop_last: whether to leave out an incomplete last batch.
         seed: of order and augmentation.
         device: where the batches go.
-        workers: decoding processes for images that are streamed from disk, >= 0; images in memory
+        workers: decoding processes for images that are streamed, >= 0; images in memory
             need none.
+        share: number of this process and of all processes that each take an equal, consecutive part
+            of every batch; together they see what one process would.
 
     Raises:
-        ValueError: if the batch size is below 1, or there are too few images for one batch.
+        ValueError: if the batch size is below 1 or cannot be shared equally, or there are too few
+            images for one batch.
 
     Example:
         >>> from dsonas.data import DataConfig, load_data
@@ -65,12 +67,19 @@ class Batches:
         seed: int,
         device: torch.device | str = "cpu",
         workers: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         _check_sizes(len(images), batch_size, drop_last)
+        if drop_last and batch_size % share[1]:
+            raise DataError(
+                f"batch_size must be a multiple of the {share[1]} processes that share a batch, "
+                f"got {batch_size}"
+            )
         self._images, self._mean, self._std = images, data.mean, data.std
         self._batch_size, self._augmentation = batch_size, augmentation
         self._shuffle, self._seed = shuffle, seed
         self._device, self._workers = torch.device(device), workers
+        self._share = share
         rounding = 0 if drop_last else batch_size - 1
         self.num_batches = (len(images) + rounding) // batch_size
 
@@ -100,60 +109,45 @@ class Batches:
         return self._iterate(epoch, start)
 
     def _iterate(self, epoch: int, start: int) -> Iterator[Batch]:
-        chunks = self._order(epoch).split(self._batch_size)[start : self.num_batches]
-        fetched = self._gather(chunks) if self._images.in_memory else self._stream(chunks)
-        for position, (pixels, labels) in enumerate(fetched, start):
+        batches = self._order(epoch).split(self._batch_size)[start : self.num_batches]
+        chunks = [part_of(batch, *self._share) for batch in batches]
+        images = self._cropped(epoch)
+        read = images.read(chunks) if images.in_memory else fetch(images, chunks, self._workers)
+        for position, (pixels, labels) in enumerate(read, start):
+            if self._device.type == "cuda":
+                pixels, labels = pixels.pin_memory(), labels.pin_memory()
             on_device = pixels.to(self._device, non_blocking=True)
-            images = self._augment_and_normalise(on_device, epoch, position)
-            yield images, labels.to(self._device, non_blocking=True)
+            normal = self._augment_and_normalise(
+                on_device, epoch, position, len(batches[position - start])
+            )
+            yield normal, labels.to(self._device, non_blocking=True)
+
+    def _cropped(self, epoch: int) -> ImageSet:
+        """The images, each cut at random while it is decoded if that is asked for."""
+        area = self._augmentation.crop_area if self._augmentation else None
+        if area is None:
+            return self._images
+        return cropped(self._images, RandomCrop(area, derive_seed(self._seed, "crop", epoch)))
 
     def _order(self, epoch: int) -> Tensor:
         if not self._shuffle:
             return torch.arange(len(self._images))
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
-        return torch.randperm(len(self._images), generator=generator)
+        return self._images.order(derive_seed(self._seed, "order", epoch), self._batch_size)
 
-    def _gather(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
-        for chunk in chunks:
-            pixels, labels = self._images.gather(chunk), self._images.labels[chunk]
-            yield (pixels.pin_memory(), labels.pin_memory()) if self._pins else (pixels, labels)
-
-    def _stream(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
-        # its own generator: by default a loader draws from, and so changes, the global one
-        return iter(
-            DataLoader(
-                _BatchReader(self._images),
-                batch_size=None,
-                sampler=chunks,
-                num_workers=self._workers,
-                pin_memory=self._pins,
-                generator=torch.Generator().manual_seed(0),
-            )
-        )
-
-    @property
-    def _pins(self) -> bool:
-        return self._device.type == "cuda"
-
-    def _augment_and_normalise(self, pixels: Tensor, epoch: int, position: int) -> Tensor:
+    def _augment_and_normalise(
+        self, pixels: Tensor, epoch: int, position: int, num_images: int
+    ) -> Tensor:
         if self._augmentation is None:
             return normalise(pixels, self._mean, self._std)
-        # drawn on the CPU, so that every device sees the same crops
+        # drawn for the whole batch and on the CPU, so that every process and device sees the same
         seed = derive_seed(self._seed, "augmentation", epoch, position)
         generator = torch.Generator().manual_seed(seed)
-        offsets = draw_offsets(pixels.shape, self._augmentation, generator)
-        cropped = crop_and_flip(pixels, offsets, self._augmentation)
-        return cut_out(normalise(cropped, self._mean, self._std), offsets, self._augmentation)
-
-
-class _BatchReader(Dataset[Batch]):
-    """Reads whole batches: its index is the tensor of the positions of a batch."""
-
-    def __init__(self, images: ImageSet) -> None:
-        self._images = images
-
-    def __getitem__(self, index: Tensor) -> Batch:
-        return self._images.gather(index), self._images.labels[index]
+        shape = torch.Size((num_images, *pixels.shape[1:]))
+        places = part_of(torch.arange(num_images), *self._share)
+        offsets = draw_offsets(shape, self._augmentation, generator).of(places)
+        varied = crop_and_flip(pixels, offsets, self._augmentation)
+        varied = jitter_colors(varied, self._augmentation, generator, places, num_images)
+        return cut_out(normalise(varied, self._mean, self._std), offsets, self._augmentation)
 
 
 def _check_sizes(num_images: int, batch_size: int, drop_last: bool) -> None:

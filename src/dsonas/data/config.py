@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-SOURCE_NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "folder")
+from dsonas.finite import require_finite
+
+SOURCE_NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "folder", "shards")
 DEFAULT_NAME = "digits"
-FOLDER_PREFIX = "folder:"
+PREFIXES = {"folder:": "folder", "shards:": "shards"}
+PIPE, PLACEHOLDER = "pipe:", "{}"
 
 
 class DataError(ValueError):
@@ -20,10 +24,10 @@ class DataConfig:
     """The data set, its size on disk and in memory, its parts and its augmentation.
 
     Args:
-        name: ``digits``, ``fashion-mnist``, ``cifar10``, ``cifar100``, or ``folder:PATH`` for a
-            folder of your own images.
-        path: where the files of a named data set lie; with ``name`` ``folder``, or with ``name``
-            left at its default, the image folder itself.
+        name: ``digits``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``folder:PATH`` for a
+            folder of your own images, or ``shards:PATH_OR_URL`` for what ``dsonas shards`` wrote.
+        path: where the files of a named data set lie; with ``name`` ``folder`` or ``shards`` their
+            place; with ``name`` left at its default, an image folder.
         image_size: side of the square images in pixels, >= 4. None: the data set's own; for
             folders 32, 64 or 224 where the median short side is below 48, below 160 or larger.
         color: ``auto`` is the data set's own; a folder is grey if all its images are, otherwise
@@ -35,6 +39,13 @@ class DataConfig:
             Fashion-MNIST 2, CIFAR 4, otherwise ``image_size // 8``.
         flip: mirror half of the training images. None: digits False, otherwise True.
         cutout: side in pixels of the square that step 3 blanks out in training, >= 0.
+        crop_area: cut a random rectangle of at least this share of the area, in (0, 1], and of
+            aspect 3:4 to 4:3 out of each training image when it is read (the paper's ImageNet:
+            0.08), in place of ``crop_padding``. Folders are then read anew in every epoch.
+        jitter: multiply brightness, contrast and saturation of each training image by factors in
+            [1 - jitter, 1 + jitter]; in [0, 1].
+        test_crop: side of the square in the middle of a test image that is used, over the shorter
+            side, in (0, 1]; 0.875 is "resize to 256, cut out 224". Folders and shards only.
         workers: decoding processes (streamed data) or threads (data read into memory), >= 0.
         memory_limit: bytes. A folder larger than that when decoded is streamed from disk.
         max_train_images: use a stratified subset of so many training images, >= 1.
@@ -59,12 +70,16 @@ class DataConfig:
     crop_padding: int | None = None
     flip: bool | None = None
     cutout: int = 0
+    crop_area: float | None = None
+    jitter: float = 0.0
+    test_crop: float = 1.0
     workers: int = 0
     memory_limit: int = 2 * 1024**3
     max_train_images: int | None = None
     max_test_images: int | None = None
 
     def __post_init__(self) -> None:
+        require_finite(self, "data")
         self._check_source()
         self._check_choices()
         for name, minimum, remedy in _INTEGER_RULES:
@@ -73,25 +88,39 @@ class DataConfig:
     @property
     def source(self) -> str:
         """The kind of data set, one of ``SOURCE_NAMES``; a path alone means a folder."""
-        path_alone = self.path is not None and self.name == DEFAULT_NAME
-        return "folder" if path_alone or self.name.startswith(FOLDER_PREFIX) else self.name
+        if self.path is not None and self.name == DEFAULT_NAME:
+            return "folder"
+        return next((PREFIXES[p] for p in PREFIXES if self.name.startswith(p)), self.name)
+
+    @property
+    def location(self) -> str | None:
+        """The folder, URL or pipe named after a prefix in ``name``, or by ``path``, if any is."""
+        prefix = next((p for p in PREFIXES if self.name.startswith(p)), None)
+        text = self.name.removeprefix(prefix) if prefix else self.path
+        return os.path.expanduser(text) if text else None
 
     @property
     def root(self) -> Path | None:
-        """The folder named by ``folder:PATH`` or by ``path``, if either is."""
-        inside_name = self.name.startswith(FOLDER_PREFIX)
-        text = self.name.removeprefix(FOLDER_PREFIX) if inside_name else self.path
-        return Path(text).expanduser() if text else None
+        """``location`` as a path."""
+        return Path(self.location) if self.location else None
 
     def _check_source(self) -> None:
-        known = ", ".join((*SOURCE_NAMES[:-1], "folder:PATH"))
+        known = ", ".join((*SOURCE_NAMES[:-2], "folder:PATH", "shards:PATH_OR_URL"))
         _check(self.source in SOURCE_NAMES, "name", f"one of {known}", self.name, "choose one")
-        if self.source == "folder":
-            remedy = "give folder:PATH or data.path"
-            _check(self.root is not None, "name", "a folder with a path", self.name, remedy)
-        if self.name.startswith(FOLDER_PREFIX) and self.path is not None:
+        if self.source in PREFIXES.values():
+            self._check_location(self.location)
+
+    def _check_location(self, place: str | None) -> None:
+        remedy, rule = f"give {self.source}:PATH or data.path", f"{self.source} with a path"
+        _check(place is not None, "name", rule, self.name, remedy)
+        if ":" in self.name and self.path is not None:
             same = self.root == Path(self.path).expanduser()
-            _check(same, "path", f"the folder of data.name {self.name}", self.path, "leave it out")
+            rule = f"the place in data.name {self.name}"
+            _check(same, "path", rule, self.path, "leave it out")
+        if self.source == "shards" and place and place.startswith(PIPE):
+            remedy = f"shards:pipe:aws s3 cp s3://bucket/set/{PLACEHOLDER} -, say"
+            rule = f"a command with {PLACEHOLDER} where the path of a file belongs"
+            _check(PLACEHOLDER in place, "name", rule, self.name, remedy)
 
     def _check_choices(self) -> None:
         colors = ("auto", "grey", "rgb")
@@ -100,6 +129,25 @@ class DataConfig:
                self.test_fraction, "0.2 holds out a fifth")  # fmt: skip
         _check(0 <= self.lambda_fraction < 1, "lambda_fraction", "at least 0 and below 1",
                self.lambda_fraction, "0.5 splits 1:1, 0 does not split")  # fmt: skip
+        share = "above 0 and at most 1"
+        area = self.crop_area
+        _check(area is None or 0 < area <= 1, "crop_area", share, area, "leave it out for no crop")
+        _check(0 <= self.jitter <= 1, "jitter", "from 0 to 1", self.jitter, "0 switches it off")
+        _check(0 < self.test_crop <= 1, "test_crop", share, self.test_crop, "1 uses all of it")
+
+
+def short_name(name: str, path: str | None = None) -> str:
+    """What to call a data set that is given by ``data.name`` and ``data.path``.
+
+    Example:
+        >>> short_name("digits"), short_name("folder:my/cats"), short_name("digits", "my/dogs")
+        ('digits', 'cats', 'dogs')
+        >>> short_name("shards:pipe:aws s3 cp s3://bucket/imagenet/{} -")
+        'imagenet'
+    """
+    prefix = next((p for p in PREFIXES if name.startswith(p)), "")
+    place = (path or name.removeprefix(prefix)).split(PLACEHOLDER)[0]
+    return Path(place).resolve().name or "images"
 
 
 _INTEGER_RULES = (

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
+from io import BytesIO
 
 import numpy as np
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .config import DataError
+from .cropping import CentreCrop, Crop
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
 
@@ -25,11 +29,12 @@ class ImageHeader:
     grey: bool
 
 
-def read_header(path: str) -> ImageHeader:
+def read_header(file: str | bytes, name: str | None = None) -> ImageHeader:
     """Read size and kind of an image without decoding its pixels.
 
     Args:
-        path: an image file.
+        file: path of an image file, or its content.
+        name: what errors call it; None: its path.
 
     Returns:
         The header. Palette images are grey if all colours of the palette are.
@@ -38,23 +43,33 @@ def read_header(path: str) -> ImageHeader:
         UnreadableImageError: if the file is not a supported image.
     """
     try:
-        with Image.open(path) as image:
+        with _open(file) as image:
             _check_supported(image)
             return ImageHeader(min(image.size), _is_grey(image))
     except Exception as error:  # a damaged file can raise almost anything in a decoder
-        raise UnreadableImageError(f"cannot read image {path}: {error}") from error
+        raise _unreadable(name or file, error) from error
 
 
-def decode(path: str, image_size: int, channels: int) -> np.ndarray:
+def decode(
+    file: str | bytes,
+    image_size: int,
+    channels: int,
+    name: str | None = None,
+    crop: Crop | None = None,
+    position: int = 0,
+) -> np.ndarray:
     """Decode an image file to a square of a given size.
 
     The EXIF orientation is honoured, 16-bit values are scaled to 8 bits, transparent parts are
-    laid on white, the shorter side is resized to ``image_size`` and the centre is cut out.
+    laid on white, a rectangle is cut out and resized to a square.
 
     Args:
-        path: an image file; of several frames the first is taken.
+        file: path of an image file, or its content; of several frames the first is taken.
         image_size: side in pixels.
         channels: 1 for grey, 3 for RGB; the image is converted.
+        name: what errors call it; None: its path.
+        crop: which rectangle; None: the largest square in the middle.
+        position: of the image in its set, for ``crop``.
 
     Returns:
         Array uint8 of shape ``(channels, image_size, image_size)``.
@@ -62,18 +77,70 @@ def decode(path: str, image_size: int, channels: int) -> np.ndarray:
     Raises:
         UnreadableImageError: if the file is not an image, is damaged, truncated or unsupported.
     """
+    crop = crop or CentreCrop(1.0)
     try:
-        with Image.open(path) as image:
+        with _open(file) as image:
             _check_supported(image)
             # JPEG decodes several times faster at a reduced scale; twice the size keeps quality.
-            image.draft(None, (2 * image_size, 2 * image_size))
+            draft_size = math.ceil(2 * image_size / crop.least_side)
+            image.draft(None, (draft_size, draft_size))
             upright = ImageOps.exif_transpose(image)
             plain = _as_8bit(upright).convert("L" if channels == 1 else "RGB")
-            square = ImageOps.fit(plain, (image_size, image_size), Image.Resampling.BICUBIC)
+            box = crop.box(position, *plain.size)
+            square = plain.resize((image_size, image_size), Image.Resampling.BICUBIC, box)
             pixels = np.array(square).reshape(image_size, image_size, channels)
             return np.ascontiguousarray(pixels.transpose(2, 0, 1))
     except Exception as error:  # a damaged file can raise almost anything in a decoder
-        raise UnreadableImageError(f"cannot read image {path}: {error}") from error
+        raise _unreadable(name or file, error) from error
+
+
+def shrink_image(content: bytes, side: int, name: str) -> tuple[bytes, str]:
+    """Encode an image anew with a shorter side of a given length, if it is larger.
+
+    JPEG stays JPEG (quality 95), everything else becomes PNG. The orientation is applied.
+
+    Args:
+        content: of an image file.
+        side: length of the shorter side in pixels, >= 1.
+        name: what errors call it.
+
+    Returns:
+        The new content and the ending of its file name, such as ``jpg``.
+
+    Raises:
+        UnreadableImageError: if the content is not a supported image.
+
+    Example:
+        >>> buffer = BytesIO()
+        >>> Image.new("L", (40, 20)).save(buffer, "PNG")
+        >>> smaller, ending = shrink_image(buffer.getvalue(), 10, "black.png")
+        >>> read_header(smaller).short_side, ending
+        (10, 'png')
+    """
+    try:
+        with _open(content) as image:
+            _check_supported(image)
+            is_jpeg = image.format == "JPEG"
+            upright = _as_8bit(ImageOps.exif_transpose(image))
+            plain = upright.convert("L" if _is_grey(upright) else "RGB")
+            factor = min(1.0, side / min(plain.size))
+            size = tuple(max(1, round(factor * length)) for length in plain.size)
+            buffer = BytesIO()
+            resized = plain.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+            resized.save(buffer, "JPEG" if is_jpeg else "PNG", quality=95)
+            return buffer.getvalue(), "jpg" if is_jpeg else "png"
+    except Exception as error:  # a damaged file can raise almost anything in a decoder
+        raise _unreadable(name, error) from error
+
+
+def _open(file: str | bytes) -> Image.Image:
+    return Image.open(BytesIO(file) if isinstance(file, bytes) else file)
+
+
+def _unreadable(name: str | bytes, error: Exception) -> UnreadableImageError:
+    reason = re.sub(r" <_io\S* .*>", "", str(error))  # says nothing to a user
+    called = "in memory" if isinstance(name, bytes) else name
+    return UnreadableImageError(f"cannot read image {called}: {reason}")
 
 
 def _check_supported(image: Image.Image) -> None:

@@ -16,6 +16,7 @@ from torchvision.datasets.folder import make_dataset
 from dsonas.seeding import derive_seed
 
 from .config import DataConfig, DataError
+from .cropping import CentreCrop, cropped
 from .decoding import EXTENSIONS, ImageHeader, UnreadableImageError, read_header
 from .images import FileImages, ImageSet
 from .sources import SPLIT_SEED, SourceData
@@ -28,17 +29,24 @@ _LAYOUT = "one folder of images per class, or train/ and val/ with such folders 
 
 
 @dataclass(frozen=True)
-class _Listing:
-    """Image files and their classes, before anything is known about the images."""
+class Listing:
+    """Image files and their classes, before anything is known about the images.
+
+    Args:
+        paths: of the files.
+        labels: int64 tensor, class of each file.
+    """
 
     paths: tuple[str, ...]
     labels: Tensor
 
-    def where(self, chosen: Tensor) -> _Listing:
+    def where(self, chosen: Tensor) -> Listing:
+        """Those for which a bool tensor is true."""
         paths = zip(self.paths, chosen.tolist(), strict=True)
-        return _Listing(tuple(path for path, keep in paths if keep), self.labels[chosen])
+        return Listing(tuple(path for path, keep in paths if keep), self.labels[chosen])
 
-    def sample(self, num_images: int | None, seed: int) -> _Listing:
+    def sample(self, num_images: int | None, seed: int) -> Listing:
+        """A stratified subset; see ``ImageSet.sample``."""
         if num_images is None or num_images >= len(self.paths):
             return self
         return self.where(stratified_choice(self.labels, num_images, seed))
@@ -64,9 +72,7 @@ def read_folder(config: DataConfig, seed: int) -> SourceData:
     """
     root = config.root
     assert root is not None, "DataConfig demands a path for folders"
-    if not root.is_dir():
-        raise DataError(f"image folder {root} not found: give the path of {_LAYOUT}")
-    train, test, class_names = _list_parts(root, config)
+    train, test, class_names = list_parts(root, config.test_fraction)
     train_seed = derive_seed(seed, "max_train_images")
     train = train.sample(config.max_train_images, train_seed)
     test = test.sample(config.max_test_images, SPLIT_SEED)
@@ -96,17 +102,31 @@ def choose_image_size(short_sides: Sequence[int]) -> int:
     return 64 if middle < 160 else 224
 
 
-def _list_parts(root: Path, config: DataConfig) -> tuple[_Listing, _Listing, tuple[str, ...]]:
+def list_parts(root: Path, test_fraction: float) -> tuple[Listing, Listing, tuple[str, ...]]:
+    """List the training and test files of an image folder.
+
+    Args:
+        root: the folder.
+        test_fraction: share held out for testing, in (0, 1), where there is no test part.
+
+    Returns:
+        Both parts, and the names of the classes.
+
+    Raises:
+        DataError: as ``read_folder``.
+    """
+    if not root.is_dir():
+        raise DataError(f"image folder {root} not found: give the path of {_LAYOUT}")
     train_folder = root / "train"
     if not (train_folder.is_dir() and _subfolders(train_folder)):
         listing, class_names = _list_classes(root)
-        return *_hold_out(listing, config.test_fraction), class_names
+        return *_hold_out(listing, test_fraction), class_names
     train, class_names = _list_classes(train_folder)
     candidates = [root / name for name in TEST_FOLDERS if (root / name).is_dir()]
     # ImageNet's test/ has no labels, hence no folders: then val/ is the labelled one
     test_folder = next((folder for folder in candidates if _subfolders(folder)), None)
     if test_folder is None:
-        return *_hold_out(train, config.test_fraction), class_names
+        return *_hold_out(train, test_fraction), class_names
     test, test_names = _list_classes(test_folder)
     _check_same_classes(train_folder, class_names, test_folder, test_names)
     return train, test, class_names
@@ -118,7 +138,7 @@ def _subfolders(folder: Path) -> list[str]:
     )
 
 
-def _list_classes(folder: Path) -> tuple[_Listing, tuple[str, ...]]:
+def _list_classes(folder: Path) -> tuple[Listing, tuple[str, ...]]:
     names = _subfolders(folder)
     if not names:
         raise DataError(f"{folder} has no class folders: it must hold {_LAYOUT}")
@@ -131,10 +151,10 @@ def _list_classes(folder: Path) -> tuple[_Listing, tuple[str, ...]]:
     if len(present) < 2:
         raise DataError(f"{folder} has {len(present)} classes with images, needs 2: see {_LAYOUT}")
     labels = torch.searchsorted(torch.tensor(present), torch.tensor([item[1] for item in found]))
-    return _Listing(tuple(item[0] for item in found), labels), tuple(names[at] for at in present)
+    return Listing(tuple(item[0] for item in found), labels), tuple(names[at] for at in present)
 
 
-def _hold_out(listing: _Listing, fraction: float) -> tuple[_Listing, _Listing]:
+def _hold_out(listing: Listing, fraction: float) -> tuple[Listing, Listing]:
     num_test = round(fraction * len(listing.paths))
     if not 0 < num_test < len(listing.paths):
         raise DataError(
@@ -157,9 +177,9 @@ def _check_same_classes(
 
 
 def _read_parts(
-    parts: list[_Listing], config: DataConfig
+    parts: list[Listing], config: DataConfig
 ) -> tuple[tuple[ImageSet, ImageSet], list[str]]:
-    scanned = [_scan(part, max(1, config.workers)) for part in parts]
+    scanned = [scan(part, max(1, config.workers)) for part in parts]
     readable, headers, unreadable = zip(*scanned, strict=True)
     skipped = [path for bad in unreadable for path in bad]
     _check_readable(parts, readable)
@@ -169,7 +189,9 @@ def _read_parts(
     train, test = (
         FileImages(part.paths, part.labels, image_size=size, channels=channels) for part in readable
     )
-    if len(paths) * channels * size**2 > config.memory_limit:
+    test = cropped(test, CentreCrop(config.test_crop))
+    # random crops are cut out of the whole image, so it is decoded anew each time
+    if config.crop_area is not None or len(paths) * channels * size**2 > config.memory_limit:
         return (train, test), skipped
     (train_images, bad_train), (test_images, bad_test) = (
         part.load(max(1, config.workers)) for part in (train, test)
@@ -177,7 +199,9 @@ def _read_parts(
     return (train_images, test_images), [*skipped, *bad_train, *bad_test]
 
 
-def _scan(listing: _Listing, num_threads: int) -> tuple[_Listing, list[ImageHeader], list[str]]:
+def scan(listing: Listing, num_threads: int) -> tuple[Listing, list[ImageHeader], list[str]]:
+    """Read the heads of image files: the readable ones, their headers, and the others' paths."""
+
     def header_or_none(path: str) -> ImageHeader | None:
         try:
             return read_header(path)
@@ -194,7 +218,7 @@ def _scan(listing: _Listing, num_threads: int) -> tuple[_Listing, list[ImageHead
     )
 
 
-def _check_readable(parts: Sequence[_Listing], readable: Sequence[_Listing]) -> None:
+def _check_readable(parts: Sequence[Listing], readable: Sequence[Listing]) -> None:
     for part, good, name in zip(parts, readable, ("training", "test"), strict=True):
         if not good.paths:
             raise DataError(

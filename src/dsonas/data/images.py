@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from .config import DataError
+from .cropping import Crop, cropped, cut_pixels
 from .decoding import UnreadableImageError, decode
 from .splitting import stratified_choice
 
@@ -24,11 +25,13 @@ class ImageSet(ABC):
         labels: int64 tensor of shape ``(num_images,)``, class of each image.
         image_shape: channels, height, width.
         in_memory: whether ``gather`` is an index into memory rather than a read from disk.
+        crop: what is cut out of each image when it is fetched, see ``cropped``; None: the middle.
     """
 
     labels: Tensor
     image_shape: tuple[int, int, int]
     in_memory: bool
+    crop: Crop | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,6 +57,30 @@ class ImageSet(ABC):
         Returns:
             uint8 tensor of shape ``(batch, channels, height, width)``.
         """
+
+    def read(self, chunks: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Fetch the pixels and labels of groups of images one after the other.
+
+        Args:
+            chunks: int64 tensors of positions.
+
+        Returns:
+            Iterator over pixels as of ``gather``, and labels.
+        """
+        for chunk in chunks:
+            yield self.gather(chunk), self.labels[chunk]
+
+    def order(self, seed: int, batch_size: int) -> Tensor:
+        """A random order of an epoch.
+
+        Args:
+            seed: the order is a pure function of the set, seed and batch size.
+            batch_size: images that are used together, >= 1; it matters for streams only.
+
+        Returns:
+            int64 tensor of shape ``(num_images,)``, every position once.
+        """
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
 
     def split(self, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
         """Divide in two, stratified by class.
@@ -138,19 +165,54 @@ class TensorImages(ImageSet):
     def subset(self, indices: Tensor) -> TensorImages:
         """Choose images; see ``ImageSet.subset``."""
         rows = torch.arange(len(self._images)) if self._rows is None else self._rows
-        return TensorImages(self._images, self.labels[indices], rows[indices])
+        return cropped(TensorImages(self._images, self.labels[indices], rows[indices]), self.crop)
 
     def gather(self, indices: Tensor) -> Tensor:
         """Fetch pixels; see ``ImageSet.gather``."""
         rows = indices if self._rows is None else self._rows[indices]
-        return self._images.index_select(0, rows)
+        return cut_pixels(self._images.index_select(0, rows), self.crop, indices)
 
 
-class FileImages(ImageSet):
-    """Images in files, decoded when asked for.
+class DecodedImages(ImageSet):
+    """Images that are decoded when asked for.
 
-    A file that turns out to be damaged is replaced by the next readable one of its class, so that
+    One that turns out to be damaged is replaced by the next readable one of its class, so that
     a long run goes on and the labels stay right; the replacement is logged.
+    """
+
+    in_memory = False
+    num_replaced = 0
+
+    @abstractmethod
+    def name(self, position: int) -> str:
+        """What the log calls an image."""
+
+    @abstractmethod
+    def decode(self, position: int) -> Tensor:
+        """Decode one image.
+
+        Raises:
+            UnreadableImageError: if it is damaged.
+        """
+
+    def _replacement(self, position: int, reason: UnreadableImageError) -> Tensor:
+        """What takes the place of a damaged image; a DataError if nothing can."""
+        same_class = torch.nonzero(self.labels == self.labels[position]).flatten().tolist()
+        place = same_class.index(position)
+        for other in same_class[place + 1 :] + same_class[:place]:
+            try:
+                pixels = self.decode(other)
+            except UnreadableImageError:
+                continue
+            self.num_replaced += 1
+            told = "%s; %s takes its place (%d replaced so far)"
+            logger.warning(told, reason, self.name(other), self.num_replaced)
+            return pixels
+        raise DataError(f"{reason}, nor any other image of its class: replace these files")
+
+
+class FileImages(DecodedImages):
+    """Images in files; see ``DecodedImages`` for those that are damaged.
 
     Args:
         paths: image files.
@@ -161,8 +223,6 @@ class FileImages(ImageSet):
     Raises:
         ValueError: if there are not as many labels as files.
     """
-
-    in_memory = False
 
     def __init__(
         self, paths: Sequence[str], labels: Tensor, *, image_size: int, channels: int
@@ -178,13 +238,10 @@ class FileImages(ImageSet):
 
     def subset(self, indices: Tensor) -> FileImages:
         """Choose images; see ``ImageSet.subset``."""
-        positions = torch.arange(len(self))[indices]
-        return FileImages(
-            [self.paths[position] for position in positions.tolist()],
-            self.labels[indices],
-            image_size=self.image_shape[1],
-            channels=self.image_shape[0],
-        )
+        paths = [self.paths[i] for i in torch.arange(len(self))[indices].tolist()]
+        channels, image_size, _ = self.image_shape
+        found = FileImages(paths, self.labels[indices], image_size=image_size, channels=channels)
+        return cropped(found, self.crop)
 
     def gather(self, indices: Tensor) -> Tensor:
         """Fetch pixels; see ``ImageSet.gather``.
@@ -192,7 +249,10 @@ class FileImages(ImageSet):
         Raises:
             DataError: if no file of a class can be read.
         """
-        return torch.stack([self._decode_or_replace(index) for index in indices.tolist()])
+        pixels = torch.empty(len(indices), *self.image_shape, dtype=torch.uint8)
+        for place, index in enumerate(indices.tolist()):
+            pixels[place] = self._decode_or_replace(index)
+        return pixels
 
     def load(self, num_threads: int) -> tuple[TensorImages, list[str]]:
         """Decode everything into memory.
@@ -207,7 +267,7 @@ class FileImages(ImageSet):
 
         def decode_into_place(position: int) -> bool:
             try:
-                images[position] = self._decode(position)
+                images[position] = self.decode(position)
             except UnreadableImageError:
                 return False
             return True
@@ -218,24 +278,18 @@ class FileImages(ImageSet):
         loaded = TensorImages(images, self.labels)
         return (loaded.subset(readable) if bad else loaded), bad
 
-    def _decode(self, position: int) -> Tensor:
+    def name(self, position: int) -> str:
+        """Its path."""
+        return self.paths[position]
+
+    def decode(self, position: int) -> Tensor:
+        """Decode one file; see ``DecodedImages.decode``."""
         channels, image_size, _ = self.image_shape
-        return torch.from_numpy(decode(self.paths[position], image_size, channels))
+        found = decode(self.paths[position], image_size, channels, None, self.crop, position)
+        return torch.from_numpy(found)
 
     def _decode_or_replace(self, position: int) -> Tensor:
         try:
-            return self._decode(position)
+            return self.decode(position)
         except UnreadableImageError as error:
-            same_class = torch.nonzero(self.labels == self.labels[position]).flatten().tolist()
-            place = same_class.index(position)
-            return self._decode_first(same_class[place + 1 :] + same_class[:place], error)
-
-    def _decode_first(self, positions: list[int], reason: UnreadableImageError) -> Tensor:
-        for position in positions:
-            try:
-                pixels = self._decode(position)
-            except UnreadableImageError:
-                continue
-            logger.warning("%s; %s takes its place", reason, self.paths[position])
-            return pixels
-        raise DataError(f"{reason}, nor any other image of its class: replace these files")
+            return self._replacement(position, error)

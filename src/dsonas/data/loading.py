@@ -20,6 +20,7 @@ from .sources import (
     read_digits,
     read_fashion_mnist,
 )
+from .streaming import read_shards
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ SOURCES: dict[str, Callable[[DataConfig, int], SourceData]] = {
     "cifar10": read_cifar10,
     "cifar100": read_cifar100,
     "folder": read_folder,
+    "shards": read_shards,
 }
 
 
@@ -123,7 +125,8 @@ def split_for_search(
         seed: the same seed gives the same parts.
 
     Returns:
-        The part for the weights and the part for the scaling factors, stratified by class.
+        The part for the weights and the part for the scaling factors, stratified by class; of
+        shards, each has its own.
 
     Raises:
         ValueError: if the fraction is out of range or leaves a part empty.
@@ -168,4 +171,10 @@ def _resolve_augmentation(source: SourceData, config: DataConfig) -> Augmentatio
     if padding is None:
         padding = source.train.image_shape[1] // 8
     flip = source.flip if config.flip is None else config.flip
-    return Augmentation(crop_padding=padding, flip=flip, cutout=config.cutout)
+    return Augmentation(
+        crop_padding=padding if config.crop_area is None else 0,
+        flip=flip,
+        cutout=config.cutout,
+        crop_area=config.crop_area,
+        jitter=config.jitter,
+    )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from dsonas.console import readable_count
 from dsonas.costs import Cost, architecture_cost
+from dsonas.data.config import short_name
 from dsonas.loop import STAGES
 from dsonas.report.collect import RunRecord, budget_bounds
 from dsonas.report.examine import Examination
@@ -54,8 +54,8 @@ def data_name(record: RunRecord) -> str:
     """The data set, a folder by its own name."""
     name = str(record.setting("data.name") or "images")
     path = record.setting("data.path")
-    if name.startswith("folder") or (path and name == "digits"):
-        return Path(str(path or name.removeprefix("folder:"))).name or "images"
+    if name.startswith(("folder", "shards")) or (path and name == "digits"):
+        return short_name(name, str(path) if path else None)
     return {"fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}.get(
         name, name
     )

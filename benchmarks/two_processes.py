@@ -1,0 +1,123 @@
+"""How much faster do two processes of one thread search than one?
+
+Both train the same supernet on the same global batch, weight and scaling-factor steps in turn, with
+batch normalisation over the whole batch: what two processes compute is what one computes. Rounds of
+one process and of two are timed in turn, each in fresh processes. An idle machine of two cores is
+needed: ``others_busy`` is how much of a core other programs took, and should be near 0.
+
+    python benchmarks/two_processes.py --out benchmarks/results/two-processes.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
+def timed_steps(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of each pair of a weight and a factor step, and of the processor, in this process."""
+    from dsonas.benching import BenchConfig
+    from dsonas.benching.stepper import Stepper
+    from dsonas.engine import Engine, EngineConfig
+    from dsonas.world import current_world
+
+    engine = Engine(EngineConfig(device="cpu", threads=1), current_world())
+    number = engine.processes.world.size
+    config = BenchConfig(channels=options.channels, batch_size=options.batch_size)
+    stepper = Stepper(
+        config.complete(), replace(config, batch_size=config.batch_size // number), engine
+    )
+    wall, own = [], []
+    for _ in range(options.repeats + 1):
+        began, used = time.perf_counter(), time.process_time()
+        stepper.weight()
+        stepper.factor()
+        wall.append(time.perf_counter() - began)
+        own.append(time.process_time() - used)
+    # without the warm-up
+    return {"first": engine.processes.is_first, "seconds": wall[1:], "cpu_seconds": own[1:]}
+
+
+def measured(number: int, options: argparse.Namespace) -> dict[str, list[float]]:
+    """The seconds of so many processes that act as one, as the first sees them."""
+    launcher = [] if number == 1 else [*TORCHRUN, str(number)]
+    sizes = [f"--{name}={getattr(options, name)}" for name in ("channels", "batch_size", "repeats")]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "seconds.json"
+        command = [sys.executable, *launcher, __file__, *sizes, "--worker", "--out", str(out)]
+        subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+        return json.loads(out.read_text(encoding="utf-8"))
+
+
+def others_busy(seconds: float = 2.0) -> float:
+    """Cores that are at work now, while this program only waits; a Linux system."""
+
+    def ticks() -> int:
+        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n")[0].split()
+        return sum(map(int, fields[1:4]))
+
+    before = ticks()
+    time.sleep(seconds)
+    return (ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
+
+
+def compared(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    found: dict[int, dict[str, list[float]]] = {
+        n: {"seconds": [], "cpu_seconds": []} for n in (1, 2)
+    }
+    busy = []
+    for _ in range(options.rounds):
+        for number, kept in found.items():
+            busy.append(round(others_busy(), 2))
+            for name, values in measured(number, options).items():
+                kept[name] += [round(value, 4) for value in values]
+    medians = {number: statistics.median(kept["seconds"]) for number, kept in found.items()}
+    images = 2 * options.batch_size  # in a pair of steps
+    return {
+        "speedup": medians[1] / medians[2],
+        "images_per_second": {number: images / medians[number] for number in medians},
+        "others_busy": busy,
+        "processes": found,
+        "channels": options.channels,
+        "batch_size": options.batch_size,
+        "threads_of_a_process": 1,
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--channels", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=6, help="pairs of steps in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        found = timed_steps(options)
+        if found["first"]:
+            del found["first"]
+            options.out.write_text(json.dumps(found), encoding="utf-8")
+        return
+    found = compared(options)
+    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"{found['speedup']:.2f} times as fast: {found['images_per_second']} images a second")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Peak memory of a step, estimated from what the forward pass keeps for the backward pass."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from dsonas.architecture import BlockGraph
+from dsonas.blocks import Block
+from dsonas.config import RunConfig
+from dsonas.costs import BYTES, architecture_cost
+from dsonas.operations import build_operation
+from dsonas.planning.counting import Step, StepCounter
+
+_STATE = 3  # a weight, its gradient and its momentum
+_BLOCK_PLANES = 4  # of a block's end: output before and after BN, ReLU, the sum with the shortcut
+_STEM_PLANES = 3  # convolution, BN, ReLU
+_FORWARD_ONLY = ("rebuild", "test")
+
+
+def peak_memory(step: Step, config: RunConfig) -> int:
+    """Bytes that a step needs on its device at its height: parameters, feature maps, gradients.
+
+    An estimate: what libraries take for themselves, and what an allocator wastes, is not in it.
+
+    Args:
+        step: what is run.
+        config: precision, recomputation.
+    """
+    architecture, skeleton = step.architecture, step.architecture.skeleton
+    wide = StepCounter(config).element_bytes
+    backward, searching = step.kind not in _FORWARD_ONLY, step.kind not in ("train", "test")
+    kept = largest = 0
+    for graph, stage in zip(architecture.blocks, skeleton.block_stages, strict=True):
+        plane = skeleton.channels[stage] * skeleton.stage_sizes[stage] ** 2
+        dense = searching and graph.num_live >= Block.crossover * len(graph.kept_nodes)
+        planes = _kept_planes(graph, dense, searching and config.search.recompute)
+        kept += plane * (planes + _BLOCK_PLANES)
+        largest = max(largest, plane * _scratch_planes(graph, dense, backward))
+    if not backward:
+        kept = 0  # every block's features are freed before the next block
+    stem = _STEM_PLANES * skeleton.channels[0] * skeleton.stage_sizes[0] ** 2
+    images = BYTES * 2 * skeleton.input_channels * skeleton.image_size**2
+    parameters = step.gradient_bytes if step.kind != "factors" else 0
+    state = _STATE * max(parameters, BYTES * architecture_cost(architecture).params)
+    return state + step.batch_size * (wide * (kept + largest + stem) + images)
+
+
+def _kept_planes(graph: BlockGraph, dense: bool, recompute: bool) -> float:
+    """Feature maps of the block's size that its backward pass needs."""
+    end = graph.output_node
+    sums = sum(len(graph.inputs[node]) > 1 or dense for node in graph.kept_nodes)
+    first = sum(graph.level(node) == 1 for node in graph.kept_nodes)
+    names = [graph.operation(node) for node in graph.kept_nodes]
+    if dense:  # one buffer of all features, one of all sums, and what operations keep
+        inner = 0.0 if recompute else sum(_operation_planes(name, fused=True) for name in names)
+        return 1 + len(names) + sums - first + inner
+    # features, sums, and the concatenation that the output convolution reads
+    joined = len(graph.inputs[end]) if len(graph.inputs[end]) > 1 else 0
+    return len(names) + sums + joined + sum(_operation_planes(n, fused=False) for n in names)
+
+
+def _scratch_planes(graph: BlockGraph, dense: bool, backward: bool) -> float:
+    """Gradients of one block at a time; forward alone, the block's features."""
+    nodes = len(graph.kept_nodes)
+    return nodes + 1 + (len(graph.operations) if dense and backward else 2)
+
+
+@lru_cache(maxsize=256)
+def _operation_planes(name: str, *, fused: bool) -> float:
+    """What autograd keeps of an operation besides its input, in feature maps, with BN's input."""
+    with torch.device("meta"):
+        operation = build_operation(name, 8).train()
+        features = torch.empty(2, 8, 16, 16, requires_grad=True)
+    if fused and getattr(operation, "recomputable", False):
+        return 0.0
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        keep(operation(features))
+    own = {tensor.untyped_storage()._cdata for tensor in (features, *operation.parameters())}
+    total = sum(size for storage, size in sizes.items() if storage not in own)
+    return total / (BYTES * features.numel())

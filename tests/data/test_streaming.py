@@ -1,0 +1,586 @@
+"""Shards written from a folder of digits, and read back in every way."""
+
+import io
+import json
+import logging
+import shutil
+import sys
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from dsonas.data import Batches, DataConfig, DataError, load_data, shard_files, split_for_search
+from dsonas.data.fetching import part_of
+from dsonas.data.shard_files import ShardFiles
+from dsonas.data.shards import ShardConfig, write_shards
+from dsonas.data.streaming import LANES, WINDOW, stream_order
+
+PER_SHARD = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Class folders of three digits, 20 of each, in PNG and JPEG files."""
+    root = tmp_path_factory.mktemp("digits")
+    flat, labels = load_digits(return_X_y=True)
+    for label in range(3):
+        (root / f"digit{label}").mkdir()
+        for i, pixels in enumerate(np.asarray(flat)[labels == label][:20]):
+            image = Image.fromarray(np.uint8(pixels.reshape(8, 8) * 15.9))
+            image.save(root / f"digit{label}" / f"{i:02}.{('png', 'jpg')[i % 2]}", quality=95)
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(folder, tmp_path_factory):
+    """Its shards; not to be changed."""
+    out = tmp_path_factory.mktemp("shards") / "out"
+    write_shards(folder, out, ShardConfig(images_per_shard=PER_SHARD))
+    return out
+
+
+@pytest.fixture
+def copied(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "copy")
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The shards that were opened since, in order."""
+    urls = []
+    original = ShardFiles._samples
+
+    def counting(self, shard):
+        urls.append(self.urls[shard])
+        return original(self, shard)
+
+    monkeypatch.setattr(ShardFiles, "_samples", counting)
+    return urls
+
+
+@pytest.fixture
+def consent(monkeypatch):
+    monkeypatch.setenv("DSONAS_ALLOW_PIPE", "1")
+
+
+def load(place, **options):
+    return load_data(DataConfig(name=f"shards:{place}", image_size=8, **options))
+
+
+def make_batches(data, images=None, **options):
+    defaults = {"batch_size": 8, "shuffle": True, "drop_last": True, "seed": 5}
+    augmentation = data.search_augmentation
+    images = data.train if images is None else images
+    return Batches(images, data, augmentation=augmentation, **(defaults | options))
+
+
+def everything(images):
+    return images.gather(torch.arange(len(images)))
+
+
+def in_any_order(images, labels):
+    return sorted(zip(labels.tolist(), (pixels.numpy().tobytes() for pixels in images)))  # noqa: B905
+
+
+def assert_same(one, other):
+    one, other = list(one), list(other)
+    assert len(one) == len(other) > 0
+    for (images, labels), (other_images, other_labels) in zip(one, other, strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+def seen(batches):
+    images, labels = zip(*batches, strict=True)
+    return in_any_order(torch.cat(images), torch.cat(labels))
+
+
+def test_shards_hold_what_the_folder_holds(folder, written):
+    streamed = load(written)
+    plain = load_data(DataConfig(name=f"folder:{folder}", image_size=8))
+    assert streamed.class_names == plain.class_names
+    assert not streamed.train.in_memory
+    for one, other in ((streamed.train, plain.train), (streamed.test, plain.test)):
+        assert in_any_order(everything(one), one.labels) == in_any_order(
+            everything(other), other.labels
+        )
+    assert streamed.train.image_shape == (1, 8, 8)
+
+
+def test_statistics_of_the_index_are_those_of_the_images(folder, written):
+    streamed = load_data(DataConfig(name=f"shards:{written}"))
+    plain = load_data(DataConfig(name=f"folder:{folder}"))
+    assert streamed.image_size == plain.image_size == 32
+    assert (streamed.mean, streamed.std) == (plain.mean, plain.std)
+
+
+def test_the_same_folder_gives_the_same_bytes(folder, written, tmp_path):
+    write_shards(folder, tmp_path / "again", ShardConfig(images_per_shard=PER_SHARD, workers=3))
+    files = sorted(path.relative_to(written) for path in written.rglob("*.*"))
+    assert len(files) == 12 + 3 + 2
+    for file in files:
+        assert (tmp_path / "again" / file).read_bytes() == (written / file).read_bytes()
+
+
+def test_every_shard_has_its_share_and_small_sets_have_16(folder, written, tmp_path):
+    sizes = [len(shard.labels) for shard in ShardFiles(str(written), "train").index.shards]
+    assert sizes == [4] * 12
+    index = write_shards(folder, tmp_path / "default")["train"]
+    assert sorted({len(shard.labels) for shard in index.shards}) == [3]
+    assert len(index.shards) == 16
+
+
+def test_larger_images_are_shrunk(save_image, tmp_path):
+    for name in "ab":
+        save_image(tmp_path / "images" / name / "wide.png", size=(60, 30))
+        save_image(tmp_path / "images" / name / "tall.jpg", size=(10, 40))
+    index = write_shards(tmp_path / "images", tmp_path / "out", ShardConfig(size=12))["train"]
+    sizes = set()
+    for shard in index.shards:
+        with tarfile.open(tmp_path / "out" / "train" / shard.file) as tar:
+            for member in tar:
+                if not member.name.endswith(".cls"):
+                    sizes.add(Image.open(tar.extractfile(member)).size)
+    assert sizes <= {(24, 12), (10, 40)}
+    assert index.short_side in (10, 11, 12)
+
+
+def test_files_that_are_no_images_are_left_out(folder, tmp_path, caplog):
+    root = shutil.copytree(folder, tmp_path / "damaged")
+    content = (root / "digit0" / "01.jpg").read_bytes()
+    (root / "digit0" / "01.jpg").write_bytes(content[: len(content) // 2])
+    (root / "digit1" / "02.png").write_text("not an image")
+    with caplog.at_level(logging.WARNING):
+        indices = write_shards(root, tmp_path / "out")
+    assert sum(index.num_images for index in indices.values()) == 58
+    skipped = [name for index in indices.values() for name in index.skipped]
+    assert sorted(skipped) == ["digit0/01.jpg", "digit1/02.png"]
+    assert "unreadable image files skipped" in caplog.text
+    assert sorted(load(tmp_path / "out").skipped) == sorted(skipped)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=50),
+    st.integers(1, 70),
+    st.integers(0, 10),
+)
+def test_an_order_names_every_position_once(sizes, batch_size, seed):
+    shard_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    order = stream_order(shard_of, batch_size, seed)
+    assert torch.equal(order.sort().values, torch.arange(sum(sizes)))
+    assert torch.equal(order, stream_order(shard_of, batch_size, seed))
+
+
+@pytest.mark.parametrize("num_readers", [2, 4, 16])
+def test_readers_share_only_the_shards_at_the_cuts(num_readers):
+    shard_of = torch.arange(100).repeat_interleave(64)
+    chunks = stream_order(shard_of, 128, seed=1).split(128)
+    readers = [
+        {int(s) for chunk in chunks for s in shard_of[part_of(chunk, part, num_readers)]}
+        for part in range(num_readers)
+    ]
+    assert set.union(*readers) == set(range(100))
+    assert sum(map(len, readers)) <= 100 + num_readers
+
+
+def test_parts_of_parts_are_parts():
+    for size in (5, 20, 33):
+        chunk = torch.arange(size)
+        for rank in range(2):
+            half = part_of(chunk, rank, 2)
+            whole = [part_of(chunk, 2 * rank + worker, 4).tolist() for worker in range(2)]
+            assert half.tolist() == whole[0] + whole[1]
+    chunk = torch.arange(64)
+    nested = [part_of(part_of(chunk, at // 4, 2), at % 4, 4).tolist() for at in range(8)]
+    assert nested == [part_of(chunk, at, 8).tolist() for at in range(8)]
+
+
+def test_what_is_held_is_bounded():
+    shard_of = torch.arange(400).repeat_interleave(100)
+    order = stream_order(shard_of, LANES, seed=0).view(-1, LANES)
+    for lane in order.T:
+        place = {shard: at for at, shard in enumerate(dict.fromkeys(shard_of[lane].tolist()))}
+        line = [100 * place[int(shard_of[p])] + int(p) % 100 for p in lane]
+        moved = max(abs(rank - at) for at, rank in enumerate(line))
+        assert moved <= WINDOW // LANES + 200  # shards are named when first met, not in line
+
+
+def test_an_epoch_has_every_image_once_and_opens_every_shard_once(written, opened):
+    data = load(written, crop_padding=0, flip=False)
+    batches = make_batches(data, batch_size=8)
+    assert len(batches) == 6
+    expected = make_batches(data, shuffle=False)
+    first = seen(batches.epoch(0))
+    assert sorted(opened) == sorted(data.train.files.urls)
+    assert first == seen(expected.epoch(0)) == seen(batches.epoch(1))
+    assert len(set(first)) > 40
+
+
+def test_only_so_many_shards_are_open_at_a_time(written, monkeypatch, opened):
+    data = load(written)
+    expected = list(make_batches(data).epoch(0))
+    num_open, most = 0, 0
+    original = shard_files._read_tar
+
+    def counted(url):
+        nonlocal num_open, most
+        num_open += 1
+        most = max(most, num_open)
+        try:
+            yield from original(url)
+        finally:
+            num_open -= 1
+
+    monkeypatch.setattr(shard_files, "_read_tar", counted)
+    monkeypatch.setattr(shard_files, "MOST_OPEN", 3)
+    opened.clear()
+    assert_same(make_batches(data).epoch(0), expected)
+    assert (num_open, most, len(opened)) == (0, 3, 12)
+
+
+def test_orders_differ_by_epoch_and_seed_only(written):
+    data = load(written)
+    one, other = make_batches(data), make_batches(load(written))
+    list(other.epoch(0))
+    torch.manual_seed(99)
+    assert_same(one.epoch(3), other.epoch(3))
+    first = next(one.epoch(3))[0]
+    for changed in (one.epoch(4), make_batches(data, seed=6).epoch(3)):
+        assert not torch.equal(first, next(changed)[0])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_change_nothing(written, workers):
+    data = load(written)
+    for options in ({}, {"shuffle": False, "drop_last": False, "batch_size": 7}):
+        expected = make_batches(data, **options)
+        batches = make_batches(data, workers=workers, **options)
+        assert_same(batches.epoch(1), expected.epoch(1))
+        assert_same(batches.epoch(1, start=3), expected.epoch(1, start=3))
+
+
+def test_two_processes_together_see_every_image_once(written):
+    data = load(written, crop_padding=0, flip=False)
+    order = data.train.order(seed=3, batch_size=8).split(8)
+    halves = [[part_of(chunk, rank, 2) for chunk in order] for rank in range(2)]
+    parts = [torch.cat([images for images, _ in data.train.read(half)]) for half in halves]
+    assert [len(part) for part in parts] == [24, 24]
+    everyone = torch.cat(parts).flatten(1).sum(1).sort().values
+    assert torch.equal(everyone, everything(data.train).flatten(1).sum(1).sort().values)
+
+
+@pytest.mark.parametrize("start", [0, 1, 4, 5])
+def test_resuming_continues_exactly_and_skips_shards_that_are_done(written, opened, start):
+    data = load(written)
+    weights, _ = split_for_search(data.train, 0.75, seed=1)  # one lane for each of three shards
+    for images, batch_size in ((data.train, 8), (weights, 2)):
+        batches = make_batches(data, images, batch_size=batch_size)
+        whole = list(batches.epoch(2))
+        opened.clear()
+        assert_same(batches.epoch(2, start), whole[start:])
+        rest = data.train.files.shard_of[images.rows[batches._order(2)[start * batch_size :]]]
+        assert len(opened) == len(torch.unique(rest))
+
+
+def test_parts_of_a_search_are_disjoint_by_shard(written):
+    data = load(written)
+    weights, factors = split_for_search(data.train, 0.25, seed=7)
+    shards = [set(data.train.files.shard_of[part.rows].tolist()) for part in (weights, factors)]
+    assert shards[0].isdisjoint(shards[1])
+    assert shards[0] | shards[1] == set(range(12))
+    assert (len(weights), len(factors)) == (36, 12)
+    again = split_for_search(load(written).train, 0.25, seed=7)
+    assert torch.equal(again[1].rows, factors.rows)
+    others = [split_for_search(data.train, 0.25, seed)[1].rows for seed in range(8, 12)]
+    assert not all(torch.equal(rows, factors.rows) for rows in others)
+
+
+def test_a_split_needs_two_shards(folder, tmp_path):
+    write_shards(folder, tmp_path / "one", ShardConfig(images_per_shard=1000))
+    train = load(tmp_path / "one").train
+    assert [len(part) for part in split_for_search(train, 0, seed=0)] == [48, 48]
+    with pytest.raises(DataError, match="at least 2 shards, the set has 1"):
+        split_for_search(train, 0.5, seed=0)
+
+
+def test_subsets_are_stratified_and_read(written):
+    data = load(written, max_train_images=9, max_test_images=3)
+    assert torch.bincount(data.train.labels).tolist() == [3, 3, 3]
+    assert [len(labels) for _, labels in make_batches(data, batch_size=4).epoch(0)] == [4, 4]
+    assert everything(data.test).shape == (3, 1, 8, 8)
+
+
+def test_gather_follows_the_indices(written):
+    train = load(written).train
+    whole = everything(train)
+    chosen = torch.tensor([40, 3, 41, 3, 0])
+    assert torch.equal(train.gather(chosen), whole[chosen])
+    assert train.gather(chosen[:0]).shape == (0, 1, 8, 8)
+
+
+@pytest.mark.parametrize("color", ["grey", "rgb"])
+def test_colour_is_as_for_folders(make_folder, tmp_path, color):
+    write_shards(make_folder(count=10), tmp_path / "out")
+    data = load(tmp_path / "out", color=color)
+    plain = load_data(DataConfig(name=f"folder:{tmp_path}/images", image_size=8, color=color))
+    assert data.input_channels == plain.input_channels == len(data.mean)
+    one, other = everything(data.train), everything(plain.train)
+    assert torch.equal(one.sum((1, 2, 3)).sort().values, other.sum((1, 2, 3)).sort().values)
+
+
+def damage_image(shard, number):
+    """Overwrite the middle of an image; names and sizes stay."""
+    with tarfile.open(shard) as tar:
+        members = [member for member in tar if not member.name.endswith(".cls")]
+        start, size = members[number].offset_data, members[number].size
+    content = bytearray(shard.read_bytes())
+    content[start : start + size] = bytes(size)
+    shard.write_bytes(content)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_replaced_by_one_of_its_class(copied, caplog, workers):
+    before = load(copied).train
+    damage_image(copied / "train" / "000003.tar", 1)
+    data = load(copied)
+    with caplog.at_level(logging.WARNING):
+        assert_same(make_batches(data, workers=workers).epoch(0), make_batches(data).epoch(0))
+    assert "image 1 of" in caplog.text
+    assert "takes its place (1 replaced so far)" in caplog.text
+    position = 3 * PER_SHARD + 1
+    same = torch.nonzero(before.labels == before.labels[position]).flatten()
+    other = same[(same > position).nonzero()[0, 0]]
+    assert torch.equal(data.train.gather(torch.tensor([position])), before.gather(other[None]))
+
+
+def test_a_class_without_readable_images_ends_in_one_line(copied):
+    train = load(copied).train
+    for position in torch.nonzero(train.labels == 0).flatten().tolist():
+        shard = copied / "train" / f"{position // PER_SHARD:06}.tar"
+        damage_image(shard, position % PER_SHARD)
+    with pytest.raises(DataError, match="nor any other image of its class"):
+        everything(load(copied).train)
+
+
+def change_index(root, **changes):
+    path = root / "train" / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_missing_index(copied, tmp_path):
+    (copied / "train" / "index.json").unlink()
+    with pytest.raises(DataError, match=r"no index of shards at .*index.json.*`dsonas shards`"):
+        load(copied)
+    with pytest.raises(DataError, match="No such file"):
+        load(tmp_path / "nowhere")
+
+
+def test_the_test_part_may_be_called_test(copied):
+    (copied / "val").rename(copied / "test")
+    assert len(load(copied).test) == 12
+    shutil.rmtree(copied / "test")
+    with pytest.raises(DataError, match=r"no index of shards at .*val/index.json"):
+        load(copied)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "other"}, "is not an index of shards"),
+        ({"version": 2}, "is of version 2, this dsonas reads version 1"),
+        ({"shards": []}, "is not an index of shards"),
+        ({"shards": [{"file": "000000.tar"}]}, "key 'labels' is missing"),
+        ({"shards": 3}, "is not an index of shards"),
+        ({"num_images": 47}, "48 labels, 47 images"),
+        ({"class_names": ["a"]}, "needs 2"),
+        ({"class_names": ["a", "b"]}, "labels must be below the 2 classes"),
+        ({"class_names": ["a", "b", "c"]}, "different classes"),
+        ({"statistics": {"grey": [[0.5], [0]], "rgb": [[0.5] * 3, [1] * 3]}}, "deviations"),
+        ({"short_side": None}, "is not an index of shards"),
+    ],
+)
+def test_wrong_index(copied, changes, message):
+    change_index(copied, **changes)
+    with pytest.raises(DataError, match=message) as caught:
+        load(copied)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_index_cannot_name_files_elsewhere_or_commands(copied):
+    for name in ("../../secret.tar", "a; touch hacked", "$(id).tar", "-rf"):
+        shard = {"file": name, "num_bytes": 1, "labels": [0, 1], "num_images": 2}
+        change_index(copied, shards=[shard], num_images=2)
+        with pytest.raises(DataError, match="must be a file name of letters"):
+            load(copied)
+
+
+def test_index_that_is_no_json(copied):
+    (copied / "train" / "index.json").write_bytes(b"\xff{")
+    with pytest.raises(DataError, match="is not an index of shards"):
+        load(copied)
+
+
+def test_missing_and_truncated_shards_are_found_before_training(copied):
+    shard = copied / "train" / "000002.tar"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-512])
+    with pytest.raises(DataError, match=r"000002.tar has \d+ bytes, its index says"):
+        load(copied)
+    shard.unlink()
+    with pytest.raises(DataError, match=r"000002.tar is missing"):
+        load(copied)
+
+
+@pytest.mark.usefixtures("consent")
+@pytest.mark.parametrize("tenths", range(10))
+def test_shards_truncated_on_the_way_are_found_when_read(copied, tenths):
+    shard = copied / "train" / "000002.tar"
+    with tarfile.open(shard) as tar:
+        end = max(member.offset_data + member.size for member in tar)
+    shard.write_bytes(shard.read_bytes()[: end * tenths // 10])
+    data = load(f"pipe:cat {copied}/{{}}")
+    with pytest.raises(DataError, match=r"000002.tar (cannot be read|ends after)") as caught:
+        list(make_batches(data).epoch(0))
+    assert "\n" not in str(caught.value)
+    assert "object at" not in str(caught.value)
+
+
+def test_shards_of_another_set_are_refused(copied):
+    one, other = (copied / "train" / f"{number:06}.tar" for number in (0, 1))
+    labels = [shard.labels for shard in ShardFiles(str(copied), "train").index.shards]
+    assert labels[0] != labels[1]
+    if one.stat().st_size == other.stat().st_size:
+        shutil.copy(one, other)
+    with pytest.raises(DataError, match=r"000001.tar does not belong to its index"):
+        list(make_batches(load(copied)).epoch(0))
+
+
+def test_samples_without_a_label_are_refused(copied):
+    shard = copied / "train" / "000000.tar"
+    with tarfile.open(shard, "w") as tar:
+        info = tarfile.TarInfo("000000_000000.png")
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"abc"))
+    size = shard.stat().st_size
+    index = json.loads((copied / "train" / "index.json").read_text())
+    index["shards"][0]["num_bytes"] = size
+    change_index(copied, shards=index["shards"])
+    with pytest.raises(DataError, match="must have one image and one label"):
+        list(make_batches(load(copied)).epoch(0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shard_lost_meanwhile_ends_in_one_line(copied, workers):
+    data = load(copied)
+    (copied / "train" / "000002.tar").unlink()
+    with pytest.raises(DataError) as caught:
+        list(make_batches(data, workers=workers).epoch(0))
+    message = f"shard {copied}/train/000002.tar cannot be read (No such file or directory)"
+    assert str(caught.value).startswith(message)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("consent")
+def test_a_pipe_is_read_like_a_folder(written):
+    data = load(f"pipe:cat {written}/{{}}")
+    assert_same(make_batches(data).epoch(0), make_batches(load(written)).epoch(0))
+    next(make_batches(data).epoch(0))  # commands that are not read to their end do not complain
+
+
+@pytest.mark.usefixtures("consent")
+def test_a_failing_command_is_named(copied):
+    data = load(f"pipe:cat {copied}/{{}} 2>&-")
+    (copied / "train" / "000002.tar").unlink()
+    with pytest.raises(DataError, match="its command ended with exit 1"):
+        list(make_batches(data).epoch(0))
+    with pytest.raises(DataError, match=r"no index .*its command ended with exit 3"):
+        load("pipe:exit 3 # {}")
+
+
+def test_a_pipe_needs_consent(written, monkeypatch):
+    monkeypatch.delenv("DSONAS_ALLOW_PIPE", raising=False)
+    with pytest.raises(DataError, match="set the environment variable DSONAS_ALLOW_PIPE=1"):
+        load(f"pipe:cat {written}/{{}}")
+
+
+def test_a_url_of_an_unknown_kind_is_refused():
+    with pytest.raises(DataError, match=r"no index of shards at s3://bucket/set/train/index.json"):
+        load("s3://bucket/set")
+
+
+@pytest.fixture
+def served(written):
+    """The address of a web server of the shards."""
+
+    class Silent(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=str(written)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset reads http by curl")
+def test_a_url_is_read_like_a_folder(served, written):
+    batches = make_batches(load(served), workers=2)
+    assert_same(batches.epoch(0), make_batches(load(written)).epoch(0))
+    with pytest.raises(DataError, match=r"no index of shards at .*its command ended with exit 22"):
+        load(f"{served}/elsewhere")
+
+
+def test_without_webdataset_one_line_says_what_to_install(written, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    for name in ("gopen", "tariterators", "writer"):
+        monkeypatch.delitem(sys.modules, f"webdataset.{name}", raising=False)
+    with pytest.raises(DataError, match=r'pip install "dsonas\[stream\]"'):
+        everything(load(written).train)
+    with pytest.raises(DataError, match=r'pip install "dsonas\[stream\]"'):
+        write_shards(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_a_new_folder_is_written_to(folder, written):
+    with pytest.raises(DataError, match="is not empty"):
+        write_shards(folder, written)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("images_per_shard", 0), ("size", 3), ("workers", 0), ("test_fraction", 1.0)],
+)
+def test_options_of_the_writer_are_checked(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        ShardConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "shards:"}, "shards with a path"),
+        ({"name": "shards:pipe:cat my/index.json"}, "a command with {} where"),
+        ({"name": "shards:one", "path": "two"}, "the place in data.name"),
+    ],
+)
+def test_places_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**options)
+
+
+def test_places_are_kept_as_they_are():
+    assert DataConfig(name="shards:https://host//a").location == "https://host//a"
+    assert DataConfig(name="shards", path="gs://b/c").location == "gs://b/c"
+    assert DataConfig(name="shards:pipe:cat a/{}").source == "shards"
