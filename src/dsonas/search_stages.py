@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -272,7 +272,7 @@ class Searching:
         )
 
 
-def _checked(history: Any, blocks: Sequence[Tensor]) -> list[list[list[float]]]:
+def _checked(history: Any, blocks: Iterable[Tensor]) -> list[list[list[float]]]:
     """What a checkpoint holds as history, if it is one of these factors."""
     kinds = [[float] * len(vector) for vector in blocks]
     if any([list(map(type, factors)) for factors in epoch] != kinds for epoch in history):

@@ -44,7 +44,7 @@ def peak_memory(step: Step, config: RunConfig) -> int:
     images = BYTES * 2 * skeleton.input_channels * skeleton.image_size**2
     parameters = step.gradient_bytes if step.kind != "factors" else 0
     state = _STATE * max(parameters, BYTES * architecture_cost(architecture).params)
-    return state + step.batch_size * (wide * (kept + largest + stem) + images)
+    return int(state + step.batch_size * (wide * (kept + largest + stem) + images))
 
 
 def _kept_planes(graph: BlockGraph, dense: bool, recompute: bool) -> float:
