@@ -22,9 +22,12 @@ def require_finite(config: Any, group: str) -> None:
         >>> require_finite(make_dataclass("Config", ["lr"])(float("nan")), "train")
         Traceback (most recent call last):
         ...
-        ValueError: train.lr must be a finite number, got nan
+        ValueError: train.lr must be a finite number, got nan: leave it out for the default
     """
     for entry in fields(config):
         value = getattr(config, entry.name)
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{group}.{entry.name} must be a finite number, got {value}")
+            raise ValueError(
+                f"{group}.{entry.name} must be a finite number, got {value}: "
+                "leave it out for the default"
+            )
