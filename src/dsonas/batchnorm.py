@@ -49,10 +49,12 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Features (B, C, H, W) to the same shape."""
-        folds = torch.is_grad_enabled() and _fold(self, input) is not None
-        if self.training and (folds or self.synchronised):
+        if self.training and (self.synchronised or self._folds(input)):
             return _OwnBatchNorm.apply(input, self.weight, self.bias, self)  # type: ignore[no-any-return]
         return super().forward(input)
+
+    def _folds(self, input: Tensor) -> bool:
+        return torch.is_grad_enabled() and _fold(self, input) is not None
 
 
 class _OwnBatchNorm(torch.autograd.Function):
