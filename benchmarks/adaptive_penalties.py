@@ -14,44 +14,33 @@ import argparse
 import statistics
 import tempfile
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dsonas.architecture import Architecture
 from dsonas.budgets import Budget, InfeasibleBudgetError, fit_width
 from dsonas.config import NetworkConfig
-from dsonas.costs import architecture_cost, block_cost
+from dsonas.costs import architecture_cost
+from dsonas.penalties import block_penalties
 from dsonas.runs import load_chain
-from small_study import Study, silent_job, study_config, study_parser
+from small_study import Study, mean_and_spread, silent_job, study_config, study_parser
 
 KINDS = ("uniform", "adaptive_macs", "adaptive_memory")
 STRENGTHS = (1.0, 2.0, 4.0, 8.0)  # times the smallest
 BLOCKS = (2, 2)
 
 
-def kept_macs(found: Architecture, supernet: Architecture) -> list[float]:
-    """The share of its multiply-adds that each block keeps."""
-    skeleton = found.skeleton
-    stages = skeleton.block_stages
-    now, before = (
-        [
-            block_cost(graph, skeleton.channels[s], skeleton.stage_sizes[s], False).macs
-            for graph, s in zip(net.blocks, stages, strict=True)
-        ]
-        for net in (found, supernet)
-    )
-    return [part / whole for part, whole in zip(now, before, strict=True)]
-
-
-def try_penalty(options: argparse.Namespace, kind: str, gamma: float, seed: int) -> dict[str, Any]:
+def try_penalty(
+    options: argparse.Namespace, kind: str, penalty: float, seed: int
+) -> dict[str, Any]:
     """Search under a constant penalty; train what is found at the common budget."""
     config = study_config(
         options,
         seed,
         Budget(),
         penalty_kind=kind,
-        penalty=gamma,
+        penalty=penalty,
         structure=None,
         normalise=False,
     )
@@ -61,10 +50,11 @@ def try_penalty(options: argparse.Namespace, kind: str, gamma: float, seed: int)
         silent_job(config, f"{folder}/search").search()
         chain = load_chain(Path(folder) / "search" / "chain.json")
         supernet, found = chain[0], chain[-1]
-        shares = kept_macs(found, supernet)
+        # the penalty of eq. 9 is the share that a block has kept
+        shares = block_penalties("adaptive_macs", 1.0, supernet, found, "full")
         row = {
             "kind": kind,
-            "penalty": gamma,
+            "penalty": penalty,
             "seed": seed,
             "kept": shares,
             "kept_whole": statistics.mean(shares),
@@ -101,8 +91,7 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
             for column in zip(*(row["kept"] for row in mine), strict=True)
         )
         errors = [row["test_error"] for row in trained]
-        deviation = statistics.stdev(errors) if len(errors) > 1 else 0.0
-        error = f"{statistics.mean(errors):.2f} ± {deviation:.2f}" if trained else "none trained"
+        error = mean_and_spread(errors) if trained else "none trained"
         memory = statistics.mean(row["memory_bytes"] for row in trained) if trained else 0
         lines.append(
             f"| {kind} | {gamma:.3g} | {kept} | "
@@ -153,10 +142,11 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=Path("docs/images/adaptive-penalties.svg"))
     options = parser.parse_args()
     study = Study(options)
-    for seed, strength, kind in product(range(options.seeds), STRENGTHS, KINDS):
-        case = {"kind": kind, "penalty": strength * options.penalty, "seed": seed}
-        if not study.has(**case):
-            study.add(try_penalty(options, kind, strength * options.penalty, seed))
+    cases = (
+        {"kind": kind, "penalty": strength * options.penalty, "seed": seed}
+        for seed, strength, kind in product(range(options.seeds), STRENGTHS, KINDS)
+    )
+    study.fill(cases, partial(try_penalty, options))
     print("\n".join(summary(study.rows)))
     plot(study.rows, options.plot)
 

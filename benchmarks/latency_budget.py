@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from dsonas.exporting import export_run
 from dsonas.latency import LatencyMeter
 from dsonas.pipeline import Job, fit_to_budget
 from dsonas.runs import load_chain
-from small_study import Study, silent_job, study_config, study_parser
+from small_study import Study, mean_and_spread, silent_job, study_config, study_parser
 
 PLANS = {  # of the budget only which bound leads the search counts
     "macs": (Budget(macs=1e12), "uniform"),
@@ -97,12 +98,11 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     for plan, (leading, penalty) in PLANS.items():
         mine = [row for row in rows if row["plan"] == plan]
         errors = [row["test_error"] for row in mine]
-        spread = statistics.stdev(errors) if len(errors) > 1 else 0.0
         ratios = ", ".join(f"{row['fresh_over_budget']:.2f}" for row in mine)
         macs = statistics.mean(row["macs"] for row in mine)
         milliseconds = statistics.mean(row["latency_ms"] for row in mine)
         lines.append(
-            f"| {leading.leading} | {penalty} | {statistics.mean(errors):.2f} ± {spread:.2f} | "
+            f"| {leading.leading} | {penalty} | {mean_and_spread(errors)} | "
             f"{milliseconds:.2f} | {ratios} | {macs / 1e3:.0f} k |"
         )
     kept = sum(row["fresh_over_budget"] <= 1 + NOISE for row in rows)
@@ -114,9 +114,8 @@ def main() -> None:
     options = study_parser(__doc__, out, search_epochs=8).parse_args()
     torch.set_num_threads(1)
     study = Study(options)
-    for seed, plan in product(range(options.seeds), PLANS):
-        if not study.has(seed=seed, plan=plan):
-            study.add(try_plan(options, plan, seed))
+    cases = ({"seed": seed, "plan": plan} for seed, plan in product(range(options.seeds), PLANS))
+    study.fill(cases, partial(try_plan, options))
     print("\n".join(summary(study.rows)))
 
 

@@ -14,8 +14,8 @@ the same budget and trained alike. Errors are those on the test images; no choic
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 from dsonas.budgets import Budget
 from dsonas.costs import architecture_cost
 from dsonas.runs import load_chain
-from small_study import Study, silent_job, study_config, study_parser
+from small_study import Study, mean_and_spread, silent_job, study_config, study_parser
 
 RULES: dict[str, dict[str, Any]] = {
     "loss": {"rank": "loss"},
@@ -60,9 +60,8 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     for rule in RULES:
         mine = [row for row in rows if row["rule"] == rule]
         errors = [row["test_error"] for row in mine]
-        spread = statistics.stdev(errors) if len(errors) > 1 else 0.0
         lines.append(
-            f"| {rule} | {statistics.mean(errors):.2f} ± {spread:.2f} | "
+            f"| {rule} | {mean_and_spread(errors)} | "
             f"{', '.join(f'{error:.2f}' for error in errors)} | "
             f"{', '.join(str(row['found_operations']) for row in mine)} | "
             f"{', '.join(str(row['found_connections']) for row in mine)} |"
@@ -75,9 +74,8 @@ def main() -> None:
     parser.add_argument("--macs", default="300k", help="the budget of every network")
     options = parser.parse_args()
     study = Study(options)
-    for seed, rule in product(range(options.seeds), RULES):
-        if not study.has(seed=seed, rule=rule):
-            study.add(try_rule(options, rule, seed))
+    cases = ({"seed": seed, "rule": rule} for seed, rule in product(range(options.seeds), RULES))
+    study.fill(cases, partial(try_rule, options))
     print("\n".join(summary(study.rows)))
 
 

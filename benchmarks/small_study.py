@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,12 @@ def silent_job(config: RunConfig, folder: str) -> Job:
     return Job(config, RunFolder(folder), Reporter(Console(quiet=True)))
 
 
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation, as tables show them."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.2f} ± {spread:.2f}"
+
+
 class Study:
     """The rows of a study, kept in its result file.
 
@@ -92,6 +99,14 @@ class Study:
     def has(self, **case: Any) -> bool:
         """Whether there is a row of a case."""
         return any(case.items() <= row.items() for row in self.rows)
+
+    def fill(
+        self, cases: Iterable[Mapping[str, Any]], attempt: Callable[..., Mapping[str, Any]]
+    ) -> None:
+        """Add the row of every case that has none."""
+        for case in cases:
+            if not self.has(**case):
+                self.add(attempt(**case))
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Keep a row and write all."""

@@ -199,6 +199,12 @@ class RunConfig:
                 )
 
 
+def part_sizes(config: RunConfig, num_train: int) -> tuple[int, int]:
+    """Images of the weight part and of the scaling-factor part."""
+    factors = round(config.data.lambda_fraction * num_train)
+    return num_train - factors, factors or num_train
+
+
 def changed_settings(
     before: Mapping[str, Any], after: Mapping[str, Any], begun: str | None
 ) -> Iterator[str]:

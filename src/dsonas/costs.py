@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsonas.architecture import Architecture, BlockGraph
+from dsonas.architecture import Architecture, BlockGraph, Skeleton
 from dsonas.operations import build_operation
 
 BYTES = 4  # of a float32
@@ -87,11 +87,23 @@ def stem_cost(architecture: Architecture) -> Cost:
     """The first convolutions."""
     skeleton = architecture.skeleton
     first, size = skeleton.channels[0], skeleton.stage_sizes[0]
+    start = first_convolution_cost(skeleton)
     if skeleton.stem == "cifar":
-        return _conv_bn(skeleton.input_channels, first, 3, size)
-    half = max(1, first // 2)
-    middle = (skeleton.image_size + 1) // 2
-    return _conv_bn(skeleton.input_channels, half, 3, middle, 2) + _conv_bn(half, first, 3, size, 2)
+        return start
+    return start + _conv_bn(_first_channels(skeleton), first, 3, size, 2)
+
+
+def first_convolution_cost(skeleton: Skeleton) -> Cost:
+    """The convolution that reads the image."""
+    inputs, outputs = skeleton.input_channels, _first_channels(skeleton)
+    if skeleton.stem == "cifar":
+        return _conv_bn(inputs, outputs, 3, skeleton.image_size)
+    return _conv_bn(inputs, outputs, 3, (skeleton.image_size + 1) // 2, 2)
+
+
+def _first_channels(skeleton: Skeleton) -> int:
+    first = skeleton.channels[0]
+    return first if skeleton.stem == "cifar" else max(1, first // 2)
 
 
 def head_cost(architecture: Architecture) -> Cost:

@@ -122,6 +122,11 @@ class Engine:
         enabled = self.precision == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
+    def wait(self) -> None:
+        """Until the device has done what it was given, so that a clock can be read."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def scalars(self, *values: Tensor) -> list[float]:
         """Read numbers from the device with a single synchronisation."""
         return torch.stack([value.float() for value in values]).tolist()

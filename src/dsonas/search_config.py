@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dsonas.control import Plan
 from dsonas.finite import require_finite
 from dsonas.penalties import PENALTIES
 from dsonas.schedules import Schedule, constant, cosine, multi_step
@@ -132,6 +133,15 @@ class SearchConfig:
         ]
         for name, value in zip(("connections", "reached_at", "structure"), shares, strict=True):
             _check(0 < value <= 1, f"search.{name}", "in (0, 1]", value)
+
+    @property
+    def plan(self) -> Plan | None:
+        """The planned shares; None leaves the sparsity to the penalty alone."""
+        if self.structure is None:
+            return None
+        return Plan(
+            structure=self.structure, connections=self.connections, reached_at=self.reached_at
+        )
 
     def learning_rate(self, steps_per_epoch: int) -> Schedule:
         """The learning rate by update number, from 0.

@@ -165,7 +165,7 @@ class Searching:
 
     def _rebuild(self, epoch: int) -> None:
         """Remove what is dead or, under a plan, what is worth least; adapt the penalties."""
-        plan, progress = self.plan, (epoch + 1) / self.num_epochs
+        plan, progress = self.config.plan, (epoch + 1) / self.num_epochs
         self.engine.processes.align(self.network)  # so that all come to the same decision
         if plan is None:
             self._remove(self.scaling.architecture(self.live))
@@ -194,18 +194,6 @@ class Searching:
                 return loss_without(self.network, current, images, labels, mean)
 
         return worth
-
-    @property
-    def plan(self) -> Plan | None:
-        """The planned shares; None leaves the sparsity to the penalty alone."""
-        config = self.config
-        if config.structure is None:
-            return None
-        return Plan(
-            structure=config.structure,
-            connections=config.connections,
-            reached_at=config.reached_at,
-        )
 
     def _set_penalties(self, penalty: float) -> None:
         rows = connection_penalties(

@@ -136,7 +136,7 @@ class Stepper:
                     clip=2.0,
                     engine=self.engine,
                 )
-        self._wait()
+        self.engine.wait()
 
     def factor(self) -> None:
         """One scaling-factor step."""
@@ -152,7 +152,7 @@ class Stepper:
                     self.labels,
                     engine=self.engine,
                 )
-        self._wait()
+        self.engine.wait()
 
     def _plain_step(self, optimizer: torch.optim.Optimizer) -> None:
         F.cross_entropy(self.network(self.images), self.labels).backward()
@@ -160,10 +160,6 @@ class Stepper:
             torch.nn.utils.clip_grad_value_(self.network.weights(), 2.0)
         optimizer.step()
         self.network.zero_grad()
-
-    def _wait(self) -> None:
-        if self.engine.device.type == "cuda":
-            torch.cuda.synchronize(self.engine.device)
 
 
 def time_in_turn(variants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Any]:

@@ -8,8 +8,7 @@ every machine.
 from __future__ import annotations
 
 from dsonas.baselines import blocks_macs
-from dsonas.config import RunConfig
-from dsonas.control import Plan
+from dsonas.config import RunConfig, part_sizes
 from dsonas.costs import architecture_cost
 from dsonas.search_stages import alternation
 from dsonas.spaces import SearchSpace
@@ -62,20 +61,10 @@ def search_work(space: SearchSpace, config: RunConfig, num_train: int) -> int:
     return total
 
 
-def part_sizes(config: RunConfig, num_train: int) -> tuple[int, int]:
-    """Images of the weight part and of the scaling-factor part."""
-    factors = round(config.data.lambda_fraction * num_train)
-    return num_train - factors, factors or num_train
-
-
 def _planned_share(config: RunConfig, epoch: int) -> float:
     search = config.search
-    if search.structure is None or not search.shrink:
+    plan = search.plan
+    if plan is None or not search.shrink:
         return 1.0
-    plan = Plan(
-        structure=search.structure,
-        connections=search.connections,
-        reached_at=search.reached_at,
-    )
     rebuilt = epoch // search.rebuild_every * search.rebuild_every
     return plan.share(plan.structure, rebuilt / search.epochs)

@@ -90,12 +90,12 @@ class DataConfig:
         """The kind of data set, one of ``SOURCE_NAMES``; a path alone means a folder."""
         if self.path is not None and self.name == DEFAULT_NAME:
             return "folder"
-        return next((PREFIXES[p] for p in PREFIXES if self.name.startswith(p)), self.name)
+        return PREFIXES.get(_prefix(self.name), self.name)
 
     @property
     def location(self) -> str | None:
         """The folder, URL or pipe named after a prefix in ``name``, or by ``path``, if any is."""
-        prefix = next((p for p in PREFIXES if self.name.startswith(p)), None)
+        prefix = _prefix(self.name)
         text = self.name.removeprefix(prefix) if prefix else self.path
         return os.path.expanduser(text) if text else None
 
@@ -136,6 +136,10 @@ class DataConfig:
         _check(0 < self.test_crop <= 1, "test_crop", share, self.test_crop, "1 uses all of it")
 
 
+def _prefix(name: str) -> str:
+    return next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
+
+
 def short_name(name: str, path: str | None = None) -> str:
     """What to call a data set that is given by ``data.name`` and ``data.path``.
 
@@ -145,8 +149,7 @@ def short_name(name: str, path: str | None = None) -> str:
         >>> short_name("shards:pipe:aws s3 cp s3://bucket/imagenet/{} -")
         'imagenet'
     """
-    prefix = next((p for p in PREFIXES if name.startswith(p)), "")
-    place = (path or name.removeprefix(prefix)).split(PLACEHOLDER)[0]
+    place = (path or name.removeprefix(_prefix(name))).split(PLACEHOLDER)[0]
     return Path(place).resolve().name or "images"
 
 

@@ -109,7 +109,9 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
         class_names=source.class_names,
         mean=mean,
         std=std,
-        train_augmentation=_resolve_augmentation(source, config),
+        train_augmentation=resolve_augmentation(
+            config, source.train.image_shape[1], source.crop_padding, source.flip
+        ),
         skipped=source.skipped,
     )
 
@@ -164,13 +166,21 @@ def _check_every_class(source: SourceData) -> None:
         )
 
 
-def _resolve_augmentation(source: SourceData, config: DataConfig) -> Augmentation:
+def resolve_augmentation(
+    config: DataConfig, image_size: int, crop_padding: int | None = None, flip: bool = True
+) -> Augmentation:
+    """The augmentation of training images, with defaults where the configuration has none.
+
+    Args:
+        config: what is asked for.
+        image_size: side of the images in pixels.
+        crop_padding: default of the data set; None: an eighth of the side.
+        flip: default of the data set.
+    """
     padding = config.crop_padding
     if padding is None:
-        padding = source.crop_padding
-    if padding is None:
-        padding = source.train.image_shape[1] // 8
-    flip = source.flip if config.flip is None else config.flip
+        padding = image_size // 8 if crop_padding is None else crop_padding
+    flip = flip if config.flip is None else config.flip
     return Augmentation(
         crop_padding=padding if config.crop_area is None else 0,
         flip=flip,

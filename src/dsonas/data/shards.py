@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dsonas.checkpoints import write_atomically
 from dsonas.seeding import derive_seed
 
 from .config import DataError
@@ -202,9 +202,7 @@ class _PartWriter:
             },
             skipped=tuple(self.skipped),
         )
-        partial = self.out / f"{INDEX_NAME}.partial"
-        partial.write_text(index.to_json(), encoding="utf-8")
-        os.replace(partial, self.out / INDEX_NAME)
+        write_atomically(self.out / INDEX_NAME, index.to_json().encode())
         return index
 
 

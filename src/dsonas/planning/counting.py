@@ -11,7 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsonas.architecture import Architecture, Skeleton
 from dsonas.blocks import Block
 from dsonas.config import RunConfig
-from dsonas.costs import BYTES, Cost, architecture_cost, block_cost, operation_cost, stem_cost
+from dsonas.costs import (
+    BYTES,
+    Cost,
+    architecture_cost,
+    block_cost,
+    first_convolution_cost,
+    operation_cost,
+    stem_cost,
+)
 from dsonas.network import AuxiliaryHead
 
 KINDS = ("pretrain", "weights", "factors", "rebuild", "train", "test")
@@ -87,7 +95,8 @@ class StepCounter:
         again = self._recomputed(kind, architecture)
         if kind == "factors":  # no gradients of weights, none at all before the first factor
             return 2 * forward - macs_before_factors(architecture) + again
-        return 3 * forward - first_convolution_macs(architecture.skeleton) + again
+        image_gradient = first_convolution_cost(architecture.skeleton).macs  # nobody wants it
+        return 3 * forward - image_gradient + again
 
     def _recomputed(self, kind: str, architecture: Architecture) -> int:
         if not self.config.search.recompute or kind not in _SEARCH:
@@ -126,14 +135,6 @@ class StepCounter:
         shared = self.config.search.space == "share"
         graphs = architecture.blocks[:1] if shared else architecture.blocks
         return BYTES * (sum(len(g.live) for g in graphs) + 2 * len(architecture.reductions))
-
-
-def first_convolution_macs(skeleton: Skeleton) -> int:
-    """Multiply-adds of the convolution that reads the image, whose gradient nobody wants."""
-    first = skeleton.channels[0]
-    outputs = first if skeleton.stem == "cifar" else max(1, first // 2)
-    side = skeleton.image_size if skeleton.stem == "cifar" else (skeleton.image_size + 1) // 2
-    return 9 * skeleton.input_channels * outputs * side * side
 
 
 def macs_before_factors(architecture: Architecture) -> int:

@@ -126,7 +126,7 @@ class _Meter:
             loss_without(network, architecture, images, labels)
             start = time.perf_counter()
             passes = 1 + len(loss_without(network, architecture, images, labels))
-            self._wait()
+            self.engine.wait()
             self._record("rebuild", architecture, batch, (time.perf_counter() - start) / passes)
 
     def train(self, architecture: Architecture) -> None:
@@ -181,7 +181,7 @@ class _Meter:
     def _step(self, stage: Stage, batch: Any) -> float:
         start = time.perf_counter()
         stage.step(batch, 0, 0)
-        self._wait()
+        self.engine.wait()
         return time.perf_counter() - start
 
     def _timed(self, stage: Stage) -> dict[str, float]:
@@ -205,10 +205,6 @@ class _Meter:
     def _record(self, kind: str, architecture: Architecture, batch: int, seconds: float) -> None:
         macs = self.counter.count(kind, architecture, 1).macs
         self.device.samples.setdefault(kind, []).append(Sample(macs, seconds / batch))
-
-    def _wait(self) -> None:
-        if self.engine.device.type == "cuda":
-            torch.cuda.synchronize(self.engine.device)
 
 
 def free_memory(engine: Engine) -> int:

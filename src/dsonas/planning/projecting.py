@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from dsonas.architecture import Architecture
 from dsonas.budgets import check_reachable
 from dsonas.chains import distinct, fit_chain
-from dsonas.config import RunConfig
+from dsonas.config import RunConfig, part_sizes
 from dsonas.pipeline import EVALUATION_BATCH
 from dsonas.planning.counting import Step, StepCounter
 from dsonas.planning.devices import Device
@@ -187,9 +187,7 @@ class _Planner:
     def __init__(self, config: RunConfig, shape: DataShape, cluster: Cluster) -> None:
         self.config, self.shape, self.cluster = config, shape, cluster
         self.counter = StepCounter(config)
-        fraction, every = config.data.lambda_fraction, shape.num_train
-        self.num_factor = round(fraction * every) if fraction else every
-        self.num_weight = every - self.num_factor if fraction else every
+        self.num_weight, self.num_factor = part_sizes(config, shape.num_train)
 
     def pretraining(self, supernet: Architecture) -> list[Line]:
         config = self.config.pretrain

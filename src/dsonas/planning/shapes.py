@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dsonas.data import Augmentation, DataConfig, DataError, ImageData, TensorImages, load_data
+from dsonas.data import DataConfig, DataError, ImageData, TensorImages, load_data
 from dsonas.data.folders import Listing, choose_image_size, list_parts, scan
+from dsonas.data.loading import resolve_augmentation
 
 _DIGITS = 1797
 _SAMPLE = 200  # files of a folder that are looked at for their size and colour
@@ -58,20 +59,14 @@ class DataShape:
             config: its augmentation is kept.
         """
         images = _random_images(self.num_train, self)
-        padding = config.crop_padding
-        flip = config.name != "digits" if config.flip is None else config.flip
         return ImageData(
             train=images,
             test=_random_images(self.num_test, self),
             class_names=tuple(map(str, range(self.num_classes))),
             mean=(0.5,) * self.input_channels,
             std=(0.25,) * self.input_channels,
-            train_augmentation=Augmentation(
-                crop_padding=0 if config.crop_area else (padding or self.image_size // 8),
-                flip=flip,
-                cutout=config.cutout,
-                crop_area=config.crop_area,
-                jitter=config.jitter,
+            train_augmentation=resolve_augmentation(
+                config, self.image_size, flip=config.source != "digits"
             ),
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dsonas.architecture import Architecture
 from dsonas.budgets import cost_function
-from dsonas.control import Factors, Measure, Plan, Worth, drop_smallest, flow_worth, follow_plan
+from dsonas.control import Factors, Measure, Worth, drop_smallest, flow_worth, follow_plan
 from dsonas.penalties import connection_penalties
 from dsonas.search_config import SearchConfig
 
@@ -86,15 +86,10 @@ class _Rebuilds:
         return Phase(live, epochs, forwards, seconds), smaller
 
     def _rebuild(self, live: Architecture, progress: float, worth: Worth) -> Architecture:
-        config = self.config
-        if config.structure is None:
+        plan = self.config.plan
+        if plan is None:
             return live
-        plan = Plan(
-            structure=config.structure,
-            connections=config.connections,
-            reached_at=config.reached_at,
-        )
-        if config.rank == "factor":
+        if self.config.rank == "factor":
             return drop_smallest(plan, progress, self.supernet, live, self.factors, self.cost)
         return follow_plan(plan, progress, self.supernet, live, self.factors, worth, self.cost)
 
