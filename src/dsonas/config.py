@@ -179,7 +179,7 @@ class RunConfig:
             DataError: naming the option.
         """
         every = len(data.train)
-        factors = round(self.data.lambda_fraction * every)
+        _, factors = part_sizes(self, every)
         if self.data.lambda_fraction and not 0 < factors < every and "search" in stages:
             raise DataError(
                 f"data.lambda_fraction {self.data.lambda_fraction} of {every} images leaves a part "
