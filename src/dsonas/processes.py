@@ -8,6 +8,7 @@ parameters have gradients, and at every rebuild which parameters there are.
 
 from __future__ import annotations
 
+import atexit
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -169,6 +170,7 @@ def join(world: World, device: str, timeout_seconds: float) -> tuple[Processes, 
         fabric.launch()
         on_cpu = fabric.device.type == "cpu"
         control = None if on_cpu else torch.distributed.new_group(backend="gloo", timeout=timeout)
+    atexit.register(_part)
     return Processes(world, fabric, control), fabric.device
 
 
@@ -205,6 +207,12 @@ def _answering() -> Iterator[None]:
             "engine.timeout_seconds; its own message says why. The same command goes on from the "
             f"last checkpoint ({reason})"
         ) from None
+
+
+def _part() -> None:
+    """End the process group while the interpreter is whole: its threads still hold tensors."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _by_type(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
