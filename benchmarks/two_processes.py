@@ -1,9 +1,11 @@
 """How much faster do two processes of one thread search than one?
 
-Both train the same supernet on the same global batch, weight and scaling-factor steps in turn, with
-batch normalisation over the whole batch: what two processes compute is what one computes. Rounds of
-one process and of two are timed in turn, each in fresh processes. An idle machine of two cores is
-needed: ``others_busy`` is how much of a core other programs took, and should be near 0.
+All train the same supernet on the same global batch, weight and scaling-factor steps in turn. With
+batch normalisation over the whole batch (``synchronised``) what two processes compute is what one
+computes; without, each normalises by its part, as torch's DDP does when nothing is said
+(``--engine.sync_batchnorm false``). Rounds of one process, of two, and of two without are timed in
+turn, each in fresh processes. An idle machine of two cores is needed: ``others_busy`` is how much
+of a core other programs took, and should be near 0.
 
     python benchmarks/two_processes.py --out benchmarks/results/two-processes.json
 """
@@ -22,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+VARIANTS = {"one": (1, True), "two, synchronised": (2, True), "two": (2, False)}
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
@@ -32,7 +35,8 @@ def timed_steps(options: argparse.Namespace) -> dict[str, Any]:
     from dsonas.engine import Engine, EngineConfig
     from dsonas.world import current_world
 
-    engine = Engine(EngineConfig(device="cpu", threads=1), current_world())
+    settings = EngineConfig(device="cpu", threads=1, sync_batchnorm=not options.apart)
+    engine = Engine(settings, current_world())
     number = engine.processes.world.size
     config = BenchConfig(channels=options.channels, batch_size=options.batch_size)
     stepper = Stepper(
@@ -49,10 +53,13 @@ def timed_steps(options: argparse.Namespace) -> dict[str, Any]:
     return {"first": engine.processes.is_first, "seconds": wall[1:], "cpu_seconds": own[1:]}
 
 
-def measured(number: int, options: argparse.Namespace) -> dict[str, list[float]]:
+def measured(
+    number: int, synchronised: bool, options: argparse.Namespace
+) -> dict[str, list[float]]:
     """The seconds of so many processes that act as one, as the first sees them."""
     launcher = [] if number == 1 else [*TORCHRUN, str(number)]
     sizes = [f"--{name}={getattr(options, name)}" for name in ("channels", "batch_size", "repeats")]
+    sizes += [] if synchronised else ["--apart"]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "seconds.json"
         command = [sys.executable, *launcher, __file__, *sizes, "--worker", "--out", str(out)]
@@ -75,20 +82,20 @@ def others_busy(seconds: float = 2.0) -> float:
 def compared(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    found: dict[int, dict[str, list[float]]] = {
-        n: {"seconds": [], "cpu_seconds": []} for n in (1, 2)
+    found: dict[str, dict[str, list[float]]] = {
+        name: {"seconds": [], "cpu_seconds": []} for name in VARIANTS
     }
     busy = []
     for _ in range(options.rounds):
-        for number, kept in found.items():
+        for name, kept in found.items():
             busy.append(round(others_busy(), 2))
-            for name, values in measured(number, options).items():
-                kept[name] += [round(value, 4) for value in values]
-    medians = {number: statistics.median(kept["seconds"]) for number, kept in found.items()}
+            for key, values in measured(*VARIANTS[name], options).items():
+                kept[key] += [round(value, 4) for value in values]
+    medians = {name: statistics.median(kept["seconds"]) for name, kept in found.items()}
     images = 2 * options.batch_size  # in a pair of steps
     return {
-        "speedup": medians[1] / medians[2],
-        "images_per_second": {number: images / medians[number] for number in medians},
+        "speedup": {name: medians["one"] / value for name, value in medians.items()},
+        "images_per_second": {name: images / value for name, value in medians.items()},
         "others_busy": busy,
         "processes": found,
         "channels": options.channels,
@@ -106,6 +113,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=6, help="pairs of steps in a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -116,7 +124,8 @@ def main() -> None:
         return
     found = compared(options)
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(f"{found['speedup']:.2f} times as fast: {found['images_per_second']} images a second")
+    for name, speedup in found["speedup"].items():
+        print(f"{name}: {speedup:.2f} times, {found['images_per_second'][name]:.1f} images/s")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ in each direction (``torch.nn.SyncBatchNorm`` does the same, but has no CPU vers
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,10 @@ from dsonas.folding import (
     unfold,
     wide_rows,
 )
-from dsonas.processes import num_processes, sum_over_processes
+from dsonas.processes import num_processes, sum_all_over_processes
+
+Wants = tuple[bool, bool, bool]
+Found = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class Statistics(NamedTuple):
@@ -58,7 +62,7 @@ class _OwnBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, bn: nn.BatchNorm2d) -> Tensor:
         result = torch.empty_like(x, memory_format=torch.channels_last)
-        ctx.statistics, ctx.bn = normalise(bn, x, result), bn
+        (ctx.statistics,), ctx.bn = normalise([bn], [x], [result]), bn
         ctx.save_for_backward(x, weight)
         return result
 
@@ -68,24 +72,40 @@ class _OwnBatchNorm(torch.autograd.Function):
         x, _ = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         wants = ctx.needs_input_grad[:3]
-        return *normalise_backward(ctx.bn, x, ctx.statistics, gradient, wants), None
+        (found,) = normalise_backward([ctx.bn], [x], [ctx.statistics], [gradient], [wants])
+        return *found, None
 
 
-def normalise(bn: nn.BatchNorm2d, x: Tensor, out: Tensor) -> Statistics:
-    """Batch normalisation in training mode; updates the running statistics.
+def is_synchronised(bn: nn.BatchNorm2d) -> bool:
+    """Whether its statistics are those of all processes."""
+    return getattr(bn, "synchronised", False)
+
+
+def normalise(
+    bns: Sequence[nn.BatchNorm2d], xs: Sequence[Tensor], outs: Sequence[Tensor]
+) -> list[Statistics]:
+    """Batch normalisation in training mode, of features side by side; updates running statistics.
 
     Args:
-        bn: affine, with running statistics.
-        x: (B, C, H, W).
-        out: where the result goes, (B, C, H, W) in channels_last.
+        bns: one for each, affine, with running statistics; all synchronised or none. If they are,
+            the processes exchange their sums once for all of them.
+        xs: features, each (B, C, H, W).
+        outs: where the results go, of the same shapes in channels_last.
 
     Returns:
         What ``normalise_backward`` needs.
     """
-    if bn.num_batches_tracked is not None:
-        bn.num_batches_tracked.add_(1)
-    if getattr(bn, "synchronised", False):
-        return _normalise_together(bn, x, out)
+    for bn in bns:
+        if bn.num_batches_tracked is not None:
+            bn.num_batches_tracked.add_(1)
+    if is_synchronised(bns[0]):
+        sums = sum_all_over_processes([_moments(*pair) for pair in zip(bns, xs, strict=True)])
+        each = zip(bns, xs, sums, outs, strict=True)
+        return [_normalise_by(bn, x, total, out) for bn, x, total, out in each]
+    return [_normalise(bn, x, out) for bn, x, out in zip(bns, xs, outs, strict=True)]
+
+
+def _normalise(bn: nn.BatchNorm2d, x: Tensor, out: Tensor) -> Statistics:
     rows = fold(bn, x)
     statistics = None if rows is None else _statistics(bn, rows)
     if rows is None or statistics is None:
@@ -99,31 +119,73 @@ def normalise(bn: nn.BatchNorm2d, x: Tensor, out: Tensor) -> Statistics:
     return statistics
 
 
+def _normalise_by(bn: nn.BatchNorm2d, x: Tensor, sums: Tensor, out: Tensor) -> Statistics:
+    """Normalise by the sums over the processes of what ``_moments`` gives."""
+    mean, square = sums / num_processes()
+    variance = square - mean.square()
+    invstd = (variance + bn.eps).rsqrt().to(bn.weight)
+    count = x.numel() // bn.num_features * num_processes()
+    statistics = Statistics(mean.to(bn.weight), invstd, folded=False)
+    _track(bn, statistics.mean, (variance * (count / (count - 1))).to(bn.weight))
+    rows = wide_rows(x)
+    _write_normal(bn, rows, statistics, as_rows(out, rows.shape))
+    return statistics
+
+
 def normalise_backward(
-    bn: nn.BatchNorm2d,
-    x: Tensor,
-    statistics: Statistics,
-    gradient: Tensor,
-    wants: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, gamma and beta, those that are wanted.
+    bns: Sequence[nn.BatchNorm2d],
+    xs: Sequence[Tensor],
+    statistics: Sequence[Statistics],
+    gradients: Sequence[Tensor],
+    wants: Sequence[Wants],
+) -> list[Found]:
+    """Gradients of x, gamma and beta, those that are wanted, of features side by side.
+
+    Of several processes, gamma and beta get the part of this one alone, as all other weights do.
 
     Args:
-        bn: as in ``normalise``.
-        x: as in ``normalise``.
+        bns: as in ``normalise``.
+        xs: as in ``normalise``.
         statistics: what ``normalise`` returned.
-        gradient: of the result, (B, C, H, W) in channels_last.
-        wants: which gradients to compute.
+        gradients: of the results, each (B, C, H, W) in channels_last.
+        wants: which gradients to compute, for each of them.
     """
+    each = list(zip(bns, xs, statistics, gradients, strict=True))
+    if not is_synchronised(bns[0]):
+        return [_backward(*one, want) for one, want in zip(each, wants, strict=True)]
+    own = [_sums(*one) for one in each]
+    asked = [sums for sums, want in zip(own, wants, strict=True) if want[0]]
+    total, found = iter(sum_all_over_processes(asked)), []
+    for one, sums, want in zip(each, own, wants, strict=True):
+        x_gradient = _backward_by(*one, next(total)) if want[0] else None
+        found.append((x_gradient, sums[0] if want[1] else None, sums[1] if want[2] else None))
+    return found
+
+
+def _sums(bn: nn.BatchNorm2d, x: Tensor, statistics: Statistics, gradient: Tensor) -> Tensor:
+    """Sums of g * xhat and of g in this process, (2, C): the gradients of gamma and beta."""
+    _, along, total = _native_backward(bn, x, statistics, gradient, (False, True, True))
+    assert along is not None
+    assert total is not None
+    return torch.stack([along, total])
+
+
+def _native_backward(
+    bn: nn.BatchNorm2d, x: Tensor, statistics: Statistics, gradient: Tensor, wants: Wants
+) -> Found:
+    return torch.ops.aten.native_batch_norm_backward(
+        gradient, x.detach(), bn.weight, bn.running_mean, bn.running_var, statistics.mean,
+        statistics.invstd, True, bn.eps, list(wants),
+    )  # fmt: skip
+
+
+def _backward(
+    bn: nn.BatchNorm2d, x: Tensor, statistics: Statistics, gradient: Tensor, wants: Wants
+) -> Found:
     mean, invstd, folded = statistics
-    if getattr(bn, "synchronised", False):
-        return _backward_together(bn, x, statistics, gradient, wants)
     rows = fold(bn, x) if folded else None
     if rows is None or not wants[0]:
-        return torch.ops.aten.native_batch_norm_backward(
-            gradient, x.detach(), bn.weight, bn.running_mean, bn.running_var, mean, invstd, True,
-            bn.eps, list(wants),
-        )  # fmt: skip
+        return _native_backward(bn, x, statistics, gradient, wants)
     arriving = as_rows(gradient, rows.shape)
     product, total = folded_sums(rows, arriving, len(mean))
     along = torch.addcmul(product, mean, total, value=-1).mul_(invstd)  # sum of g * xhat
@@ -132,6 +194,18 @@ def normalise_backward(
     found = as_rows(result, rows.shape)
     _input_gradient(bn, rows, arriving, statistics, (along, total, count), found)
     return result, along if wants[1] else None, total if wants[2] else None
+
+
+def _backward_by(
+    bn: nn.BatchNorm2d, x: Tensor, statistics: Statistics, gradient: Tensor, sums: Tensor
+) -> Tensor:
+    """Gradient of x, from the sums over the processes of those of gamma and beta."""
+    count = x.numel() // bn.num_features * num_processes()
+    result = torch.empty_like(x, memory_format=torch.channels_last)
+    rows, arriving = wide_rows(x), wide_rows(gradient)
+    found = as_rows(result, rows.shape)
+    _input_gradient(bn, rows, arriving, statistics, (sums[0], sums[1], count), found)
+    return result
 
 
 def _write_normal(bn: nn.BatchNorm2d, rows: Tensor, statistics: Statistics, out: Tensor) -> None:
@@ -161,54 +235,15 @@ def _input_gradient(
     out.addcmul_(arriving, unfold(scale, rows))
 
 
-def _normalise_together(bn: nn.BatchNorm2d, x: Tensor, out: Tensor) -> Statistics:
-    """``normalise`` by the statistics of all processes."""
-    mean, variance = _moments(bn, x)
-    # in float64 the mean of squares holds a variance that is small beside the mean
-    both = torch.stack([mean.double(), variance.double() + mean.double().square()])
-    mean, square = sum_over_processes(both).div_(num_processes())
-    variance = square - mean.square()
-    invstd = (variance + bn.eps).rsqrt().to(bn.weight)
-    count = x.numel() // bn.num_features * num_processes()
-    statistics = Statistics(mean.to(bn.weight), invstd, folded=False)
-    _track(bn, statistics.mean, (variance * (count / (count - 1))).to(bn.weight))
-    rows = wide_rows(x)
-    _write_normal(bn, rows, statistics, as_rows(out, rows.shape))
-    return statistics
+def _moments(bn: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Mean and mean square of each channel in this process, (2, C).
 
-
-def _backward_together(
-    bn: nn.BatchNorm2d,
-    x: Tensor,
-    statistics: Statistics,
-    gradient: Tensor,
-    wants: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """``normalise_backward`` through the statistics of all processes.
-
-    Gamma and beta get their part of this process alone, as all other weights do.
+    In float64, where the mean of squares holds a variance that is small beside the mean.
     """
-    mean, invstd, _ = statistics
-    _, along, total = torch.ops.aten.native_batch_norm_backward(
-        gradient, x.detach(), bn.weight, bn.running_mean, bn.running_var, mean, invstd, True,
-        bn.eps, [False, True, True],
-    )  # fmt: skip
-    result = None
-    if wants[0]:
-        sums = sum_over_processes(torch.stack([along, total]))
-        count = x.numel() // len(mean) * num_processes()
-        result = torch.empty_like(x, memory_format=torch.channels_last)
-        rows = wide_rows(x)
-        arriving, found = wide_rows(gradient), as_rows(result, rows.shape)
-        _input_gradient(bn, rows, arriving, statistics, (sums[0], sums[1], count), found)
-    return result, along if wants[1] else None, total if wants[2] else None
-
-
-def _moments(bn: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel (C,) in this process."""
     rows = fold(bn, x)
     found = None if rows is None else folded_moments(bn, rows)
-    return found or torch.batch_norm_update_stats(x.detach(), None, None, 0.0)
+    mean, variance = found or torch.batch_norm_update_stats(x.detach(), None, None, 0.0)
+    return torch.stack([mean.double(), variance.double() + mean.double().square()])
 
 
 def _track(bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:

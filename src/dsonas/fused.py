@@ -13,7 +13,7 @@ holds all node features of the block as planes (node, B, H, W, C):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dsonas import mixing
+from dsonas.batchnorm import is_synchronised
 from dsonas.buffers import BufferPool
 from dsonas.layout import Layout, Level
-from dsonas.nodes import NodeRun
+from dsonas.nodes import NodeRun, run_nodes, run_nodes_backward
 
 
 def fused_block(
@@ -71,6 +72,20 @@ class _Call:
     planes: Tensor | None = None
     folded: Tensor | None = None
 
+    def together(self, level: Level) -> list[list[int]]:
+        """The planes of a level, in groups that run side by side.
+
+        Each alone, while its features are in the cache; or all at once, if processes must exchange
+        the sums of their batch normalisations.
+        """
+        planes = list(range(*level.planes))
+        synchronised = is_synchronised(self.nodes[planes[0] - 1].bn)
+        return [planes] if synchronised else [[plane] for plane in planes]
+
+    def of(self, planes: Sequence[int]) -> list[NodeRun]:
+        """The nodes that write these planes."""
+        return [self.nodes[plane - 1] for plane in planes]
+
 
 class _FusedBlock(torch.autograd.Function):
     """The block as one node of the outer autograd graph."""
@@ -85,11 +100,11 @@ class _FusedBlock(torch.autograd.Function):
         call.matrices = mixing.level_matrices(layout, factors, dtype)
         mixed = iter(call.matrices)
         for level in layout.levels:
-            first, end = level.planes
+            first = level.planes[0]
             sums = _sums(call, next(mixed), planes[:first]) if level.positions else None
-            for plane in range(first, end):
-                z = start if sums is None else sums[plane - first]
-                call.nodes[plane - 1].forward(z, planes[plane])
+            for some in call.together(level):
+                zs = [start if sums is None else sums[plane - first] for plane in some]
+                run_nodes(call.of(some), zs, [planes[plane] for plane in some])
         ctx.save_for_backward(factors, weight, *flat)
         call.planes = planes
         call.folded = mixing.fold(weight, factors[list(layout.output_positions)], dtype)
@@ -161,13 +176,23 @@ def _levels_backward(
         if level.positions:
             _mixed_level_backward(call, level, gradients, found, factor_gradient)
         elif wants_level1:  # in the first block of a lambda step nobody asks for these
-            for plane in reversed(range(*level.planes)):
-                z_gradient, found[plane - 1] = call.nodes[plane - 1].backward(
-                    gradients[plane], call.planes[plane]
-                )
+            for _, z_gradient in _nodes_backward(call, level, gradients, found):
                 if z_gradient is not None:
                     gradients[0].add_(z_gradient.permute(0, 2, 3, 1))
     return [value for values in found for value in values]
+
+
+def _nodes_backward(
+    call: _Call, level: Level, gradients: Tensor, found: list[list[Tensor | None]]
+) -> Iterator[tuple[int, Tensor | None]]:
+    """For each plane of a level the gradient of its sum; writes those of parameters too."""
+    assert call.planes is not None
+    for some in reversed(call.together(level)):
+        arriving, outs = [gradients[p] for p in some], [call.planes[p] for p in some]
+        results = run_nodes_backward(call.of(some), arriving, outs)
+        for plane, (z_gradient, parameters) in zip(some, results, strict=True):
+            found[plane - 1] = parameters
+            yield plane, z_gradient
 
 
 def _mixed_level_backward(
@@ -182,10 +207,7 @@ def _mixed_level_backward(
     assert planes is not None
     first, end = level.planes
     arriving = call.pool.scratch("arriving", planes, planes[first:end].shape)
-    for plane in reversed(range(first, end)):
-        z_gradient, found[plane - 1] = call.nodes[plane - 1].backward(
-            gradients[plane], planes[plane]
-        )
+    for plane, z_gradient in _nodes_backward(call, level, gradients, found):
         target = arriving[plane - first]
         _ = target.zero_() if z_gradient is None else target.copy_(z_gradient.permute(0, 2, 3, 1))
     mixing.mix_backward(call.matrices.pop(), arriving, gradients[:first])

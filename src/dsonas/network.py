@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch.nn.functional as F
@@ -91,6 +90,8 @@ class Network(nn.Module):
         self.sharing = sharing
         self.drop_path = 0.0
         self.pool = BufferPool()
+        self._weights: tuple[Architecture, tuple[nn.Parameter, ...]] | None = None
+        self._fixed: frozenset[str] | None = None
         self.stem = _stem(skeleton)
         self.blocks = nn.ModuleList(
             Block(
@@ -147,19 +148,15 @@ class Network(nn.Module):
         x = F.relu(self.final_bn(x)).mean((2, 3))
         return self.classifier(self.dropout(x)), auxiliary
 
-    def weights(self) -> Iterator[nn.Parameter]:
+    def weights(self) -> tuple[nn.Parameter, ...]:
         """Every parameter that is not a scaling factor and not a fixed gamma."""
-        for name, parameter in self.named_parameters():
-            if not name.startswith("scaling.") and name not in self._fixed_names():
-                yield parameter
-
-    def _fixed_names(self) -> frozenset[str]:
-        if not hasattr(self, "_fixed"):
-            # Taken once, at the first call, before any step freezes weights.
-            self._fixed = frozenset(
-                name for name, p in self.named_parameters() if not p.requires_grad
-            )
-        return self._fixed
+        if self._weights is None or self._weights[0] is not self.architecture:  # it has shrunk
+            own = [pair for pair in self.named_parameters() if not pair[0].startswith("scaling.")]
+            if self._fixed is None:  # at the first call, before any step freezes weights
+                self._fixed = frozenset(name for name, p in own if not p.requires_grad)
+            found = tuple(parameter for name, parameter in own if name not in self._fixed)
+            self._weights = self.architecture, found
+        return self._weights[1]
 
     def train_only(self, part: str) -> None:
         """Ask for gradients of ``weights`` or ``factors`` alone; the others cost nothing.

@@ -1,4 +1,4 @@
-"""One operation of a block with its batch normalisation and ReLU, as the fast path runs it.
+"""Operations of a block with their batch normalisation and ReLU, as the fast path runs them.
 
 The operation itself runs under autograd in a small graph of its own, so any registered operation
 works. Batch normalisation and ReLU are differentiated here by hand: they write their result
@@ -9,12 +9,13 @@ again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import compress
 
 import torch
 from torch import Tensor, nn
 
-from dsonas.batchnorm import normalise, normalise_backward
+from dsonas.batchnorm import Found, Statistics, normalise, normalise_backward
 
 
 class NodeRun:
@@ -27,6 +28,8 @@ class NodeRun:
             operations with a true attribute ``recomputable`` are always treated so.
     """
 
+    statistics: Statistics
+
     def __init__(self, operation: nn.Module, bn: nn.BatchNorm2d, recompute: bool) -> None:
         self.operation, self.bn = operation, bn
         self.recompute = recompute or getattr(operation, "recomputable", False)
@@ -34,41 +37,73 @@ class NodeRun:
         self.wants = (bn.weight.requires_grad, bn.bias.requires_grad)
         self.parameters = [*self.inner, *compress((bn.weight, bn.bias), self.wants)]
 
-    def forward(self, z: Tensor, out: Tensor) -> None:
-        """Write ReLU(BN(operation(z))) into ``out``; both are (B, H, W, C)."""
+    def operate(self, z: Tensor, dtype: torch.dtype) -> Tensor:
+        """The operation's features (B, C, H, W) of a type, from z (B, H, W, C)."""
         self.z = z.permute(0, 3, 1, 2).detach().requires_grad_()
         self.autocast = torch.is_autocast_enabled(z.device.type)
-        features = self._operate(out.dtype, tracked=not self.recompute)
+        features = self._operate(dtype, tracked=not self.recompute)
         self.features = None if self.recompute else features
-        self.statistics = normalise(self.bn, features, out.permute(0, 3, 1, 2))
-        out.clamp_(min=0)
+        return features
 
     def _operate(self, dtype: torch.dtype, tracked: bool) -> Tensor:
         precision = torch.autocast(self.z.device.type, dtype, enabled=self.autocast)
         with torch.set_grad_enabled(tracked), precision:
             return self.operation(self.z).to(dtype, memory_format=torch.channels_last)
 
-    def backward(self, gradient: Tensor, out: Tensor) -> tuple[Tensor | None, list[Tensor | None]]:
+    def take_features(self, dtype: torch.dtype) -> Tensor:
+        """The features once more, for backward; they are not kept any longer."""
+        kept, self.features = self.features, None
+        return self._operate(dtype, tracked=True) if kept is None else kept
+
+    def backward(self, features: Tensor, found: Found) -> tuple[Tensor | None, list[Tensor | None]]:
         """Gradients of z (B, C, H, W) and of ``parameters``; frees what forward left.
 
         Args:
-            gradient: of ``out``; it is overwritten.
-            out: what forward wrote.
+            features: what ``take_features`` gave.
+            found: gradients of the features, and of gamma and beta.
         """
-        # The ReLU's mask is applied in place: nobody reads this plane's gradient again.
-        torch.ops.aten.threshold_backward.grad_input(gradient, out, 0, grad_input=gradient)
-        features, z = self.features, self.z
-        if features is None:
-            features = self._operate(out.dtype, tracked=True)
-        del self.features, self.z
-        through = features.requires_grad  # not for an operation that ignores its input, like a zero
-        incoming, *rest = normalise_backward(
-            self.bn, features, self.statistics, gradient.permute(0, 3, 1, 2), (through, *self.wants)
-        )
-        found = list(compress(rest, self.wants))
-        if not through:
-            return None, [*[None] * len(self.inner), *found]
+        incoming, *rest = found
+        z, outer = self.z, list(compress(rest, self.wants))
+        del self.z
+        if incoming is None:
+            return None, [*[None] * len(self.inner), *outer]
         z_gradient, *inner = torch.autograd.grad(
             features, [z, *self.inner], incoming, allow_unused=True
         )
-        return z_gradient, [*inner, *found]
+        return z_gradient, [*inner, *outer]
+
+
+def run_nodes(nodes: Sequence[NodeRun], zs: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
+    """Write ReLU(BN(operation(z))) of each node into its ``out``; all are (B, H, W, C)."""
+    features = [node.operate(z, out.dtype) for node, z, out in zip(nodes, zs, outs, strict=True)]
+    places = [out.permute(0, 3, 1, 2) for out in outs]
+    found = normalise([node.bn for node in nodes], features, places)
+    for node, statistics, out in zip(nodes, found, outs, strict=True):
+        node.statistics = statistics
+        out.clamp_(min=0)
+
+
+def run_nodes_backward(
+    nodes: Sequence[NodeRun], gradients: Sequence[Tensor], outs: Sequence[Tensor]
+) -> list[tuple[Tensor | None, list[Tensor | None]]]:
+    """Gradients of z (B, C, H, W) and of the parameters of each node; see ``NodeRun.backward``.
+
+    Args:
+        nodes: as in ``run_nodes``.
+        gradients: of ``outs``; they are overwritten.
+        outs: what ``run_nodes`` wrote.
+    """
+    for gradient, out in zip(gradients, outs, strict=True):
+        # The ReLU's mask is applied in place: nobody reads this plane's gradient again.
+        torch.ops.aten.threshold_backward.grad_input(gradient, out, 0, grad_input=gradient)
+    features = [node.take_features(out.dtype) for node, out in zip(nodes, outs, strict=True)]
+    # an operation that ignores its input, like a zero, wants no gradient of its features
+    wants = [(x.requires_grad, *node.wants) for node, x in zip(nodes, features, strict=True)]
+    found = normalise_backward(
+        [node.bn for node in nodes],
+        features,
+        [node.statistics for node in nodes],
+        [gradient.permute(0, 3, 1, 2) for gradient in gradients],
+        wants,
+    )
+    return [node.backward(x, one) for node, x, one in zip(nodes, features, found, strict=True)]

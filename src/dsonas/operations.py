@@ -114,26 +114,51 @@ class _WideDepthwise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
         x, weight = ctx.saved_tensors
         gradient = gradient.to(x.dtype)
-        size, channels = weight.shape[-1], len(weight)
         x_gradient = None
         if ctx.needs_input_grad[0]:
-            flipped = weight.flip(2, 3)
-            x_gradient = F.conv2d(gradient, flipped, padding=size // 2, groups=channels)
-        padded = _pad(x, size // 2)
-        result = torch.empty_like(weight)
-        for row in range(0, size - 2, 2):
-            for column in range(0, size - 2, 2):
-                height, width = x.shape[2] + 2, x.shape[3] + 2
-                window = padded[:, :, row : row + height, column : column + width]
-                result[:, :, row : row + 3, column : column + 3] = _weight_gradient3x3(
-                    gradient, window.contiguous(memory_format=torch.channels_last)
-                )
-        return x_gradient, result
+            flipped, padding = weight.flip(2, 3), weight.shape[-1] // 2
+            x_gradient = F.conv2d(gradient, flipped, padding=padding, groups=len(weight))
+        return x_gradient, _wide_weight_gradient(gradient, x, weight)
 
 
-def _pad(x: Tensor, width: int) -> Tensor:
-    last = x.permute(0, 2, 3, 1)
-    return F.pad(last, (0, 0, width, width, width, width)).permute(0, 3, 1, 2)
+def _wide_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of a k x k depthwise weight, from 3x3 windows of it.
+
+    A window that begins ``row`` and ``column`` later sees the padded image from that pixel on. It
+    is taken as a view of the same memory that begins there, without a copy: its lines then end with
+    the beginning of the next ones, which meets only the zeros that the gradient is padded with.
+    """
+    size, edge = weight.shape[-1], weight.shape[-1] // 2
+    padded = _framed(x, edge, edge, 1)  # one image more, for the ends of the last lines
+    arriving = _framed(gradient, 0, size - 3, 0).permute(0, 3, 1, 2)
+    shape = (len(x), *padded.shape[1:])
+    result = torch.empty_like(weight)
+    for row in range(0, size - 2, 2):
+        for column in range(0, size - 2, 2):
+            start = row * padded.stride(1) + column * padded.stride(2)
+            window = padded.as_strided(shape, padded.stride(), start).permute(0, 3, 1, 2)
+            place = result[:, :, row : row + 3, column : column + 3]
+            place.copy_(_weight_gradient3x3(arriving, window))
+    return result
+
+
+def _framed(x: Tensor, before: int, after: int, images: int) -> Tensor:
+    """Images (B, C, H, W) with zeros before and after, and zero images, as (B, H, W, C).
+
+    Only the frame is filled: ``F.pad`` fills everything first, a third of the whole gradient.
+    """
+    count, channels, height, width = x.shape
+    sides = before + after
+    shape = (count + images, height + sides, width + sides, channels)
+    result = torch.empty(shape, dtype=x.dtype, device=x.device)
+    result[:, :before] = 0
+    result[:, before + height :] = 0
+    result[:, :, :before] = 0
+    result[:, :, before + width :] = 0
+    result[count:] = 0
+    inner = result[:count, before : before + height, before : before + width]
+    inner.copy_(x.permute(0, 2, 3, 1))
+    return result
 
 
 def _weight_gradient3x3(gradient: Tensor, x: Tensor) -> Tensor:

@@ -193,6 +193,18 @@ def sum_over_processes(values: Tensor, group: Any = None) -> Tensor:
     return values
 
 
+def sum_all_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Add up several tensors of one type over the processes, in one exchange.
+
+    Raises:
+        LostProcessError: if one of them does not answer.
+    """
+    if not tensors:
+        return []
+    parts = sum_over_processes(_flatten(tensors)).split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
 @contextmanager
 def _answering() -> Iterator[None]:
     """Say in one line that another process is gone."""
