@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dsonas.world import World
 
 Result = TypeVar("Result")
+FEW_BYTES = 2**14  # of a tensor, up to which gathering is faster than gloo's sum (measured)
 FABRIC = 'lightning-fabric is not installed: pip install "dsonas[distributed]"'
 
 
@@ -183,14 +184,20 @@ def num_processes() -> int:
 def sum_over_processes(values: Tensor, group: Any = None) -> Tensor:
     """Add up a tensor over the processes, in place.
 
-    By torch rather than by Fabric, whose own sum makes all processes wait for each other first.
+    By torch rather than by Fabric, whose own sum makes all processes wait for each other first. Few
+    values on a CPU are gathered and added up here, always in the same order: for them gloo's own
+    sum takes more than twice as long.
 
     Raises:
         LostProcessError: if one of them does not answer.
     """
     with _answering():
-        torch.distributed.all_reduce(values, group=group)
-    return values
+        if values.device.type != "cpu" or values.nbytes > FEW_BYTES:
+            torch.distributed.all_reduce(values, group=group)
+            return values
+        parts = [torch.empty_like(values) for _ in range(num_processes())]
+        torch.distributed.all_gather(parts, values, group=group)
+    return values.copy_(torch.stack(parts).sum(0))
 
 
 def sum_all_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
