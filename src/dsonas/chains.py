@@ -11,12 +11,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from dsonas.architecture import Architecture, ArchitectureError
 from dsonas.budgets import Budget, CostFunction, InfeasibleBudgetError, cost_function, fit_width
 from dsonas.jsonvalues import read_list, read_mapping
-from dsonas.marginal import connection_places, without_connection
+from dsonas.marginal import (
+    connection_places,
+    operation_places,
+    reduction_costs,
+    without_branch,
+    without_connection,
+    without_operation,
+)
 
 TOLERANCE = 0.03  # of a budget that may stay unused before another structure is tried
 MAX_REMOVALS = 4  # of single connections, for the fine adjustment
@@ -47,6 +55,8 @@ def fit_chain(
     nearest in cost first, until one does not: the other members, and the preferred one without one
     or a few connections; then the other members without a few; else the one that came closest. A
     latency bound is met by the preferred one alone: its noise is larger than what could be won.
+    If the fewest channels are still too much for all of them (milliseconds hardly depend on the
+    width), the smallest member loses operations, the one that saves most first, until it fits.
 
     Args:
         chain: nested, largest first; at least one.
@@ -57,7 +67,7 @@ def fit_chain(
             changes least.
 
     Raises:
-        InfeasibleBudgetError: if no member meets the budget at any width.
+        InfeasibleBudgetError: if one operation in each block is too much, at any width.
 
     Example:
         >>> from dsonas.spaces import cifar_space
@@ -68,24 +78,29 @@ def fit_chain(
     if not budget.bounds:
         return chain[-1]
     cost = cost or cost_function()
-    best, problem = None, None
-    for structure in _structures(chain, budget, cost, at_full_width):
-        try:
-            fitted = fit_width(structure, budget, multiple=multiple, cost=cost)
-        except InfeasibleBudgetError as error:
-            if "latency_ms" in budget.bounds:
-                raise
-            problem = problem or error
-            continue
-        use = budget.use(cost(fitted))
-        if best is None or use > best[0]:
-            best = use, fitted
-        if use >= 1 - TOLERANCE or "latency_ms" in budget.bounds:
-            break
-    if best is None:
-        assert problem is not None
-        raise problem
-    return best[1]
+    timed = "latency_ms" in budget.bounds
+
+    def fit(structures: Iterable[Architecture], tolerance: float) -> Architecture | None:
+        best: tuple[float, Architecture] | None = None
+        for structure in structures:
+            try:
+                fitted = fit_width(structure, budget, multiple=multiple, cost=cost)
+            except InfeasibleBudgetError:
+                continue
+            use = budget.use(cost(fitted))
+            if best is None or use > best[0]:
+                best = use, fitted
+            if use >= 1 - tolerance:
+                break
+        return None if best is None else best[1]
+
+    preferred = _structures(chain, budget, cost, at_full_width)
+    found = fit(islice(preferred, 1), 1.0) if timed else fit(preferred, TOLERANCE)
+    if found is None:
+        found = fit(_slimmer(chain, lambda member: budget.use(cost(member))), 1.0)
+    if found is None:  # this raises, and tells what is wrong
+        return fit_width(chain[-1], budget, multiple=multiple, cost=cost)
+    return found
 
 
 def _structures(
@@ -126,6 +141,24 @@ def _thinned(member: Architecture, use: Callable[[Architecture], float]) -> Iter
             return
         yield from (smaller[left] for left in sorted(smaller, reverse=True))
         member = smaller[max(smaller)]
+
+
+def _slimmer(
+    chain: Sequence[Architecture], use: Callable[[Architecture], float]
+) -> Iterator[Architecture]:
+    """The smallest member, then without one operation or branch of a reduction, without two, ...
+
+    Each block keeps an operation.
+    """
+    member, shared = min(chain, key=use), len(set(chain[0].blocks)) == 1
+    rests = [member]
+    while rests:
+        member = min(rests, key=use)
+        yield member
+        places = operation_places(member, shared=shared)
+        rests = [without_operation(member, place, shared=shared) for place in places]
+        rests = [rest for rest in rests if all(graph.kept_nodes for graph in rest.blocks)]
+        rests += [without_branch(member, place) for place in reduction_costs(member)]
 
 
 def chain_to_json(chain: Sequence[Architecture]) -> str:

@@ -55,6 +55,18 @@ def without_connection(architecture: Architecture, place: Place, *, shared: bool
     return with_graph(architecture, place[0], graph.prune(keep).clean(), shared=shared)
 
 
+def without_branch(architecture: Architecture, place: Place) -> Architecture:
+    """What is left without one of the two branches of a reduction block.
+
+    Args:
+        architecture: where it is.
+        place: reduction block and branch.
+    """
+    flags = [list(live) for live in architecture.reductions]
+    flags[place[0]][place[1]] = False
+    return replace(architecture, reductions=tuple(map(tuple, flags)))
+
+
 def operation_places(architecture: Architecture, *, shared: bool) -> list[Place]:
     """Every kept operation."""
     graphs = architecture.blocks[:1] if shared else architecture.blocks
@@ -125,14 +137,8 @@ def reduction_costs(architecture: Architecture) -> dict[Place, Cost]:
     """
     before = architecture_cost(architecture)
     return {
-        (stage, branch): before - architecture_cost(_without_branch(architecture, stage, branch))
+        (stage, branch): before - architecture_cost(without_branch(architecture, (stage, branch)))
         for stage, live in enumerate(architecture.reductions)
         for branch in range(len(live))
         if all(live)
     }
-
-
-def _without_branch(architecture: Architecture, stage: int, branch: int) -> Architecture:
-    flags = [list(live) for live in architecture.reductions]
-    flags[stage][branch] = False
-    return replace(architecture, reductions=tuple(map(tuple, flags)))

@@ -122,16 +122,24 @@ def test_a_latency_bound_is_met_by_the_preferred_member_alone():
     assert set(asked) <= set(chain)
 
 
-def test_a_latency_bound_out_of_reach_is_refused_without_trying_others():
-    chain, asked = searched(3), []
+def num_operations(architecture: Architecture) -> int:
+    return sum(len(graph.kept_nodes) for graph in architecture.blocks)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_operations_go_where_no_width_helps(seed):
+    """As milliseconds of small networks do, which are those of calling their operations."""
+    chain = searched(seed)
 
     def measured(architecture: Architecture) -> dict[str, float]:
-        asked.append(replace(architecture, skeleton=chain[0].skeleton))
-        return {"latency_ms": 1.0}
+        return {"latency_ms": float(num_operations(architecture))}
 
-    with pytest.raises(InfeasibleBudgetError):
-        fit_chain(chain, Budget(latency_ms=0.5), cost=measured)
-    assert set(asked) <= set(chain)
+    blocks = len(chain[0].blocks)
+    found = fit_chain(chain, Budget(latency_ms=blocks), cost=measured)
+    assert num_operations(found) == blocks
+    assert all(len(graph.kept_nodes) == 1 for graph in found.blocks)
+    with pytest.raises(InfeasibleBudgetError, match="below the smallest network"):
+        fit_chain(chain, Budget(latency_ms=blocks - 0.5), cost=measured)
 
 
 def test_a_budget_that_no_member_meets_is_refused():
