@@ -75,7 +75,7 @@ def operation_names() -> tuple[str, ...]:
 def run_plainly(module: nn.Module) -> None:
     """Switch off the shortcuts that our modules take on CPUs; they then run as PyTorch does."""
     for part in module.modules():
-        if isinstance(part, DepthwiseConv | AveragePool | MaxPool | BatchNorm):
+        if isinstance(part, DepthwiseConv | PointwiseConv | AveragePool | MaxPool | BatchNorm):
             part.shortcut = False
 
 
@@ -169,13 +169,33 @@ def _weight_gradient3x3(gradient: Tensor, x: Tensor) -> Tensor:
     )[1]  # fmt: skip
 
 
+class PointwiseConv(nn.Conv2d):
+    """A 1x1 convolution, no bias.
+
+    While training on a CPU it runs as a matrix product over the pixels, the same sums: the library
+    takes a quarter less time for it, and needs less preparation.
+    """
+
+    shortcut = True
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 1, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Features (B, C, H, W) to the same shape."""
+        if self.shortcut and self.training and input.device.type == "cpu":
+            pixels = input.permute(0, 2, 3, 1)
+            return F.linear(pixels, self.weight.flatten(1)).permute(0, 3, 1, 2)
+        return super().forward(input)
+
+
 class SeparableConv(nn.Sequential):
     """Depthwise k x k convolution, then a pointwise one; nothing between, no bias."""
 
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__(
             DepthwiseConv(channels, kernel_size),
-            nn.Conv2d(channels, channels, 1, bias=False),
+            PointwiseConv(channels),
         )
 
 

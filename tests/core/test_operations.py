@@ -8,6 +8,7 @@ from torch import nn
 from dsonas.operations import (
     PAPER_OPERATIONS,
     DepthwiseConv,
+    PointwiseConv,
     build_operation,
     operation_names,
     register_operation,
@@ -80,10 +81,19 @@ def test_names_are_taken_once_and_unknown_ones_are_refused():
 
 @pytest.mark.parametrize(("size", "height", "width"), [(5, 7, 9), (5, 1, 1), (7, 3, 8), (3, 5, 5)])
 def test_depthwise_convolutions_have_the_gradients_of_plain_ones(size, height, width):
-    fast = DepthwiseConv(6, size).double().train()
     plain = torch.nn.Conv2d(6, 6, size, padding=size // 2, groups=6, bias=False).double()
+    check_gradients(DepthwiseConv(6, size), plain, torch.randn(2, 6, height, width).double())
+
+
+@pytest.mark.parametrize("channels", [1, 6, 16])
+def test_pointwise_convolutions_have_the_gradients_of_plain_ones(channels):
+    plain = torch.nn.Conv2d(channels, channels, 1, bias=False).double()
+    check_gradients(PointwiseConv(channels), plain, torch.randn(2, channels, 5, 4).double())
+
+
+def check_gradients(fast: torch.nn.Module, plain: torch.nn.Module, x: torch.Tensor) -> None:
+    fast = fast.double().train()
     plain.load_state_dict(fast.state_dict())
-    x = torch.randn(2, 6, height, width, dtype=torch.float64)
     inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
     outputs = [module(value) for module, value in zip((fast, plain), inputs, strict=True)]
     incoming = torch.randn_like(x)
