@@ -101,6 +101,7 @@ def follow_plan(
     factors: Factors,
     worth: Worth | None = None,
     cost: Measure | None = None,
+    thrift: float = 1.0,
 ) -> Architecture:
     """Remove what is worth least for its cost until the planned shares hold.
 
@@ -112,6 +113,8 @@ def follow_plan(
         factors: packed scaling factors: one vector (share) or one for each block (full).
         worth: tells what each operation of each graph is worth; None takes ``flow_worth``.
         cost: the measure that is planned; None takes multiply-adds.
+        thrift: the power of the saving by which the worth is divided, >= 0: 0 does not ask what
+            an operation costs.
 
     Returns:
         The architecture to go on with; ``current`` itself if it is cheap enough.
@@ -121,7 +124,7 @@ def follow_plan(
     floor = (1 - FLOOR) * cost(_without_blocks(supernet)) + FLOOR * plan.allowed(1, supernet, cost)
     while cost(current) > allowed:
         found = (worth or flow_worth(factors))(current)
-        smaller = _without_cheapest(current, found, factors, floor, cost)
+        smaller = _without_cheapest(current, found, factors, floor, _Price(cost, thrift))
         if smaller is None:
             break
         current = smaller
@@ -181,6 +184,14 @@ def flow_worth(factors: Factors) -> Worth:
 
 
 @dataclass(frozen=True)
+class _Price:
+    """What an architecture costs, and how much that counts against what an operation is worth."""
+
+    cost: Measure
+    thrift: float
+
+
+@dataclass(frozen=True)
 class _Removal:
     result: Architecture
     cost: float
@@ -193,7 +204,7 @@ def _without_cheapest(
     worth: Mapping[Place, float],
     factors: Factors,
     floor: float,
-    cost: Measure,
+    price: _Price,
 ) -> Architecture | None:
     """Without the operation that loses least per saving; None if nothing may go.
 
@@ -201,42 +212,42 @@ def _without_cheapest(
     saving; if every such connection would too, the operation that saves least. A block's last
     operation is the very last resort.
     """
-    removals = _operations(current, worth, len(factors) == 1, cost)
+    removals = _operations(current, worth, len(factors) == 1, price)
     whole = [removal for removal in removals if not removal.empties]
     gentle = [removal for removal in whole if removal.cost >= floor]
-    gentle = gentle or [one for one in _connections(current, factors, cost) if one.cost >= floor]
+    gentle = gentle or [one for one in _connections(current, factors, price) if one.cost >= floor]
     if gentle:
         return min(gentle, key=lambda removal: removal.ratio).result
     return max(whole or removals, key=lambda one: one.cost).result if removals else None
 
 
 def _operations(
-    current: Architecture, worth: Mapping[Place, float], shared: bool, cost: Measure
+    current: Architecture, worth: Mapping[Place, float], shared: bool, price: _Price
 ) -> list[_Removal]:
     """Every single operation that may go, with what that leaves and what it loses per saving."""
-    before = cost(current)
+    before = price.cost(current)
     smaller = {place: without_operation(current, place, shared=shared) for place in worth}
-    found = [_removal(smaller[p], p, value, before, cost) for p, value in worth.items()]
+    found = [_removal(smaller[p], p, value, before, price) for p, value in worth.items()]
     return [removal for removal in found if not (shared and removal.empties)]
 
 
-def _connections(current: Architecture, factors: Factors, cost: Measure) -> list[_Removal]:
+def _connections(current: Architecture, factors: Factors, price: _Price) -> list[_Removal]:
     """Every single connection to an output that may go; others save no more than reading."""
-    shared, before, found = len(factors) == 1, cost(current), []
+    shared, before, found = len(factors) == 1, price.cost(current), []
     for place in connection_places(current, shared=shared):
         graph = current.blocks[place[0]]
         if graph.connections[place[1]].target == graph.output_node:
             value = connection_flows(graph, factors[place[0]])[place[1]]
             smaller = without_connection(current, place, shared=shared)
-            found.append(_removal(smaller, place, value, before, cost))
+            found.append(_removal(smaller, place, value, before, price))
     return [removal for removal in found if not removal.empties]
 
 
 def _removal(
-    smaller: Architecture, place: Place, worth: float, before: float, cost: Measure
+    smaller: Architecture, place: Place, worth: float, before: float, price: _Price
 ) -> _Removal:
-    after = cost(smaller)
-    ratio = worth / max(before - after, 1e-9 * before)
+    after = price.cost(smaller)
+    ratio = worth / max(before - after, 1e-9 * before) ** price.thrift
     return _Removal(smaller, after, ratio, not smaller.blocks[place[0]].kept_nodes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from dsonas.seeding import derive_seed
 from dsonas.spaces import SearchSpace
 from dsonas.tracking import Tracking
 from dsonas.training import Training, evaluate
+from dsonas.trials import Trials
 from dsonas.world import World
 
 EVALUATION_BATCH = 250
@@ -132,8 +134,11 @@ class Job:
             resume=self.resume,
             workers=self.config.data.workers,
         )
-        self.folder.write("chain.json", chain_to_json(result.chain))
-        architecture = fit_to_budget(result.chain, self.config, self.cost)
+        fit = partial(fit_to_budget, config=self.config, cost=self.cost)
+        ways = self.engine, self.folder, self.reporter, self.stop, fit
+        chain = Trials(self.config, self.data, *ways).choose(result.chain)
+        self.folder.write("chain.json", chain_to_json(chain))
+        architecture = fit(chain)
         self._extras["architecture"] = architecture.to_json()
         self._extras["factors"] = result.factors
         self.resume = None

@@ -72,12 +72,21 @@ class SearchConfig:
         rank: what an operation is worth to the plan: ``loss`` measures the loss without it on
             images of the factor part, ``flow`` judges by the scaling factors alone. ``factor``, for
             comparison, removes the connections with the smallest factors, whatever that saves.
+        rank_batches: batches of the factor part on which ``loss`` measures, >= 1.
+        thrift: how much it counts what an operation costs, >= 0: what it is worth is divided by
+            the cost it saves, to this power. 1 is right where its worth is known well; 0 does not
+            ask for the cost.
         rebuild_every: epochs between two rebuilds, >= 1.
         structure: share of the cost of the supernet's blocks that the search keeps, in (0, 1];
             the rest of a budget is met by the width. None leaves the sparsity to the penalty
             alone (paper).
         connections: share of the supernet's connections that the search keeps, in (0, 1].
         reached_at: part of the search after which the structure is held, in (0, 1].
+        trials: structures that are trained briefly, each at the width of the budget, before one is
+            chosen, >= 0: members of the search's chain, then neighbours of the best. 0, or no
+            budget: the structure that the plan leads to.
+        trial_epochs: passes of a trial over the weight part, >= 1; it is measured on the factor
+            part.
         recompute: run operations again in the backward pass: less memory, longer steps.
         shrink: whether rebuilds remove dead operations physically (faster; the same result).
 
@@ -101,10 +110,14 @@ class SearchConfig:
     penalty_kind: str = "adaptive_macs"
     normalise: bool = True
     rank: str = "loss"
+    rank_batches: int = 1
+    thrift: float = 1.0
     rebuild_every: int = 1
     structure: float | None = 0.35
     connections: float = 0.35
     reached_at: float = 0.75
+    trials: int = 0
+    trial_epochs: int = 1
     recompute: bool = False
     shrink: bool = True
 
@@ -123,9 +136,13 @@ class SearchConfig:
         _check(self.ratio >= 1, "search.ratio", "at least 1", self.ratio)
         _check(self.penalty is None or self.penalty >= 0, "search.penalty", ">= 0", self.penalty)
         _check(self.rank in RANKS, "search.rank", f"one of {RANKS}", self.rank)
+        _check(self.rank_batches >= 1, "search.rank_batches", "at least 1", self.rank_batches)
+        _check(self.thrift >= 0, "search.thrift", "at least 0", self.thrift)
         kinds = f"one of {PENALTIES}"
         _check(self.penalty_kind in PENALTIES, "search.penalty_kind", kinds, self.penalty_kind)
         _check(self.rebuild_every >= 1, "search.rebuild_every", "at least 1", self.rebuild_every)
+        _check(self.trials >= 0, "search.trials", "at least 0", self.trials)
+        _check(self.trial_epochs >= 1, "search.trial_epochs", "at least 1", self.trial_epochs)
         shares = [
             self.connections,
             self.reached_at,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -182,16 +184,19 @@ class Searching:
         if self.config.rank == "factor":
             return drop_smallest(plan, progress, self.supernet, self.live, factors, self.cost)
         worth = self._measured_worth(epoch) if self.config.rank == "loss" else None
-        return follow_plan(plan, progress, self.supernet, self.live, factors, worth, self.cost)
+        thrift = self.config.thrift
+        states = self.supernet, self.live
+        return follow_plan(plan, progress, *states, factors, worth, self.cost, thrift)
 
     def _measured_worth(self, epoch: int) -> Worth:
-        """What an operation is worth: the loss without it, on images of the factor part."""
-        images, labels = next(self.factor_batches.epoch(epoch))
+        """What an operation is worth: the mean loss without it, on images of the factor part."""
+        batches = list(islice(self.factor_batches.epoch(epoch), self.config.rank_batches))
+        mean = self.engine.processes.mean
 
         def worth(current: Architecture) -> dict[tuple[int, int], float]:
             with self.engine.autocast():
-                mean = self.engine.processes.mean
-                return loss_without(self.network, current, images, labels, mean)
+                found = [loss_without(self.network, current, *batch, mean) for batch in batches]
+            return {place: fmean(one[place] for one in found) for place in found[0]}
 
         return worth
 

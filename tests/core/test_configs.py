@@ -21,10 +21,14 @@ SEARCH = {
     "penalty": [-1e-9, NAN],
     "penalty_kind": ["magic"],
     "rank": ["luck"],
+    "rank_batches": [0],
+    "thrift": [-0.1, NAN],
     "rebuild_every": [0],
     "structure": [0.0, -0.5, 1.01, NAN],
     "connections": [0.0, 1.01, NAN],
     "reached_at": [0.0, 1.01],
+    "trials": [-1],
+    "trial_epochs": [0],
 }
 PRETRAIN = {"epochs": [-1], "lr": [0.0, NAN], "weight_decay": [-1.0, NAN], "batch_size": [1]}
 ENGINE = {"precision": ["float16"], "threads": [0, -2]}

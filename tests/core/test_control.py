@@ -157,6 +157,20 @@ def test_a_given_worth_replaces_the_flow_and_is_asked_for_every_removal():
     assert [graph.blocks[0].kept_nodes for graph in asked] == [(1, 2, 3, 4), (2, 3, 4)]
 
 
+@pytest.mark.parametrize(("thrift", "kept"), [(1.0, 2), (0.0, 1)])
+def test_thrift_decides_whether_the_dear_or_the_useless_goes(thrift: float, kept: int):
+    """The convolution is worth a little more than the pooling, and costs much more."""
+    skeleton = Skeleton(image_size=8, blocks=(1,), channels=(8,))
+    supernet = Architecture.complete(skeleton, ("separable_conv5x5", "max_pool3x3"), 1)
+    plan = Plan(structure=0.1, connections=0.1, reached_at=1.0)  # either may go at the beginning
+
+    def worth(current: Architecture):
+        return {(0, node): {1: 1.1, 2: 1.0}[node] for node in current.blocks[0].kept_nodes}
+
+    found = follow_plan(plan, 0.05, supernet, supernet, [[1.0, 1.0]], worth, thrift=thrift)
+    assert found.blocks[0].kept_nodes == (kept,)
+
+
 def test_removals_far_below_the_target_are_the_last_resort():
     """The large operation is worth nothing, but without it the network would be too small."""
     skeleton = Skeleton(image_size=8, blocks=(1,), channels=(8,))

@@ -10,7 +10,7 @@ from dsonas.architecture import Architecture
 from dsonas.baselines import HAND_MADE, hand_made, random_architectures
 from dsonas.budgets import Budget, InfeasibleBudgetError
 from dsonas.chains import fit_chain
-from dsonas.comparison.work import search_work, training_work
+from dsonas.comparison.work import search_work, training_work, trials_work
 from dsonas.config import RunConfig
 from dsonas.costs import architecture_cost
 from dsonas.data import ImageData
@@ -166,8 +166,11 @@ class Study:
         return found
 
     def search_work(self, space: str) -> int:
-        """Counted multiply-adds of a search."""
-        return search_work(self.spaces[space], self.space_config(space), self.num_train)
+        """Counted multiply-adds of a search, with its trials, which are at the first budget."""
+        config = self.space_config(space)
+        macs = self._macs_at(self.config.budgets[0])
+        trials = trials_work(macs, config, self.num_train)
+        return search_work(self.spaces[space], config, self.num_train) + trials
 
     def trial_work(self, architecture: Architecture, budget: Budget) -> int:
         """Counted multiply-adds of a candidate's trial."""
@@ -186,10 +189,14 @@ class Study:
         if architecture is not None:
             macs = architecture_cost(self.fit([architecture], budget)).macs
         else:
-            space = next(iter(self.spaces.values()))
-            macs = int(budget.macs or architecture_cost(space.complete()).macs)
+            macs = self._macs_at(budget)
         train = self.config.run.train
         return training_work(macs, train.epochs, self.num_train, train.batch_size, self.num_test)
+
+    def _macs_at(self, budget: Budget) -> int:
+        """Of a network that meets a budget; at most those of the supernet if these are free."""
+        space = next(iter(self.spaces.values()))
+        return int(budget.macs or architecture_cost(space.complete()).macs)
 
     def _draw(self, space: str, purpose: str) -> Iterator[Architecture]:
         seed = derive_seed(self.config.run.seed, "study", space, purpose)

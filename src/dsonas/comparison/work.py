@@ -61,6 +61,19 @@ def search_work(space: SearchSpace, config: RunConfig, num_train: int) -> int:
     return total
 
 
+def trials_work(macs: int, config: RunConfig, num_train: int) -> int:
+    """Multiply-adds of the trials that end a search, see ``refining``.
+
+    Args:
+        macs: multiply-adds of a network that meets the budget.
+        config: the number and length of the trials, and the split.
+        num_train: training images before the split.
+    """
+    search, size = config.search, config.train.batch_size
+    weights, factors = part_sizes(config, num_train)
+    return search.trials * training_work(macs, search.trial_epochs, weights, size, factors)
+
+
 def _planned_share(config: RunConfig, epoch: int) -> float:
     search = config.search
     plan = search.plan

@@ -82,7 +82,7 @@ class _Rebuilds:
         smaller = self._rebuild(live, progress, counted)
         connection_penalties(self.penalty_kind, 1.0, self.supernet, smaller, self.config.space)
         seconds = time.perf_counter() - start
-        forwards = counted.forwards if self.config.rank == "loss" else 0
+        forwards = counted.forwards * self.config.rank_batches * (self.config.rank == "loss")
         return Phase(live, epochs, forwards, seconds), smaller
 
     def _rebuild(self, live: Architecture, progress: float, worth: Worth) -> Architecture:
@@ -91,7 +91,9 @@ class _Rebuilds:
             return live
         if self.config.rank == "factor":
             return drop_smallest(plan, progress, self.supernet, live, self.factors, self.cost)
-        return follow_plan(plan, progress, self.supernet, live, self.factors, worth, self.cost)
+        states = self.supernet, live
+        thrift = self.config.thrift
+        return follow_plan(plan, progress, *states, self.factors, worth, self.cost, thrift)
 
 
 class _CountedWorth:

@@ -1,0 +1,117 @@
+"""Short trainings at the budget by which a search makes its last choice, see ``refining``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from dsonas.architecture import Architecture
+from dsonas.budgets import InfeasibleBudgetError
+from dsonas.config import RunConfig
+from dsonas.console import Reporter
+from dsonas.data import Batches, ImageData, ImageSet, split_for_search
+from dsonas.engine import Engine
+from dsonas.loop import DivergedError, Journal, run_stage
+from dsonas.network import Network
+from dsonas.refining import refine
+from dsonas.runs import RunFolder
+from dsonas.seeding import derive_seed
+from dsonas.training import Training
+
+FILE = "trials.json"
+
+
+@dataclass
+class Trials:
+    """Train structures on the weight part of the training set, measure them on the other part.
+
+    The losses are kept in the run folder, so that a search that was interrupted goes on behind the
+    last trial that was finished.
+
+    Args:
+        config: how to train, and for how many epochs; its seed fixes everything.
+        data: only its training images are used.
+        engine: device, precision, processes.
+        folder: of the run.
+        reporter: told about every trial.
+        stop: polled after every step.
+        fit: brings a structure to the budget.
+    """
+
+    config: RunConfig
+    data: ImageData
+    engine: Engine
+    folder: RunFolder
+    reporter: Reporter
+    stop: Callable[[], bool]
+    fit: Callable[[Sequence[Architecture]], Architecture]
+    losses: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        path = self.folder.path / FILE
+        self.losses = json.loads(path.read_text())["losses"] if path.exists() else []
+
+    def choose(self, chain: Sequence[Architecture]) -> list[Architecture]:
+        """The chain with the chosen structure last; as it is, without trials or a budget.
+
+        Raises:
+            Interrupted: if ``stop()`` says so; the trial that was running is lost.
+        """
+        search = self.config.search
+        if not search.trials or not self.config.budget.bounds:
+            return list(chain)
+        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "trials"))
+        shared = search.space == "share"
+        return refine(chain, search.trials, self._trial, generator, shared=shared)
+
+    def _trial(self, structure: Architecture, number: int) -> float:
+        losses = self.engine.processes.decide(lambda: self.losses)
+        if number < len(losses):
+            return losses[number]
+        try:
+            loss = self._loss(self.fit([structure]), derive_seed(self.config.seed, "trial", number))
+        except (DivergedError, InfeasibleBudgetError):
+            loss = math.inf
+        self.losses.append(loss)
+        self.folder.write(FILE, json.dumps({"losses": self.losses}) + "\n")
+        self.reporter.say(f"trial {number + 1} of {self.config.search.trials}  loss {loss:.4f}")
+        return loss
+
+    def _loss(self, architecture: Architecture, seed: int) -> float:
+        """The loss on the factor part after a short training on the weight part."""
+        epochs = self.config.search.trial_epochs
+        train = replace(self.config.train, epochs=epochs, evaluate_every=epochs)
+        split = derive_seed(self.config.seed, "split")
+        parts = split_for_search(self.data.train, self.config.data.lambda_fraction, split)
+        torch.manual_seed(seed)
+        network = Network(architecture, auxiliary=train.auxiliary > 0, dropout=train.dropout)
+        self.engine.place(network)
+        stage = Training(
+            network,
+            self._batches(parts[0], seed, train.batch_size, learns=True),
+            self._batches(parts[1], seed, train.batch_size, learns=False),
+            train,
+            self.engine,
+            seed,
+        )
+        journal = Journal(stop=self.stop)
+        run_stage(stage, journal, self.engine.device, None, self.engine.processes)
+        return float(journal.rows[-1]["test_loss"])
+
+    def _batches(self, images: ImageSet, seed: int, size: int, *, learns: bool) -> Batches:
+        return Batches(
+            images,
+            self.data,
+            batch_size=size,
+            augmentation=self.data.train_augmentation if learns else None,
+            shuffle=learns,
+            drop_last=learns,
+            seed=seed,
+            device=self.engine.device,
+            workers=self.config.data.workers,
+            share=self.engine.processes.share,
+        )

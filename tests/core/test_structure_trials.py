@@ -1,0 +1,74 @@
+"""Trials at the end of a search: at the budget, interrupted or not; none without a budget."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dsonas.budgets import Budget
+from dsonas.config import NetworkConfig, RunConfig
+from dsonas.console import Reporter
+from dsonas.costs import architecture_cost
+from dsonas.data import DataConfig
+from dsonas.engine import EngineConfig
+from dsonas.loop import Interrupted
+from dsonas.pipeline import Job
+from dsonas.runs import RunFolder, load_chain
+from dsonas.search_config import PretrainConfig, SearchConfig
+from dsonas.training import TrainConfig
+from dsonas.trials import FILE
+
+CONFIG = RunConfig(
+    data=DataConfig(name="digits", max_train_images=120, max_test_images=20),
+    network=NetworkConfig(levels=2, blocks=(1, 1), channels=4),
+    pretrain=PretrainConfig(epochs=0),
+    search=SearchConfig(epochs=2, batch_size=16, structure=0.2, trials=4),
+    train=TrainConfig(epochs=1, batch_size=16),
+    engine=EngineConfig(threads=1),
+    budget=Budget(macs="20k"),
+)
+
+
+class Silent(Reporter):
+    def step(self, stage, epoch, batch, row):
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
+def job(folder: Path, config: RunConfig = CONFIG, stop=lambda: False) -> Job:
+    return Job(config, RunFolder(folder), Silent(), stop)
+
+
+def test_the_chosen_structure_meets_the_budget_and_ends_the_chain(tmp_path):
+    found = job(tmp_path).search()
+    chain = load_chain(tmp_path / "chain.json")
+    costs = [architecture_cost(member).macs for member in chain]
+    assert costs == sorted(costs, reverse=True)
+    assert 0.9 * 20000 < architecture_cost(found).macs <= 20000
+    assert len(json.loads((tmp_path / FILE).read_text())["losses"]) == 4
+
+
+def test_an_interrupted_search_goes_on_behind_the_last_trial(tmp_path):
+    whole = job(tmp_path / "whole").search()
+    folder = tmp_path / "cut"
+
+    def stop() -> bool:  # in the third trial
+        path = folder / FILE
+        return path.exists() and len(json.loads(path.read_text())["losses"]) == 2
+
+    with pytest.raises(Interrupted):
+        job(folder, stop=stop).search()
+    assert job(folder).search() == whole
+    files = [(tmp_path / name / FILE).read_text() for name in ("whole", "cut")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("left_out", ["budget", "trials"])
+def test_without_a_budget_or_trials_the_plan_decides(tmp_path, left_out: str):
+    search = replace(CONFIG.search, trials=0) if left_out == "trials" else CONFIG.search
+    budget = Budget() if left_out == "budget" else CONFIG.budget
+    job(tmp_path, replace(CONFIG, search=search, budget=budget)).search()
+    assert not (tmp_path / FILE).exists()
