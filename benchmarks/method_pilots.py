@@ -5,20 +5,18 @@ images, shorter trainings. Errors are those on other training images; the test i
 Each group of cases is asked for by name; the result file holds all rows, and the same command goes
 on where it was cut off.
 
-    python benchmarks/method_pilots.py random hand-made chain --out pilots.json
+    python benchmarks/method_pilots.py random hand-made rules --out pilots.json
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,7 @@ from rich.console import Console
 
 from dsonas.architecture import Architecture
 from dsonas.baselines import HAND_MADE, blocks_macs, hand_made, random_architectures
-from dsonas.benching import environment
-from dsonas.budgets import Budget
+from dsonas.budgets import Budget, cost_function
 from dsonas.chains import fit_chain
 from dsonas.config import RunConfig
 from dsonas.configuring import config_parser, parse, to_config
@@ -35,13 +32,34 @@ from dsonas.console import Reporter
 from dsonas.costs import architecture_cost
 from dsonas.data import ImageData, load_data
 from dsonas.engine import Engine
-from dsonas.pipeline import Job, fit_to_budget
+from dsonas.pipeline import Job
 from dsonas.runs import RunFolder, load_chain
-from dsonas.search_config import SearchConfig
+from dsonas.search_config import PretrainConfig, SearchConfig
 from dsonas.spaces import SearchSpace
 from dsonas.trials import Trials
+from small_study import Study
 
+Row = dict[str, Any]
 YAML = Path(__file__).parent / "compare_fashion_mnist.yaml"
+PROBES = {  # sources of each target; nodes are 1 to 4 (3x3, 5x5, maximum, average), 5 to 8, ...
+    "5x5, maximum": {7: [2], 13: [7]},
+    "3x3, maximum, 3x3": {7: [1], 9: [7], 13: [9]},
+    "3x3, 3x3, maximum": {5: [1], 11: [5], 13: [11]},
+    "3x3, maximum; both to the output": {7: [1], 13: [1, 7]},
+    "3x3 and input, maximum": {7: [0, 1], 13: [7]},
+    "maximum, 3x3": {5: [3], 13: [5]},
+    "3x3 beside maximum": {13: [1, 3]},
+}
+FEW = {"connections": 0.1, "epochs": 5}
+RULES = {
+    "loss per cost": {},
+    "flow per cost": {"rank": "flow"},
+    "flow": {"rank": "flow", "thrift": 0.0},
+    "loss of 8 batches": {"thrift": 0.0, "rank_batches": 8},
+    "loss per cost, few connections": FEW,
+    "flow, few connections": {"rank": "flow", "thrift": 0.0, **FEW},
+    "loss of 8 batches, few connections": {"thrift": 0.0, "rank_batches": 8, **FEW},
+}
 SHARES = (0.35, 0.2, 0.12)  # of the blocks' multiply-adds, for members of a chain
 SPARSE = {"rank": "flow", "thrift": 0.0, "structure": 0.2, "connections": 0.1}
 TRIAL_EPOCHS = 2
@@ -54,10 +72,15 @@ class Pilot:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        parsed = config_parser("pilot", "", ())
-        config = to_config(parse(parsed, ["--config", str(YAML)]))
+        config = to_config(parse(config_parser("pilot", "", ()), ["--config", str(YAML)]))
         train = replace(config.train, epochs=options.epochs, evaluate_every=options.epochs)
-        self.config = replace(config, train=train, budget=Budget(macs=options.budget))
+        self.config = replace(
+            config,
+            pretrain=PretrainConfig(epochs=3),
+            search=SearchConfig(epochs=6, lr=0.05),
+            train=train,
+            budget=Budget(macs=options.budget),
+        )
         self.data = self._data()
 
     def _data(self) -> ImageData:
@@ -82,9 +105,8 @@ class Pilot:
         fitted = fit_chain(chain, self.config.budget, multiple=multiple)
         with tempfile.TemporaryDirectory() as folder:
             metrics = self._job(replace(self.config, seed=seed), folder).train(fitted)
-        return {"error": round(metrics["test_error"], 3), "seed": seed, **self.facts(fitted)} | {
-            "seconds": metrics["train_seconds"]
-        }
+        found = {"error": round(metrics["test_error"], 3), "seed": seed, **self.facts(fitted)}
+        return {**found, "seconds": metrics["train_seconds"]}
 
     def facts(self, network: Architecture) -> dict[str, Any]:
         """Structure and cost of an architecture."""
@@ -102,6 +124,15 @@ class Pilot:
             "reductions": [list(live) for live in network.reductions],
         }
 
+    def rebuilt(self, row: Row) -> Architecture:
+        """The architecture of a row, at the supernet's channels."""
+        supernet = self.space().complete()
+        complete = supernet.blocks[0]
+        wanted = {(s, int(target)) for target, found in row["inputs"].items() for s in found}
+        graph = complete.prune([tuple(c) in wanted for c in complete.connections]).clean()
+        reductions = tuple(tuple(live) for live in row["reductions"])
+        return replace(supernet, blocks=(graph,) * len(supernet.blocks), reductions=reductions)
+
     def search(
         self, seed: int, pretrain: int | None = None, **settings: Any
     ) -> tuple[list[Architecture], float]:
@@ -115,17 +146,16 @@ class Pilot:
             self._job(config, folder).search()
             return load_chain(Path(folder) / "chain.json"), time.process_time() - start
 
-    def refine(self, seed: int, chain: list[Architecture], trials: int) -> list[Architecture]:
-        """The last choice by trials alone, from structures of any origin."""
-        search = replace(self.config.search, trials=trials, trial_epochs=TRIAL_EPOCHS)
-        config, quiet = (
-            replace(self.config, search=search, seed=seed),
-            Reporter(Console(quiet=True)),
-        )
-        fit = partial(fit_to_budget, config=config)
+    def trial(self, network: Architecture, number: int) -> float:
+        """The loss of one trial, as a search makes it."""
+        search = replace(self.config.search, trials=1, trial_epochs=TRIAL_EPOCHS)
+        config = replace(self.config, search=search, seed=1000 + number)
+        quiet = Reporter(Console(quiet=True))
         with tempfile.TemporaryDirectory() as folder:
             run, engine = RunFolder(folder), Engine(config.engine)
-            return Trials(config, self.data, engine, run, quiet, lambda: False, fit).choose(chain)
+            trials = Trials(config, self.data, engine, cost_function(), run, quiet, lambda: False)
+            trials.choose([network])
+            return trials.losses[0]
 
 
 def _share(member: Architecture, supernet: Architecture) -> float:
@@ -135,11 +165,10 @@ def _share(member: Architecture, supernet: Architecture) -> float:
     return blocks_macs(member) / blocks_macs(supernet)
 
 
-Row = dict[str, Any]
-Group = Callable[[Pilot, "Results"], Iterator[Row]]
+Group = Callable[[Pilot, Study], Iterator[Row]]
 
 
-def random_rows(pilot: Pilot, results: Results) -> Iterator[Row]:
+def random_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
     """Random architectures, the two kinds in turn."""
     drawn = random_architectures(pilot.space(), 0)
     for index, architecture in enumerate(islice(drawn, pilot.options.random)):
@@ -148,7 +177,7 @@ def random_rows(pilot: Pilot, results: Results) -> Iterator[Row]:
             yield {**case, **pilot.train([architecture], 1000 + index)}
 
 
-def again_rows(pilot: Pilot, results: Results) -> Iterator[Row]:
+def again_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
     """Further trainings of some random architectures: how much of the spread is training noise?"""
     drawn = list(islice(random_architectures(pilot.space(), 0), max(AGAIN) + 1))
     for repeat in range(1, pilot.options.trainings):
@@ -158,7 +187,7 @@ def again_rows(pilot: Pilot, results: Results) -> Iterator[Row]:
                 yield {**case, **pilot.train([drawn[index]], 1000 + 100 * repeat + index)}
 
 
-def hand_made_rows(pilot: Pilot, results: Results) -> Iterator[Row]:
+def hand_made_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
     """The hand-made networks."""
     for kind in HAND_MADE:
         for index in range(pilot.options.trainings):
@@ -167,15 +196,14 @@ def hand_made_rows(pilot: Pilot, results: Results) -> Iterator[Row]:
                 yield {**case, **pilot.train([hand_made(pilot.space(), kind)], 2000 + index)}
 
 
-def chain_rows(pilot: Pilot, results: Results, rank: str = "loss") -> Iterator[Row]:
-    """Members of the chain of a search that is led down to a small structure."""
+def rule_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
+    """Members of the chain of a search that is led down to a small structure, rule by rule."""
     supernet = pilot.space().complete()
-    group = "chain" if rank == "loss" else f"chain-{rank}"
-    for seed in range(pilot.options.seeds):
-        cases = [{"group": group, "search": seed, "share": share} for share in SHARES]
+    for (rule, settings), seed in product(RULES.items(), range(pilot.options.seeds)):
+        cases = [{"group": "rules", "rule": rule, "search": seed, "share": s} for s in SHARES]
         if all(results.has(**case) for case in cases):
             continue
-        chain, seconds = pilot.search(seed, rank=rank, **CHAIN)
+        chain, seconds = pilot.search(seed, **{**CHAIN, **settings})
         for place, case in enumerate(cases):
             if not results.has(**case):
                 member = min(chain, key=lambda net: abs(_share(net, supernet) - case["share"]))
@@ -183,7 +211,32 @@ def chain_rows(pilot: Pilot, results: Results, rank: str = "loss") -> Iterator[R
                 yield {**case, **row, "search_seconds": round(seconds, 1)}
 
 
-def sparse_rows(pilot: Pilot, results: Results) -> Iterator[Row]:
+def probe_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
+    """A few structures written down by hand after the first random ones had been seen."""
+    supernet = pilot.space().complete()
+    complete = supernet.blocks[0]
+    for place, (name, inputs) in enumerate(PROBES.items()):
+        wanted = {(source, target) for target, sources in inputs.items() for source in sources}
+        graph = complete.prune([tuple(c) in wanted for c in complete.connections]).clean()
+        network = replace(supernet, blocks=(graph,) * len(supernet.blocks))
+        if not results.has(group="probes", name=name):
+            yield {"group": "probes", "name": name, **pilot.train([network], 4000 + place)}
+
+
+def trial_rank_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
+    """A short trial of every structure trained so far: how well does it foretell the error?"""
+    known: dict[Architecture, list[float]] = {}
+    for row in results.rows:
+        if row["group"] in ("random", "again", "rules", "probes"):
+            known.setdefault(pilot.rebuilt(row), []).append(row["error"])
+    for index, (network, errors) in enumerate(known.items()):
+        case = {"group": "trial-rank", "index": index}
+        if not results.has(**case):
+            loss = pilot.trial(network, index)
+            yield {**case, "loss": round(loss, 4), "error": statistics.mean(errors)}
+
+
+def sparse_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
     """The new defaults: operations by flow, whatever they cost, and few connections."""
     for seed in range(pilot.options.seeds):
         cases = [{"group": "sparse", "search": seed, "index": i} for i in range(2)]
@@ -196,7 +249,7 @@ def sparse_rows(pilot: Pilot, results: Results) -> Iterator[Row]:
                 yield {**case, **row, "search_seconds": round(seconds, 1)}
 
 
-def trials_rows(pilot: Pilot, results: Results) -> Iterator[Row]:
+def trials_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
     """Shorter searches whose last choice is made by trials."""
     for seed in range(pilot.options.seeds):
         cases = [{"group": "trials-repeated", "search": seed, "index": i} for i in range(2)]
@@ -210,59 +263,16 @@ def trials_rows(pilot: Pilot, results: Results) -> Iterator[Row]:
                 yield {**case, **row, "search_seconds": round(seconds, 1)}
 
 
-def trials_only_rows(pilot: Pilot, results: Results) -> Iterator[Row]:
-    """No search: the trials begin with random structures; four more for what the search costs."""
-    for seed in range(pilot.options.seeds):
-        cases = [{"group": "trials-only", "search": seed, "index": i} for i in range(2)]
-        if all(results.has(**case) for case in cases):
-            continue
-        drawn = islice(random_architectures(pilot.space(), 77 + seed, ("cost",)), 8)
-        begin = sorted(drawn, key=lambda net: -architecture_cost(net).macs)
-        start = time.process_time()
-        chain = pilot.refine(seed, [pilot.space().complete(), *begin], 24)
-        seconds = time.process_time() - start
-        for index, case in enumerate(cases):
-            if not results.has(**case):
-                row = pilot.train(chain, 6000 + 10 * seed + index)
-                yield {**case, **row, "search_seconds": round(seconds, 1)}
-
-
 GROUPS: dict[str, Group] = {
     "random": random_rows,
     "again": again_rows,
     "hand-made": hand_made_rows,
-    "chain": chain_rows,
+    "rules": rule_rows,
+    "probes": probe_rows,
     "sparse": sparse_rows,
     "trials-repeated": trials_rows,
-    "trials-only": trials_only_rows,
-    "chain-flow": lambda pilot, results: chain_rows(pilot, results, "flow"),
+    "trial-rank": trial_rank_rows,
 }
-
-
-class Results:
-    """The rows so far, kept in a file."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.path: Path = options.out
-        keys = ("budget", "images", "held_out", "epochs")
-        self.options = {key: getattr(options, key) for key in keys}
-        held = json.loads(self.path.read_text()) if self.path.exists() else {}
-        if held and held["options"] != self.options:
-            raise SystemExit(f"{self.path} has other options: give another --out")
-        self.rows: list[Row] = held.get("rows", [])
-
-    def has(self, **case: Any) -> bool:
-        """Whether there is a row of a case."""
-        return any(case.items() <= row.items() for row in self.rows)
-
-    def add(self, row: Row, engine: Engine) -> None:
-        """Keep a row and write all."""
-        self.rows.append(row)
-        shown = {key: row[key] for key in row if key not in ("inputs", "macs", "params", "seed")}
-        print(shown, flush=True)
-        value = {"options": self.options, "environment": environment(engine), "rows": self.rows}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def main() -> None:
@@ -277,11 +287,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trainings", type=int, default=3)
     options = parser.parse_args()
-    pilot, results = Pilot(options), Results(options)
-    engine = Engine(pilot.config.engine)
+    pilot, results = Pilot(options), Study(options, ("groups", "random", "trainings"))
     for name in options.groups:
         for row in GROUPS[name](pilot, results):
-            results.add(row, engine)
+            results.add(row)
         found = [row["error"] for row in results.rows if row["group"] == name]
         print(name, f"{statistics.mean(found):.2f} +- {statistics.stdev(found):.2f}", len(found))
 

@@ -28,10 +28,11 @@ from dsonas.console import Reporter, readable_count
 from dsonas.data.config import short_name
 from dsonas.drawing import draw_architecture
 from dsonas.export_command import export
+from dsonas.fitting import fit_to_budget
 from dsonas.interrupts import StopSignal
 from dsonas.loop import DivergedError, Interrupted
 from dsonas.pareto import Front, add_front_options, asked_front, check_front
-from dsonas.pipeline import Job, evaluate_run, fit_to_budget
+from dsonas.pipeline import Job, evaluate_run
 from dsonas.plan_command import plan
 from dsonas.prediction import predict_images
 from dsonas.report import write_run_report

@@ -23,6 +23,7 @@ from dsonas.config import RunConfig
 from dsonas.configuring import OptionParser, to_yaml
 from dsonas.console import Reporter, readable_count
 from dsonas.engine import Engine
+from dsonas.fitting import run_costs
 from dsonas.fronts import (
     FrontConfig,
     bounded_by,
@@ -34,7 +35,7 @@ from dsonas.fronts import (
 from dsonas.interrupts import StopSignal
 from dsonas.latency import LatencyMeter
 from dsonas.loop import DivergedError
-from dsonas.pipeline import Job, run_costs
+from dsonas.pipeline import Job
 from dsonas.runs import RunError, RunFolder, load_chain
 
 COLUMNS: tuple[str, ...] = (

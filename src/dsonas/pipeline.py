@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
 
 from dsonas.architecture import Architecture
-from dsonas.budgets import CostFunction, check_reachable, cost_function
-from dsonas.chains import chain_to_json, fit_chain
+from dsonas.budgets import check_reachable
+from dsonas.chains import chain_to_json
 from dsonas.config import RunConfig
 from dsonas.console import Reporter, readable_count
 from dsonas.costs import architecture_cost
 from dsonas.data import Batches, ImageData, load_data
 from dsonas.drawing import draw_architecture
 from dsonas.engine import Engine
-from dsonas.latency import LatencyFunction, LatencyMeter
+from dsonas.fitting import fit_to_budget, run_costs
+from dsonas.latency import LatencyMeter
 from dsonas.loop import STAGES, Journal, run_stage
 from dsonas.network import AuxiliaryHead, Network
 from dsonas.runs import Preprocessing, RunError, RunFolder, versions
@@ -134,11 +134,11 @@ class Job:
             resume=self.resume,
             workers=self.config.data.workers,
         )
-        fit = partial(fit_to_budget, config=self.config, cost=self.cost)
-        ways = self.engine, self.folder, self.reporter, self.stop, fit
-        chain = Trials(self.config, self.data, *ways).choose(result.chain)
+        shown = self.folder, self.reporter, self.stop
+        trials = Trials(self.config, self.data, self.engine, self.cost, *shown)
+        chain = trials.choose(result.chain)
         self.folder.write("chain.json", chain_to_json(chain))
-        architecture = fit(chain)
+        architecture = fit_to_budget(chain, self.config, self.cost)
         self._extras["architecture"] = architecture.to_json()
         self._extras["factors"] = result.factors
         self.resume = None
@@ -225,30 +225,6 @@ class Job:
         self.folder.write_log(self.journal.rows)
         self.folder.write_metrics(metrics)
         return metrics
-
-
-def run_costs(config: RunConfig, latency: LatencyFunction) -> CostFunction:
-    """The measures that a run needs: latency is measured only if something depends on it."""
-    timed = config.budget.latency_ms is not None or config.search.penalty_kind == "adaptive_latency"
-    return cost_function(latency if timed else None)
-
-
-def fit_to_budget(
-    chain: Sequence[Architecture], config: RunConfig, cost: CostFunction | None = None
-) -> Architecture:
-    """The member of a search's chain and its width for a budget, see ``fit_chain``.
-
-    Args:
-        chain: largest first.
-        config: its budget and channel multiple count.
-        cost: all measures of an architecture. None: measured as the configuration says.
-
-    Raises:
-        InfeasibleBudgetError: if no member meets the budget.
-    """
-    cost = cost or run_costs(config, LatencyMeter(str(Engine(config.engine).device)))
-    multiple = config.network.channel_multiple
-    return fit_chain(chain, config.budget, multiple=multiple, cost=cost)
 
 
 def held_out_batches(data: ImageData, engine: Engine, workers: int = 0) -> Batches:

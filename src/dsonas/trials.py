@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from dsonas.architecture import Architecture
-from dsonas.budgets import InfeasibleBudgetError
+from dsonas.budgets import CostFunction, InfeasibleBudgetError
 from dsonas.config import RunConfig
 from dsonas.console import Reporter
 from dsonas.data import Batches, ImageData, ImageSet, split_for_search
 from dsonas.engine import Engine
+from dsonas.fitting import fit_to_budget
 from dsonas.loop import DivergedError, Journal, run_stage
 from dsonas.network import Network
 from dsonas.refining import refine
@@ -36,19 +37,19 @@ class Trials:
         config: how to train, and for how many epochs; its seed fixes everything.
         data: only its training images are used.
         engine: device, precision, processes.
+        cost: all measures of an architecture.
         folder: of the run.
         reporter: told about every trial.
         stop: polled after every step.
-        fit: brings a structure to the budget.
     """
 
     config: RunConfig
     data: ImageData
     engine: Engine
+    cost: CostFunction
     folder: RunFolder
     reporter: Reporter
     stop: Callable[[], bool]
-    fit: Callable[[Sequence[Architecture]], Architecture]
     losses: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,8 +73,10 @@ class Trials:
         losses = self.engine.processes.decide(lambda: self.losses)
         if number < len(losses):
             return losses[number]
+        seed = derive_seed(self.config.seed, "trial", number)
         try:
-            loss = self._loss(self.fit([structure]), derive_seed(self.config.seed, "trial", number))
+            fitted = fit_to_budget([structure], self.config, self.cost)
+            loss = self._loss(fitted, seed)
         except (DivergedError, InfeasibleBudgetError):
             loss = math.inf
         self.losses.append(loss)

@@ -107,6 +107,16 @@ def test_work_of_a_search_without_a_plan_is_that_of_the_supernet(study, run_conf
     assert search_work(space, unshrunk, 200) == search_work(space, dense, 200)
 
 
+def test_work_of_a_search_counts_its_trials_at_the_first_budget(study, run_config: RunConfig):
+    tried = replace(run_config, search=replace(run_config.search, trials=3, trial_epochs=2))
+    more = study(run=tried).search_work("share") - study().search_work("share")
+    one = training_work(30_000, 2, 100, 16, 100)
+    assert more == 3 * one
+    candidates = [len(made.candidates("share", 0, Budget(macs="30k")))
+                  for made in (study(), study(run=tried))]  # fmt: skip
+    assert candidates[1] > candidates[0]
+
+
 def test_work_follows_the_plan_and_so_the_log_of_a_search(study, run_config, digits, tmp_path):
     """What a real search logged costs no more than what is counted, and not much less."""
     from dsonas.console import Reporter

@@ -147,6 +147,8 @@ def outline(config: RunConfig, shape: DataShape) -> Outline:
                 "the search is planned with the whole supernet (an upper bound)"
             )
     chain = distinct([supernet, *(phase.architecture for phase in phases)])
+    if config.search.trials and budget.bounds:
+        notes.append(f"the {config.search.trials} short trainings of search.trials are left out")
     network = fit_chain(chain, budget, multiple=multiple)
     return Outline(supernet, tuple(phases), network, tuple(notes))
 
