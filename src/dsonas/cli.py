@@ -46,6 +46,7 @@ COMMANDS = (
 )  # fmt: skip
 TOGETHER = ("run", "search", "train")  # several processes can do
 _OUT_OF_MEMORY = re.compile("memory|Storage size")  # as torch puts it
+_DEAD_WORKER = "DataLoader worker"  # likewise, at any moment: a signal tells it
 EXIT_DONE, EXIT_BAD_INPUT, EXIT_BROKEN_PIPE = 0, 2, 1
 
 
@@ -109,10 +110,23 @@ def _guarded(command: str, arguments: list[str], stop: StopSignal) -> int:
     except ValueError as error:
         return _complain(str(error))
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+        if (message := _shortage(error)) is None:
             raise
-        reason = " ".join(str(error).split())[:150]
-        return _complain(f"out of memory: lower the batch_size or network.channels ({reason})")
+        return _complain(message)
+
+
+def _shortage(error: RuntimeError | MemoryError) -> str | None:
+    """What the machine lacks, memory or a process that has died; None if it is a fault of ours."""
+    reason = " ".join(str(error).split())[:150]
+    if _DEAD_WORKER in reason:
+        return (
+            f"a process that reads images has died ({reason}): lower data.workers, or free memory, "
+            "for a system without any kills processes; the same command goes on from the last "
+            "checkpoint"
+        )
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(reason):
+        return f"out of memory: lower the batch_size or network.channels ({reason})"
+    return None
 
 
 def _complain(message: str) -> int:

@@ -1,9 +1,14 @@
 """``dsonas shards``, and runs on what it wrote."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
+from torch.utils.data import get_worker_info
+
+from dsonas.data import fetching
 
 SMALL = [
     "--data.image_size", "8", "--network.levels", "1", "--network.channels", "4",
@@ -70,6 +75,25 @@ def assert_one_line(ended, text):
     assert len(ended.err.splitlines()) == 1
     assert ended.err.startswith("dsonas: error: ")
     assert text in ended.err
+
+
+def test_a_dead_worker_ends_a_run_in_one_line(dsonas, shards, tmp_path, monkeypatch):
+    read = fetching._Parts.__iter__
+
+    def killed(parts):
+        for number, item in enumerate(read(parts)):
+            if number and get_worker_info().id:
+                os.kill(os.getpid(), signal.SIGKILL)  # as a system does that is out of memory
+            yield item
+
+    monkeypatch.setattr(fetching._Parts, "__iter__", killed)
+    options = [*SMALL, "--data.workers", 2, "--out", tmp_path / "run"]
+    ended = dsonas("run", "--data.name", f"shards:{shards}", *options)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "a process that reads images has died" in ended.err
+    assert "lower data.workers" in ended.err
+    monkeypatch.undo()
+    assert dsonas("run", "--data.name", f"shards:{shards}", *options).code == 0
 
 
 def test_too_few_shards_for_the_split_are_refused_first(dsonas, images, tmp_path):
