@@ -95,6 +95,8 @@ class Searching:
         self.pressure = 1.0
         self.history: list[list[list[float]]] = []  # the factors after each epoch
         self.chain: list[Architecture] = [self.supernet]
+        if config.penalty_kind == "adaptive_memory":  # the one whose supernet is not uniform
+            self._set_penalties(self.penalty)
 
     def _factor_optimizer(self) -> ProximalNAG:
         groups = [{"params": [vector]} for vector in self.scaling.parameters()]

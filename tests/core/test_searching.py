@@ -8,7 +8,7 @@ import torch
 
 from core.builders import randomise
 from dsonas.architecture import Skeleton
-from dsonas.budgets import Budget
+from dsonas.budgets import Budget, cost_function
 from dsonas.checkpoints import CheckpointFolder
 from dsonas.costs import architecture_cost
 from dsonas.data import Batches, DataConfig, ImageData, load_data
@@ -16,6 +16,7 @@ from dsonas.engine import Engine, EngineConfig
 from dsonas.loop import DivergedError, Interrupted, Journal
 from dsonas.network import Network
 from dsonas.optimizers import sgd
+from dsonas.penalties import connection_penalties
 from dsonas.search_config import PretrainConfig, SearchConfig
 from dsonas.search_stages import Searching, SearchResult, alternation
 from dsonas.searching import search
@@ -253,6 +254,27 @@ def test_a_rebuild_keeps_the_outputs_in_evaluation_mode(data):
         stage.end_epoch(0)
         assert 5 not in stage.network.architecture.blocks[0].kept_nodes
         torch.testing.assert_close(stage.network.eval()(images), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "adaptive_memory", "adaptive_latency"])
+@pytest.mark.parametrize("sharing", ["share", "full"])
+def test_every_penalty_can_lead_a_search(data, uninterrupted, sharing: str, kind: str):
+    cost = cost_function(lambda architecture: architecture_cost(architecture).macs / 1e6)
+    config = replace(CONFIG, penalty_kind=kind)
+    found = run(data, sharing=sharing, config=config, cost=cost)
+    assert found.architecture.num_live < found.supernet.num_live
+    assert found.factors != uninterrupted[sharing][0].factors  # by adaptive_macs, the default
+
+
+def test_penalties_by_memory_access_hold_from_the_first_step(data):
+    network = Network(SPACE.complete(), sharing="share")
+    config = SearchConfig(batch_size=32, penalty=0.5, penalty_kind="adaptive_memory")
+    engine = Engine(EngineConfig(device="cpu", threads=1))
+    stage = Searching(network, batches_of(data), batches_of(data, 1), config, engine)
+    whole = network.architecture
+    (expected,) = connection_penalties("adaptive_memory", 0.5, whole, whole, "share")
+    assert len(set(expected)) > 1
+    assert stage.factor_optimizer.param_groups[0]["penalty"].tolist() == pytest.approx(expected)
 
 
 def test_a_budget_on_parameters_leads_by_parameters(data):
