@@ -1,6 +1,7 @@
 """Penalties follow what a block still costs."""
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 
@@ -43,6 +44,30 @@ def test_adaptive_is_in_proportion_to_the_live_cost():
     assert block_penalties("adaptive_macs", 2.0, WHOLE, halves, "share") == pytest.approx(
         [2 * now / whole]
     )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_with_many_channels_adaptive_is_the_published_count_of_units(seed: int):
+    """The published code counts units, (n + 1) / (6M + 1): the two separable convolutions of the
+    first level, those of later levels that have an input, and the live connections to the output.
+    With many channels all of these cost C^2 h w, and what else costs something vanishes.
+    """
+    names = ("separable_conv3x3", "separable_conv5x5", "max_pool3x3", "average_pool3x3")
+    levels, rng = 4, Random(seed)
+    skeleton = Skeleton(image_size=16, blocks=(1,), channels=(8192,))
+    whole = Architecture.complete(skeleton, names, levels)
+    graph, density = whole.blocks[0], rng.uniform(0.1, 0.9)
+    kept = {node for node in graph.kept_nodes if graph.level(node) > 1 and rng.random() > density}
+    live = [target in (graph.output_node, *kept) for _, target in graph.connections]
+    current = graph.prune(live).clean()
+    kept &= {*current.kept_nodes}
+    convolutions = sum(graph.operation(node).startswith("separable") for node in kept)
+    outputs = len(current.inputs[graph.output_node])
+    published = (2 + convolutions + outputs + 1) / (6 * levels + 1)
+    (found,) = block_penalties(
+        "adaptive_macs", 1.0, whole, replace(whole, blocks=(current,)), "full"
+    )
+    assert found == pytest.approx(published, abs=1 / (6 * levels + 1))
 
 
 def test_unknown_kinds_are_refused():
