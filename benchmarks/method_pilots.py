@@ -148,14 +148,18 @@ class Pilot:
 
     def trial(self, network: Architecture, number: int) -> float:
         """The loss of one trial, as a search makes it."""
-        search = replace(self.config.search, trials=1, trial_epochs=TRIAL_EPOCHS)
-        config = replace(self.config, search=search, seed=1000 + number)
+        return self.trials([network], 1000 + number, trials=1, trial_epochs=TRIAL_EPOCHS)[1][0]
+
+    def trials(
+        self, chain: Sequence[Architecture], seed: int, **settings: Any
+    ) -> tuple[list[Architecture], list[float]]:
+        """The chain that ends with what trials choose, and the losses of all trials."""
+        config = replace(self.config, search=replace(self.config.search, **settings), seed=seed)
         quiet = Reporter(Console(quiet=True))
         with tempfile.TemporaryDirectory() as folder:
             run, engine = RunFolder(folder), Engine(config.engine)
             trials = Trials(config, self.data, engine, cost_function(), run, quiet, lambda: False)
-            trials.choose([network])
-            return trials.losses[0]
+            return trials.choose(chain), trials.losses
 
 
 def _share(member: Architecture, supernet: Architecture) -> float:
@@ -263,6 +267,28 @@ def trials_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
                 yield {**case, **row, "search_seconds": round(seconds, 1)}
 
 
+def chosen_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
+    """The search of the study: what it was led to, and what trials made of that."""
+    for seed in range(pilot.options.first_seed, pilot.options.seeds):
+        kinds = product(("chain", "trials"), range(2))
+        cases = [{"group": "chosen", "kind": k, "search": seed, "index": i} for k, i in kinds]
+        if all(results.has(**case) for case in cases):
+            continue
+        few = {**SPARSE, "structure": 0.1}
+        chain, seconds = pilot.search(seed, pretrain=2, epochs=5, **few)
+        start = time.process_time()
+        tried, losses = pilot.trials(chain, seed, trials=16, trial_epochs=1)
+        spent = {
+            "search_seconds": round(seconds, 1),
+            "trial_seconds": round(time.process_time() - start, 1),
+        }
+        for place, case in enumerate(cases):
+            if not results.has(**case):
+                found = tried if case["kind"] == "trials" else chain
+                row = pilot.train(found, 8000 + 10 * seed + place)
+                yield {**case, **row, **spent, "losses": losses}
+
+
 GROUPS: dict[str, Group] = {
     "random": random_rows,
     "again": again_rows,
@@ -272,6 +298,7 @@ GROUPS: dict[str, Group] = {
     "sparse": sparse_rows,
     "trials-repeated": trials_rows,
     "trial-rank": trial_rank_rows,
+    "chosen": chosen_rows,
 }
 
 
@@ -285,9 +312,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--random", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first_seed", type=int, default=0, help="of the group chosen")
     parser.add_argument("--trainings", type=int, default=3)
     options = parser.parse_args()
-    pilot, results = Pilot(options), Study(options, ("groups", "random", "trainings"))
+    pilot, results = Pilot(options), Study(options, ("groups", "random", "trainings", "first_seed"))
     for name in options.groups:
         for row in GROUPS[name](pilot, results):
             results.add(row)

@@ -3,9 +3,10 @@
 All train the same supernet on the same global batch, weight and scaling-factor steps in turn. With
 batch normalisation over the whole batch (``synchronised``) what two processes compute is what one
 computes; without, each normalises by its part, as torch's DDP does when nothing is said
-(``--engine.sync_batchnorm false``). Rounds of one process, of two, and of two without are timed in
-turn, each in fresh processes. An idle machine of two cores is needed: ``others_busy`` is how much
-of a core other programs took, and should be near 0.
+(``--engine.sync_batchnorm false``). ``independent`` is what the machine has to give: two processes
+that know nothing of each other, each on half of the batch. Rounds of all four are timed in turn,
+each in fresh processes. An idle machine of two cores is needed: ``others_busy`` is how much of a
+core other programs took, and should be near 0.
 
     python benchmarks/two_processes.py --out benchmarks/results/two-processes.json
 """
@@ -24,8 +25,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-VARIANTS = {"one": (1, True), "two, synchronised": (2, True), "two": (2, False)}
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+VARIANTS = ("one", "two, synchronised", "two", "independent")
 
 
 def timed_steps(options: argparse.Namespace) -> dict[str, Any]:
@@ -53,18 +54,25 @@ def timed_steps(options: argparse.Namespace) -> dict[str, Any]:
     return {"first": engine.processes.is_first, "seconds": wall[1:], "cpu_seconds": own[1:]}
 
 
-def measured(
-    number: int, synchronised: bool, options: argparse.Namespace
-) -> dict[str, list[float]]:
-    """The seconds of so many processes that act as one, as the first sees them."""
-    launcher = [] if number == 1 else [*TORCHRUN, str(number)]
-    sizes = [f"--{name}={getattr(options, name)}" for name in ("channels", "batch_size", "repeats")]
-    sizes += [] if synchronised else ["--apart"]
+def measured(variant: str, options: argparse.Namespace) -> dict[str, list[float]]:
+    """The seconds of a variant, as its first process sees them."""
+    independent, size = variant == "independent", options.batch_size
+    numbers = {
+        "channels": options.channels,
+        "batch_size": size // 2 if independent else size,
+        "repeats": options.repeats,
+    }
+    launcher = TORCHRUN if variant.startswith("two") else []
+    command = [sys.executable, *launcher, __file__, "--worker"]
+    command += [f"--{name}={value}" for name, value in numbers.items()]
+    command += ["--apart"] if variant == "two" else []
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "seconds.json"
-        command = [sys.executable, *launcher, __file__, *sizes, "--worker", "--out", str(out)]
-        subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
-        return json.loads(out.read_text(encoding="utf-8"))
+        outs = [Path(folder) / f"{number}.json" for number in range(2 if independent else 1)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        running = [subprocess.Popen([*command, "--out", str(out)], env=environment) for out in outs]
+        if any([process.wait() for process in running]):  # a list: all are waited for
+            raise SystemExit(f"{variant}: a process failed")
+        return json.loads(outs[0].read_text(encoding="utf-8"))
 
 
 def others_busy(seconds: float = 2.0) -> float:
@@ -89,7 +97,7 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
     for _ in range(options.rounds):
         for name, kept in found.items():
             busy.append(round(others_busy(), 2))
-            for key, values in measured(*VARIANTS[name], options).items():
+            for key, values in measured(name, options).items():
                 kept[key] += [round(value, 4) for value in values]
     medians = {name: statistics.median(kept["seconds"]) for name, kept in found.items()}
     images = 2 * options.batch_size  # in a pair of steps

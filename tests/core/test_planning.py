@@ -1,17 +1,22 @@
 """Plans against torch's counter, the stages of real runs, and clocks that are known."""
 
 import math
+import weakref
 from collections import Counter
 from dataclasses import replace
+from itertools import islice
 from random import Random
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.builders import random_skeleton
 from dsonas.architecture import Architecture, Skeleton
+from dsonas.baselines import random_architectures
 from dsonas.config import NetworkConfig, RunConfig
 from dsonas.control import Plan
 from dsonas.costs import architecture_cost
@@ -37,6 +42,7 @@ from dsonas.proximal import ProximalNAG
 from dsonas.search_config import PretrainConfig, SearchConfig
 from dsonas.search_stages import Searching
 from dsonas.searching import search
+from dsonas.spaces import cifar_space
 from dsonas.steps import factor_step, weight_step
 from dsonas.training import TrainConfig
 
@@ -271,6 +277,44 @@ def test_memory_grows_with_the_batch_and_recomputation_saves_some():
     ]
     assert sizes == sorted(sizes)
     assert sizes[2] < 2 * sizes[1]
+
+
+class LiveBytes(TorchDispatchMode):
+    """The height of what tensors hold that are made while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.height = 0
+        self.held: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.held:
+                self.held.add(storage._cdata)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
+        self.height = max(self.height, self.live)
+        return made
+
+    def freed(self, key: int, size: int) -> None:
+        self.held.remove(key)
+        self.live -= size
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_memory_of_test_images_is_that_of_a_forward_pass(index: int):
+    space = cifar_space(channels=8, blocks=(1, 1))
+    architecture = [space.complete(), *islice(random_architectures(space, 0), 3)][index]
+    network = Network(architecture).eval()
+    with torch.no_grad(), LiveBytes() as measured:
+        network(torch.zeros(8, 3, 32, 32))
+    parameters = 3 * 4 * architecture_cost(architecture).params
+    images = 8 * 4 * 3 * 32 * 32  # made before
+    step = StepCounter(TINY).count("test", architecture, 8)
+    estimated = peak_memory(step, TINY) - parameters - images
+    assert estimated == pytest.approx(measured.height, rel=0.15)
 
 
 def test_a_measured_device_has_a_time_for_every_line():

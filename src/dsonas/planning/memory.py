@@ -34,12 +34,13 @@ def peak_memory(step: Step, config: RunConfig) -> int:
     kept = largest = 0
     for graph, stage in zip(architecture.blocks, skeleton.block_stages, strict=True):
         plane = skeleton.channels[stage] * skeleton.stage_sizes[stage] ** 2
+        if not backward:  # every block's features are freed before the next block
+            largest = max(largest, plane * _forward_planes(graph, searching))
+            continue
         dense = searching and graph.num_live >= Block.crossover * len(graph.kept_nodes)
         planes = _kept_planes(graph, dense, searching and config.search.recompute)
         kept += plane * (planes + _BLOCK_PLANES)
-        largest = max(largest, plane * _scratch_planes(graph, dense, backward))
-    if not backward:
-        kept = 0  # every block's features are freed before the next block
+        largest = max(largest, plane * _gradient_planes(graph, dense))
     stem = _STEM_PLANES * skeleton.channels[0] * skeleton.stage_sizes[0] ** 2
     images = BYTES * 2 * skeleton.input_channels * skeleton.image_size**2
     parameters = step.gradient_bytes if step.kind != "factors" else 0
@@ -49,7 +50,6 @@ def peak_memory(step: Step, config: RunConfig) -> int:
 
 def _kept_planes(graph: BlockGraph, dense: bool, recompute: bool) -> float:
     """Feature maps of the block's size that its backward pass needs."""
-    end = graph.output_node
     sums = sum(len(graph.inputs[node]) > 1 or dense for node in graph.kept_nodes)
     first = sum(graph.level(node) == 1 for node in graph.kept_nodes)
     names = [graph.operation(node) for node in graph.kept_nodes]
@@ -57,14 +57,29 @@ def _kept_planes(graph: BlockGraph, dense: bool, recompute: bool) -> float:
         inner = 0.0 if recompute else sum(_operation_planes(name, fused=True) for name in names)
         return 1 + len(names) + sums - first + inner
     # features, sums, and the concatenation that the output convolution reads
-    joined = len(graph.inputs[end]) if len(graph.inputs[end]) > 1 else 0
-    return len(names) + sums + joined + sum(_operation_planes(n, fused=False) for n in names)
+    operations = sum(_operation_planes(name, fused=False) for name in names)
+    return len(names) + sums + _joined_planes(graph) + operations
 
 
-def _scratch_planes(graph: BlockGraph, dense: bool, backward: bool) -> float:
-    """Gradients of one block at a time; forward alone, the block's features."""
-    nodes = len(graph.kept_nodes)
-    return nodes + 1 + (len(graph.operations) if dense and backward else 2)
+def _joined_planes(graph: BlockGraph) -> int:
+    """The concatenation that the output convolution reads."""
+    joined = len(graph.inputs[graph.output_node])
+    return joined if joined > 1 else 0
+
+
+def _gradient_planes(graph: BlockGraph, dense: bool) -> int:
+    """Gradients, of one block at a time."""
+    return len(graph.kept_nodes) + 1 + (len(graph.operations) if dense else 2)
+
+
+def _forward_planes(graph: BlockGraph, scaled: bool) -> int:
+    """The features of a block without backward pass: input, operations, output and what it reads.
+
+    Args:
+        graph: live connections.
+        scaled: whether what the output reads is multiplied by factors first.
+    """
+    return 2 + len(graph.kept_nodes) + _joined_planes(graph) * (2 if scaled else 1)
 
 
 @lru_cache(maxsize=256)
