@@ -2,7 +2,10 @@
 
 import json
 import shlex
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +94,17 @@ def test_a_killed_study_goes_on_and_ends_with_the_comparison(dsonas, start, tiny
     other = dsonas(*given, "--trial_epochs", "2")
     assert other.code == 2
     assert "trial_epochs was 1 and is 2" in other.err
+
+    elsewhere = tmp_path / "elsewhere"
+    archive(["pack", out, tmp_path / "study.json"])
+    archive(["unpack", tmp_path / "study.json", elsewhere])
+    moved = dsonas(*[elsewhere if argument == out else argument for argument in given])
+    assert moved.code == 0
+    assert "2 jobs, 2 of them done" in moved.out
+    assert (elsewhere / "compare.md").read_text() == (out / "compare.md").read_text()
+
+
+def archive(arguments):
+    """Run ``benchmarks/study_archive.py``."""
+    script = Path(__file__).parents[2] / "benchmarks" / "study_archive.py"
+    subprocess.run([sys.executable, script, *arguments], check=True)
