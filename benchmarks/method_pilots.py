@@ -14,7 +14,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
@@ -51,6 +51,15 @@ PROBES = {  # sources of each target; nodes are 1 to 4 (3x3, 5x5, maximum, avera
     "3x3 beside maximum": {13: [1, 3]},
 }
 FEW = {"connections": 0.1, "epochs": 5}
+CHAINS = {
+    "5x5": {13: [2]},
+    "3x3, 3x3": {5: [1], 13: [5]},
+    "3x3, 3x3, maximum": {5: [1], 11: [5], 13: [11]},
+    "5x5, 5x5": {6: [2], 13: [6]},
+    "3x3, 3x3, 3x3": {5: [1], 9: [5], 13: [9]},
+}
+CONVOLUTIONS = {"5x5": {13: [2]}, "3x3, 3x3": {5: [1], 13: [5]}}
+REDUCTIONS = {"1x1": (True, False), "3x3": (False, True), "both": (True, True)}
 RULES = {
     "loss per cost": {},
     "flow per cost": {"rank": "flow"},
@@ -74,8 +83,10 @@ class Pilot:
         self.options = options
         config = to_config(parse(config_parser("pilot", "", ()), ["--config", str(YAML)]))
         train = replace(config.train, epochs=options.epochs, evaluate_every=options.epochs)
+        network = replace(config.network, blocks=options.blocks, channels=options.channels)
         self.config = replace(
             config,
+            network=network,
             pretrain=PretrainConfig(epochs=3),
             search=SearchConfig(epochs=6, lr=0.05),
             train=train,
@@ -126,12 +137,23 @@ class Pilot:
 
     def rebuilt(self, row: Row) -> Architecture:
         """The architecture of a row, at the supernet's channels."""
+        return self.structure(row["inputs"], *row["reductions"])
+
+    def structure(
+        self, inputs: Mapping[Any, Sequence[int]], *reductions: Sequence[bool]
+    ) -> Architecture:
+        """An architecture at the supernet's channels, from the sources of each target.
+
+        Args:
+            inputs: sources of the targets; what is left out has none.
+            reductions: live branches of each reduction block; left out: all.
+        """
         supernet = self.space().complete()
         complete = supernet.blocks[0]
-        wanted = {(s, int(target)) for target, found in row["inputs"].items() for s in found}
+        wanted = {(source, int(t)) for t, sources in inputs.items() for source in sources}
         graph = complete.prune([tuple(c) in wanted for c in complete.connections]).clean()
-        reductions = tuple(tuple(live) for live in row["reductions"])
-        return replace(supernet, blocks=(graph,) * len(supernet.blocks), reductions=reductions)
+        live = tuple(tuple(branches) for branches in reductions) or supernet.reductions
+        return replace(supernet, blocks=(graph,) * len(supernet.blocks), reductions=live)
 
     def search(
         self, seed: int, pretrain: int | None = None, **settings: Any
@@ -217,14 +239,28 @@ def rule_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
 
 def probe_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
     """A few structures written down by hand after the first random ones had been seen."""
-    supernet = pilot.space().complete()
-    complete = supernet.blocks[0]
     for place, (name, inputs) in enumerate(PROBES.items()):
-        wanted = {(source, target) for target, sources in inputs.items() for source in sources}
-        graph = complete.prune([tuple(c) in wanted for c in complete.connections]).clean()
-        network = replace(supernet, blocks=(graph,) * len(supernet.blocks))
         if not results.has(group="probes", name=name):
+            network = pilot.structure(inputs)
             yield {"group": "probes", "name": name, **pilot.train([network], 4000 + place)}
+
+
+def chain_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
+    """Convolutions one after the other."""
+    for place, (name, inputs) in enumerate(CHAINS.items()):
+        if not results.has(group="chains", name=name):
+            network = pilot.structure(inputs)
+            yield {"group": "chains", "name": name, **pilot.train([network], 9500 + place)}
+
+
+def reduction_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
+    """The reduction block with one of its convolutions, so that all else is wider."""
+    cases = product(CONVOLUTIONS.items(), REDUCTIONS.items())
+    for place, ((name, inputs), (reduction, live)) in enumerate(cases):
+        case = {"group": "reductions", "name": name, "reduction": reduction}
+        if not results.has(**case):
+            network = pilot.structure(inputs, live)
+            yield {**case, **pilot.train([network], 9000 + place)}
 
 
 def trial_rank_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
@@ -295,6 +331,8 @@ GROUPS: dict[str, Group] = {
     "hand-made": hand_made_rows,
     "rules": rule_rows,
     "probes": probe_rows,
+    "reductions": reduction_rows,
+    "chains": chain_rows,
     "sparse": sparse_rows,
     "trials-repeated": trials_rows,
     "trial-rank": trial_rank_rows,
@@ -302,11 +340,17 @@ GROUPS: dict[str, Group] = {
 }
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("groups", nargs="+", choices=GROUPS)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/method-pilots.json"))
     parser.add_argument("--budget", default="1M")
+    parser.add_argument("--blocks", type=numbers, default=(1, 1), help="of each stage")
+    parser.add_argument("--channels", type=numbers, default=(32, 64), help="of each stage")
     parser.add_argument("--images", type=int, default=20000)
     parser.add_argument("--held_out", type=int, default=10000)
     parser.add_argument("--epochs", type=int, default=3)
