@@ -57,6 +57,12 @@ CHAINS = {
     "3x3, 3x3, maximum": {5: [1], 11: [5], 13: [11]},
     "5x5, 5x5": {6: [2], 13: [6]},
     "3x3, 3x3, 3x3": {5: [1], 9: [5], 13: [9]},
+    "3x3": {13: [1]},
+    "3x3 beside 5x5": {13: [1, 2]},
+    "5x5, maximum": {7: [2], 13: [7]},
+    "3x3, 5x5 and maximum side by side": {13: [1, 2, 3]},
+    "3x3, 5x5; both to the output": {6: [1], 13: [1, 6]},
+    "all of level 1": {13: [1, 2, 3, 4]},
 }
 CONVOLUTIONS = {"5x5": {13: [2]}, "3x3, 3x3": {5: [1], 13: [5]}}
 REDUCTIONS = {"1x1": (True, False), "3x3": (False, True), "both": (True, True)}
@@ -246,7 +252,7 @@ def probe_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
 
 
 def chain_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
-    """Convolutions one after the other."""
+    """A few operations, one after the other or side by side."""
     for place, (name, inputs) in enumerate(CHAINS.items()):
         if not results.has(group="chains", name=name):
             network = pilot.structure(inputs)

@@ -28,6 +28,7 @@ from dsonas.search_config import PretrainConfig, SearchConfig
 from dsonas.training import TrainConfig
 
 ENGINE = EngineConfig(device="cpu", threads=1)
+EARLIER = {"rank": "loss", "thrift": 1.0, "structure": 0.35, "connections": 0.35}  # once defaults
 
 
 def study_parser(description: str | None, out: str, search_epochs: int) -> argparse.ArgumentParser:
@@ -47,8 +48,8 @@ def study_parser(description: str | None, out: str, search_epochs: int) -> argpa
 def study_config(
     options: argparse.Namespace, seed: int, budget: Budget, **search: Any
 ) -> RunConfig:
-    """The configuration of one run of a study."""
-    epochs = {"epochs": options.search_epochs, "batch_size": 64}
+    """The configuration of one run of a study; of the search, what is not given is ``EARLIER``."""
+    chosen = {**EARLIER, "epochs": options.search_epochs, "batch_size": 64, **search}
     return RunConfig(
         data=DataConfig(
             name="fashion-mnist",
@@ -58,7 +59,7 @@ def study_config(
         ),
         network=NetworkConfig(levels=3, blocks=(1, 1), channels=8),
         pretrain=PretrainConfig(epochs=options.pretrain_epochs, batch_size=64),
-        search=SearchConfig(space=options.space, **epochs, **search),
+        search=SearchConfig(space=options.space, **chosen),
         budget=budget,
         train=TrainConfig(epochs=options.train_epochs, batch_size=64),
         engine=ENGINE,

@@ -56,7 +56,8 @@ def fit_chain(
     or a few connections; then the other members without a few; else the one that came closest. A
     latency bound is met by the preferred one alone: its noise is larger than what could be won.
     If the fewest channels are still too much for all of them (milliseconds hardly depend on the
-    width), the smallest member loses operations, the one that saves most first, until it fits.
+    width), the smallest member loses operations, the one that saves most first, until it fits; then
+    the next larger one.
 
     Args:
         chain: nested, largest first; at least one.
@@ -148,17 +149,18 @@ def _slimmer(
 ) -> Iterator[Architecture]:
     """The smallest member, then without one operation or branch of a reduction, without two, ...
 
-    Each block keeps an operation.
+    Each block keeps an operation. What is cheapest may have gone from the smallest member, so the
+    next larger one follows, and so on.
     """
-    member, shared = min(chain, key=use), len(set(chain[0].blocks)) == 1
-    rests = [member]
-    while rests:
-        member = min(rests, key=use)
-        yield member
-        places = operation_places(member, shared=shared)
-        rests = [without_operation(member, place, shared=shared) for place in places]
-        rests = [rest for rest in rests if all(graph.kept_nodes for graph in rest.blocks)]
-        rests += [without_branch(member, place) for place in reduction_costs(member)]
+    for member in sorted(chain, key=use):
+        shared, rests = len(set(member.blocks)) == 1, [member]
+        while rests:
+            smaller = min(rests, key=use)
+            yield smaller
+            places = operation_places(smaller, shared=shared)
+            rests = [without_operation(smaller, place, shared=shared) for place in places]
+            rests = [rest for rest in rests if all(graph.kept_nodes for graph in rest.blocks)]
+            rests += [without_branch(smaller, place) for place in reduction_costs(smaller)]
 
 
 def chain_to_json(chain: Sequence[Architecture]) -> str:

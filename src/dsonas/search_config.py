@@ -69,13 +69,13 @@ class SearchConfig:
             stronger where a connection, or its block, costs more.
         normalise: whether to rescale the factors of every target to a mean square of 1 after each
             step, so that the penalty acts on shares (the scale of a vector is free).
-        rank: what an operation is worth to the plan: ``loss`` measures the loss without it on
-            images of the factor part, ``flow`` judges by the scaling factors alone. ``factor``, for
+        rank: what an operation is worth to the plan: ``flow`` judges by the scaling factors,
+            ``loss`` measures the loss without it on images of the factor part. ``factor``, for
             comparison, removes the connections with the smallest factors, whatever that saves.
         rank_batches: batches of the factor part on which ``loss`` measures, >= 1.
         thrift: how much it counts what an operation costs, >= 0: what it is worth is divided by
-            the cost it saves, to this power. 1 is right where its worth is known well; 0 does not
-            ask for the cost.
+            the cost it saves, to this power. 0 does not ask for the cost; 1 is right where the
+            worth is a loss that is known well.
         rebuild_every: epochs between two rebuilds, >= 1.
         structure: share of the cost of the supernet's blocks that the search keeps, in (0, 1];
             the rest of a budget is met by the width. None leaves the sparsity to the penalty
@@ -91,9 +91,9 @@ class SearchConfig:
         shrink: whether rebuilds remove dead operations physically (faster; the same result).
 
     Example:
-        >>> config = SearchConfig(space="full", structure=0.25)
+        >>> config = SearchConfig(space="full", structure=0.35)
         >>> config.rank, config.schedule
-        ('loss', 'cosine')
+        ('flow', 'cosine')
     """
 
     space: str = "share"
@@ -109,12 +109,12 @@ class SearchConfig:
     penalty: float | None = None
     penalty_kind: str = "adaptive_macs"
     normalise: bool = True
-    rank: str = "loss"
+    rank: str = "flow"
     rank_batches: int = 1
-    thrift: float = 1.0
+    thrift: float = 0.0
     rebuild_every: int = 1
-    structure: float | None = 0.35
-    connections: float = 0.35
+    structure: float | None = 0.25
+    connections: float = 0.1
     reached_at: float = 0.75
     trials: int = 0
     trial_epochs: int = 1

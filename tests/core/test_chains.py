@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsonas.architecture import Architecture, ArchitectureError, Skeleton
-from dsonas.budgets import Budget, InfeasibleBudgetError, fit_width
+from dsonas.budgets import Budget, InfeasibleBudgetError, fit_width, smallest_architecture
 from dsonas.chains import chain_from_json, chain_to_json, distinct, fit_chain, is_chain
 from dsonas.control import Plan, follow_plan
 from dsonas.costs import architecture_cost
@@ -184,3 +184,13 @@ def test_wrong_files_are_refused_by_key(change, message: str):
 def test_repetitions_are_left_out():
     chain = searched(1)
     assert distinct([chain[0], chain[0], *chain, chain[-1]]) == chain
+
+
+@settings(max_examples=15)
+@given(seeds, measures)
+def test_what_the_space_can_reach_is_met_though_the_search_has_kept_costly_operations(
+    seed, measure
+):
+    chain = searched(seed)
+    bound = cost(smallest_architecture(chain[0]), measure)
+    assert cost(fit_chain(chain, Budget(**{measure: bound})), measure) <= bound

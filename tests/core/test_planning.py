@@ -59,7 +59,7 @@ TINY = RunConfig(
     data=DataConfig(name="digits", max_train_images=64, max_test_images=20),
     network=NetworkConfig(levels=2, channels=4, blocks=(1, 1)),
     pretrain=PretrainConfig(epochs=2, batch_size=8),
-    search=SearchConfig(epochs=3, batch_size=8),
+    search=SearchConfig(epochs=3, batch_size=8, rank="loss", thrift=1.0),
     train=TrainConfig(epochs=2, batch_size=16),
     engine=EngineConfig(device="cpu", threads=1),
 )
@@ -201,11 +201,12 @@ def test_an_unequal_split_and_ratio_are_planned_as_they_are_searched(ratio: int)
 
 
 def test_the_phases_follow_the_planned_cost():
-    config = SearchConfig(epochs=8, structure=0.3, connections=0.4, reached_at=0.5)
+    shares = {"structure": 0.3, "connections": 0.4, "reached_at": 0.5}
+    config = SearchConfig(epochs=8, rank="loss", thrift=1.0, **shares)
     skeleton = Skeleton(image_size=16, blocks=(1, 1), channels=(8, 16))
     supernet = Architecture.complete(skeleton, ("separable_conv3x3", "max_pool3x3"), 3)
     phases = search_phases(supernet, config)
-    plan = Plan(structure=0.3, connections=0.4, reached_at=0.5)
+    plan = Plan(**shares)
     for epoch, phase in enumerate(phases):
         allowed = plan.allowed(epoch / 8, supernet)
         assert architecture_cost(phase.architecture).macs <= allowed or epoch == 0
