@@ -37,7 +37,7 @@ from dsonas.runs import RunFolder, load_chain
 from dsonas.search_config import PretrainConfig, SearchConfig
 from dsonas.spaces import SearchSpace
 from dsonas.trials import Trials
-from small_study import Study
+from small_study import EARLIER, Study
 
 Row = dict[str, Any]
 YAML = Path(__file__).parent / "compare_fashion_mnist.yaml"
@@ -94,7 +94,7 @@ class Pilot:
             config,
             network=network,
             pretrain=PretrainConfig(epochs=3),
-            search=SearchConfig(epochs=6, lr=0.05),
+            search=SearchConfig(epochs=6, lr=0.05, **EARLIER),
             train=train,
             budget=Budget(macs=options.budget),
         )
