@@ -18,7 +18,8 @@ COLOURS = {
     "hand_made_residual": "#009e73",
     "hand_made_mobile": "#8a6d00",
 }
-WIDTH, HEIGHT, LEFT, TOP, GAP, BOTTOM = 340, 260, 56, 34, 30, 96
+WIDTH, HEIGHT, LEFT, TOP, GAP, BOTTOM = 340, 260, 56, 34, 30, 48
+LINE = 16  # pixels between lines of the legend
 STEP = 9  # pixels between the methods of one budget
 
 Entry = Mapping[str, Any]
@@ -50,7 +51,9 @@ def svg(value: Mapping[str, Any]) -> str:
     entries = [entry for entry in value["budgets"] if entry["summary"]]
     spaces = list(dict.fromkeys(entry["space"] for entry in entries))
     width = LEFT + max(1, len(spaces)) * (WIDTH + GAP)
-    height = TOP + HEIGHT + BOTTOM
+    shown = [method for method in TITLES if any(method in entry["summary"] for entry in entries)]
+    columns = max(1, min(2, len(spaces)))  # of the legend; one panel has room for one
+    height = TOP + HEIGHT + BOTTOM + LINE * math.ceil(len(shown) / columns)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'font-family="sans-serif" font-size="12" role="img">',
@@ -63,7 +66,7 @@ def svg(value: Mapping[str, Any]) -> str:
         for number, space in enumerate(spaces):
             here = [entry for entry in entries if entry["space"] == space]
             parts += _panel(here, space, LEFT + number * (WIDTH + GAP), vertical)
-        parts += _legend(entries)
+        parts += _legend(shown, columns)
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -139,9 +142,9 @@ def _marks(entry: Entry, x: float, vertical: _Axis) -> Iterator[str]:
         )
 
 
-def _legend(entries: Sequence[Entry]) -> Iterator[str]:
-    shown = [method for method in TITLES if any(method in entry["summary"] for entry in entries)]
+def _legend(shown: Sequence[str], columns: int) -> Iterator[str]:
     for number, method in enumerate(shown):
-        x, y = LEFT + 200 * (number % 2), TOP + HEIGHT + 56 + 16 * (number // 2)
+        x = LEFT + 200 * (number % columns)
+        y = TOP + HEIGHT + BOTTOM + 8 + LINE * (number // columns)
         yield f'<circle cx="{x + 4}" cy="{y - 4}" r="4" fill="{COLOURS[method]}"/>'
         yield f'<text x="{x + 14}" y="{y}">{escape(TITLES[method])}</text>'
