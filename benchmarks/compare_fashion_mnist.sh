@@ -15,9 +15,10 @@ archive=$results/compare-fashion-mnist-jobs.json
 keep() {
   [ -e "$out/compare.json" ] || return 0 # a dry run leaves none
   mkdir -p "$results"
-  for kind in json md svg; do
+  for kind in json md; do
     cp "$out/compare.$kind" "$results/compare-fashion-mnist.$kind"
   done
+  cp "$out/compare.svg" docs/images/compare-fashion-mnist.svg
   .venv/bin/python benchmarks/study_archive.py pack "$out" "$archive"
 }
 

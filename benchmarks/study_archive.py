@@ -16,17 +16,16 @@ from pathlib import Path
 
 from dsonas.checkpoints import write_atomically
 
-KEPT = ("config.yaml", "study.json", "architectures/*.json", "jobs/*/attempts.json")
-DONE = "jobs/*/result.json"
+KEPT = ("config.yaml", "study.json", "architectures/*.json")
 
 
 def kept_files(study: Path) -> Iterator[Path]:
     """The files that a study goes on from; of jobs, only those that are done."""
-    done = {path.parent for path in study.glob(DONE)}
-    for pattern in (*KEPT, DONE):
-        for path in sorted(study.glob(pattern)):
-            if not pattern.startswith("jobs") or path.parent in done:
-                yield path
+    for pattern in KEPT:
+        yield from sorted(study.glob(pattern))
+    for result in sorted(study.glob("jobs/*/result.json")):
+        yield result
+        yield result.with_name("attempts.json")
 
 
 def pack(study: Path, archive: Path) -> int:

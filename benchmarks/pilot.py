@@ -1,0 +1,149 @@
+"""One setting of the pilots: a budget, a space, numbers of images and epochs; what they run."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dsonas.architecture import Architecture
+from dsonas.baselines import blocks_macs
+from dsonas.budgets import Budget, cost_function
+from dsonas.chains import fit_chain
+from dsonas.config import RunConfig
+from dsonas.configuring import config_parser, parse, to_config
+from dsonas.console import Reporter
+from dsonas.costs import architecture_cost
+from dsonas.data import ImageData, load_data
+from dsonas.engine import Engine
+from dsonas.pipeline import Job
+from dsonas.runs import RunFolder, load_chain
+from dsonas.search_config import PretrainConfig, SearchConfig
+from dsonas.spaces import SearchSpace
+from dsonas.trials import Trials
+from small_study import EARLIER
+
+Row = dict[str, Any]
+YAML = Path(__file__).parent / "compare_fashion_mnist.yaml"
+TRIAL_EPOCHS = 2
+
+
+class Pilot:
+    """One setting: a budget, a space, numbers of images and epochs."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        config = to_config(parse(config_parser("pilot", "", ()), ["--config", str(YAML)]))
+        train = replace(config.train, epochs=options.epochs, evaluate_every=options.epochs)
+        network = replace(config.network, blocks=options.blocks, channels=options.channels)
+        self.config = replace(
+            config,
+            network=network,
+            pretrain=PretrainConfig(epochs=3),
+            search=SearchConfig(epochs=6, lr=0.05, **EARLIER),
+            train=train,
+            budget=Budget(macs=options.budget),
+        )
+        self.data = self._data()
+
+    def _data(self) -> ImageData:
+        """Training images, and other training images in place of the test images."""
+        data, options = load_data(self.config.data, 0), self.options
+        rest, train = data.train.split(options.images / len(data.train), 0)
+        held = rest.split(options.held_out / len(rest), 0)[1]
+        return replace(data, train=train, test=held)
+
+    def space(self) -> SearchSpace:
+        """The space of the study."""
+        return self.config.space(self.data)
+
+    def _job(self, config: RunConfig, folder: str) -> Job:
+        job = Job(config, RunFolder(folder), Reporter(Console(quiet=True)))
+        job.data = self.data
+        return job
+
+    def train(self, chain: Sequence[Architecture], seed: int) -> dict[str, Any]:
+        """Bring to the budget, train, measure; what there is to know of the network."""
+        multiple = self.config.network.channel_multiple
+        fitted = fit_chain(chain, self.config.budget, multiple=multiple)
+        with tempfile.TemporaryDirectory() as folder:
+            metrics = self._job(replace(self.config, seed=seed), folder).train(fitted)
+        found = {"error": round(metrics["test_error"], 3), "seed": seed, **self.facts(fitted)}
+        return {**found, "seconds": metrics["train_seconds"]}
+
+    def facts(self, network: Architecture) -> dict[str, Any]:
+        """Structure and cost of an architecture."""
+        supernet = self.space().complete()
+        alike = network.with_channels(supernet.skeleton.channels)
+        graph = network.blocks[0]
+        names = [network.operations[(n - 1) % len(network.operations)] for n in graph.kept_nodes]
+        return {
+            "channels": list(network.skeleton.channels),
+            "macs": architecture_cost(network).macs,
+            "params": architecture_cost(network).params,
+            "structure": round(kept_share(alike, supernet), 4),
+            "operations": names,
+            "inputs": {str(node): list(found) for node, found in graph.inputs.items()},
+            "reductions": [list(live) for live in network.reductions],
+        }
+
+    def rebuilt(self, row: Row) -> Architecture:
+        """The architecture of a row, at the supernet's channels."""
+        return self.structure(row["inputs"], *row["reductions"])
+
+    def structure(
+        self, inputs: Mapping[Any, Sequence[int]], *reductions: Sequence[bool]
+    ) -> Architecture:
+        """An architecture at the supernet's channels, from the sources of each target.
+
+        Args:
+            inputs: sources of the targets; what is left out has none.
+            reductions: live branches of each reduction block; left out: all.
+        """
+        supernet = self.space().complete()
+        complete = supernet.blocks[0]
+        wanted = {(source, int(t)) for t, sources in inputs.items() for source in sources}
+        graph = complete.prune([tuple(c) in wanted for c in complete.connections]).clean()
+        live = tuple(tuple(branches) for branches in reductions) or supernet.reductions
+        return replace(supernet, blocks=(graph,) * len(supernet.blocks), reductions=live)
+
+    def search(
+        self, seed: int, pretrain: int | None = None, **settings: Any
+    ) -> tuple[list[Architecture], float]:
+        """The chain of a search, and its processor seconds."""
+        search: SearchConfig = replace(self.config.search, **settings)
+        epochs = self.config.pretrain.epochs if pretrain is None else pretrain
+        first = replace(self.config.pretrain, epochs=epochs)
+        config = replace(self.config, pretrain=first, search=search, seed=seed)
+        start = time.process_time()
+        with tempfile.TemporaryDirectory() as folder:
+            self._job(config, folder).search()
+            return load_chain(Path(folder) / "chain.json"), time.process_time() - start
+
+    def trial(self, network: Architecture, number: int) -> float:
+        """The loss of one trial, as a search makes it."""
+        return self.trials([network], 1000 + number, trials=1, trial_epochs=TRIAL_EPOCHS)[1][0]
+
+    def trials(
+        self, chain: Sequence[Architecture], seed: int, **settings: Any
+    ) -> tuple[list[Architecture], list[float]]:
+        """The chain that ends with what trials choose, and the losses of all trials."""
+        config = replace(self.config, search=replace(self.config.search, **settings), seed=seed)
+        quiet = Reporter(Console(quiet=True))
+        with tempfile.TemporaryDirectory() as folder:
+            run, engine = RunFolder(folder), Engine(config.engine)
+            trials = Trials(config, self.data, engine, cost_function(), run, quiet, lambda: False)
+            return trials.choose(chain), trials.losses
+
+
+def kept_share(member: Architecture, supernet: Architecture) -> float:
+    """Of the multiply-adds of the supernet's blocks, at the supernet's channels."""
+    if member.operations != supernet.operations:
+        return 0.0
+    return blocks_macs(member) / blocks_macs(supernet)
