@@ -23,7 +23,7 @@ from typing import Any
 from dsonas.budgets import Budget
 from dsonas.costs import architecture_cost
 from dsonas.runs import load_chain
-from small_study import Study, mean_and_spread, silent_job, study_config, study_parser
+from small_study import EARLIER, Study, mean_and_spread, silent_job, study_config, study_parser
 
 RULES: dict[str, dict[str, Any]] = {
     "loss": {"rank": "loss"},
@@ -35,7 +35,8 @@ RULES: dict[str, dict[str, Any]] = {
 
 def try_rule(options: argparse.Namespace, rule: str, seed: int) -> dict[str, Any]:
     """Search by a rule, train what it finds."""
-    config = study_config(options, seed, Budget(macs=options.macs), **RULES[rule])
+    chosen = {**EARLIER, **RULES[rule]}
+    config = study_config(options, seed, Budget(macs=options.macs), **chosen)
     with tempfile.TemporaryDirectory() as folder:
         job = silent_job(config, folder)
         architecture = job.search()

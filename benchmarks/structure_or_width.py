@@ -22,7 +22,7 @@ from dsonas.architecture import Architecture
 from dsonas.budgets import Budget, fit_width
 from dsonas.costs import architecture_cost
 from dsonas.runs import load_chain
-from small_study import Study, silent_job, study_config, study_parser
+from small_study import EARLIER, Study, silent_job, study_config, study_parser
 
 STRUCTURES = (1.0, 0.6, 0.35, 0.25)  # shares of the supernet's multiply-adds
 BUDGETS = (0.2, 0.6)  # the same
@@ -34,7 +34,7 @@ def macs(architecture: Architecture) -> int:
 
 def searched(options: argparse.Namespace, seed: int) -> list[Architecture]:
     """The chain of a search that ends at a small structure."""
-    plan = {"structure": 0.05, "connections": 1.0, "reached_at": 1.0}
+    plan = {**EARLIER, "structure": 0.05, "connections": 1.0, "reached_at": 1.0}
     with tempfile.TemporaryDirectory() as folder:
         silent_job(study_config(options, seed, Budget(), **plan), folder).search()
         return load_chain(Path(folder) / "chain.json")
