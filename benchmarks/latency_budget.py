@@ -1,22 +1,25 @@
 """Is a latency budget of half the supernet's latency kept, and does the adaptive penalty help?
 
-For each seed three searches: led by multiply-adds or by measured milliseconds under the uniform
-penalty, and led by milliseconds under the adaptive latency penalty. Each result is brought to the
-same latency budget by its width, trained alike, exported as plain Python source, and timed in a
-fresh process that knows nothing but the exported files. Run it with nothing else on the machine.
+For each seed four searches: led by multiply-adds or by milliseconds under the uniform penalty, led
+by milliseconds under the adaptive latency penalty, and led by milliseconds where an operation is
+judged by its worth per millisecond. Each result is brought to the same latency budget by its width,
+trained alike, exported as plain Python source, and timed in a fresh process that knows nothing but
+the exported files. Steps that are done are kept in a folder.
 
-    python benchmarks/latency_budget.py --out benchmarks/results/latency-budget.json
+    python benchmarks/latency_budget.py search train       # with anything else on the machine
+    python benchmarks/latency_budget.py fit time           # on an idle machine
+    python benchmarks/latency_budget.py                    # all: search fit train time
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
-import tempfile
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,98 +28,190 @@ import torch
 
 from dsonas.architecture import Architecture
 from dsonas.budgets import Budget
+from dsonas.config import RunConfig
 from dsonas.exporting import export_run
+from dsonas.fitting import fit_to_budget
 from dsonas.latency import LatencyMeter
-from dsonas.pipeline import Job, fit_to_budget
 from dsonas.runs import load_chain
 from small_study import Study, mean_and_spread, silent_job, study_config, study_parser
 
-PLANS = {  # of the budget only which bound leads the search counts
-    "macs": (Budget(macs=1e12), "uniform"),
-    "latency": (Budget(latency_ms=1e6), "uniform"),
-    "adaptive latency": (Budget(latency_ms=1e6), "adaptive_latency"),
+LATENCY = Budget(latency_ms=1e6)  # of the budget only which bound leads the search counts
+PLANS: dict[str, tuple[Budget, dict[str, Any]]] = {
+    "multiply-adds": (Budget(macs=1e12), {}),
+    "latency": (LATENCY, {}),
+    "latency, adaptive penalty": (LATENCY, {"penalty_kind": "adaptive_latency"}),
+    "latency, worth per millisecond": (LATENCY, {"thrift": 1.0}),
 }
+STEPS = ("search", "fit", "train", "time")
 SHARE = 0.5
 NOISE = 0.05
 TIMING = """
-import runpy, sys, torch
+import runpy, statistics, sys, torch
 from torch.utils.benchmark import Timer
-names = runpy.run_path(sys.argv[1], run_name="exported")
-network, size = names["load"](), int(sys.argv[2])
+size = int(sys.argv[1])
 image = torch.zeros(1, 1, size, size).to(memory_format=torch.channels_last)
-timer = Timer("network(image)", globals={"network": network, "image": image}, num_threads=1)
+timers = []
+for path in sys.argv[2:]:
+    network = runpy.run_path(path, run_name="exported")["load"]()
+    names = {"network": network, "image": image}
+    timers.append(Timer("network(image)", globals=names, num_threads=1))
 with torch.inference_mode():
-    print(1e3 * timer.blocked_autorange(min_run_time=2.0).median)
+    rounds = [[timer.timeit(50).mean for timer in timers] for _ in range(21)]
+print([1e3 * statistics.median(times) for times in zip(*rounds)])
 """
 
 
-def time_afresh(source: Path, image_size: int) -> float:
-    """Milliseconds for one image by an exported file, in a process of its own."""
-    command = [sys.executable, "-c", TIMING, str(source), str(image_size)]
+@dataclass(frozen=True)
+class Case:
+    """One plan at one seed, and where its files lie."""
+
+    options: argparse.Namespace
+    plan: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        name = self.plan.replace(",", "").replace(" ", "-")
+        return Path(self.options.work) / f"{name}-{self.seed}"
+
+    @property
+    def config(self) -> RunConfig:
+        """Of the search; the budget says only what leads it."""
+        leading, search = PLANS[self.plan]
+        return study_config(self.options, self.seed, leading, **search)
+
+    def search(self) -> None:
+        """Steps 1 and 2, into ``search/``."""
+        if not (self.folder / "search" / "chain.json").exists():
+            silent_job(self.config, f"{self.folder}/search").search()
+
+    def fit(self, milliseconds: float) -> None:
+        """The network for the budget, into ``fitted.json``."""
+        chain = load_chain(self.folder / "search" / "chain.json")
+        config = replace(self.config, budget=Budget(latency_ms=milliseconds))
+        meter = LatencyMeter(min_seconds=1.0)
+        fitted = fit_to_budget(chain, config, lambda net: {"latency_ms": meter(net)})
+        value = {"budget_ms": milliseconds, "latency_ms": meter(fitted)}
+        text = json.dumps({**value, "architecture": fitted.to_json()}, indent=1)
+        (self.folder / "fitted.json").write_text(text)
+
+    @property
+    def fitted(self) -> dict[str, Any]:
+        """What ``fit`` has written."""
+        return json.loads((self.folder / "fitted.json").read_text())
+
+    def train(self) -> None:
+        """Step 3 and the export, into ``train/``."""
+        if not (self.folder / "train" / "metrics.json").exists():
+            architecture = Architecture.from_json(self.fitted["architecture"])
+            config = replace(self.config, budget=Budget())
+            silent_job(config, f"{self.folder}/train").train(architecture)
+            export_run(f"{self.folder}/train", ["python"])
+
+    def row(self, afresh: float, supernet: float) -> dict[str, Any]:
+        """What is reported, with the milliseconds of a fresh process."""
+        metrics = json.loads((self.folder / "train" / "metrics.json").read_text())
+        names = ("test_error", "macs", "params", "live_connections", "channels")
+        budget = self.fitted["budget_ms"]
+        return {
+            "plan": self.plan,
+            "seed": self.seed,
+            **{name: metrics[name] for name in names},
+            "budget_ms": budget,
+            "latency_ms": self.fitted["latency_ms"],
+            "fresh_process_ms": afresh,
+            "fresh_over_budget": afresh / budget,
+            "supernet_fresh_process_ms": supernet,
+            "fresh_over_supernet": afresh / supernet,
+        }
+
+
+def time_afresh(sources: Sequence[Path], image_size: int) -> list[float]:
+    """Milliseconds for one image by exported files, in turn, in a process that has only these."""
+    command = [sys.executable, "-c", TIMING, str(image_size), *map(str, sources)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(done.stdout.split()[-1])
+    return json.loads(done.stdout)
 
 
-def try_plan(options: argparse.Namespace, plan: str, seed: int) -> dict[str, Any]:
-    """Search by a plan, fit the budget, train, export, time."""
-    leading, penalty_kind = PLANS[plan]
-    config = study_config(options, seed, leading, penalty_kind=penalty_kind)
-    with tempfile.TemporaryDirectory() as folder:
-        job = silent_job(config, f"{folder}/search")
-        job.search()
-        chain = load_chain(Path(folder) / "search" / "chain.json")
-        whole = LatencyMeter(min_seconds=2.0)(chain[0])
-        fitted = replace(config, budget=Budget(latency_ms=SHARE * whole))
-        trained = silent_job(fitted, f"{folder}/train")
-        metrics = trained.train(fit(trained, chain))
-        written = export_run(f"{folder}/train", ["python"])[0].paths[0]
-        afresh = time_afresh(written, config.data.image_size or 0)
-    names = ("test_error", "latency_ms", "macs", "params", "live_connections", "channels")
-    return {
-        "plan": plan,
-        "seed": seed,
-        **{name: metrics[name] for name in names},
-        "supernet_ms": whole,
-        "budget_ms": SHARE * whole,
-        "fresh_process_ms": afresh,
-        "fresh_over_budget": afresh / (SHARE * whole),
-    }
+def exported_supernet(options: argparse.Namespace, case: Case) -> Path:
+    """The complete network, untrained, as exported source."""
+    folder = Path(options.work) / "supernet"
+    if not folder.exists():
+        supernet = load_chain(case.folder / "search" / "chain.json")[0]
+        still = replace(case.config, train=replace(case.config.train, epochs=1), budget=Budget())
+        silent_job(still, str(folder)).train(supernet)
+    return export_run(folder, ["python"])[0].paths[0]
 
 
-def fit(job: Job, chain: list[Architecture]) -> Architecture:
-    """The network of a chain for the job's budget, by the job's own latency meter."""
-    return fit_to_budget(chain, job.config, job.cost)
+def fit_all(options: argparse.Namespace, cases: Sequence[Case]) -> None:
+    """All networks to half of what the supernet takes, measured at once."""
+    supernet = load_chain(cases[0].folder / "search" / "chain.json")[0]
+    budget = SHARE * LatencyMeter(min_seconds=5.0)(supernet)
+    for case in cases:
+        case.fit(budget)
+        print(case.plan, case.seed, case.fitted["latency_ms"], "of", budget, flush=True)
+
+
+def time_all(options: argparse.Namespace, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """The rows of all cases: a fresh process times all networks of a seed and the supernet."""
+    supernet, rows = exported_supernet(options, cases[0]), []
+    for seed in range(options.seeds):
+        mine = [case for case in cases if case.seed == seed]
+        sources = [export_run(case.folder / "train", ["python"])[0].paths[0] for case in mine]
+        size = cases[0].config.data.image_size or 0
+        whole, *times = time_afresh([supernet, *sources], size)
+        rows += [case.row(time, whole) for case, time in zip(mine, times, strict=True)]
+    return rows
 
 
 def summary(rows: list[dict[str, Any]]) -> list[str]:
     """Markdown: a line for each plan."""
     lines = [
-        "| search led by | penalty | test error, % | milliseconds | fresh process / budget | "
+        "| search led by | test error, % | fresh process / budget | fresh process, supernet = 1 | "
         "multiply-adds |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---|---|---|",
     ]
-    for plan, (leading, penalty) in PLANS.items():
+    for plan in PLANS:
         mine = [row for row in rows if row["plan"] == plan]
-        errors = [row["test_error"] for row in mine]
         ratios = ", ".join(f"{row['fresh_over_budget']:.2f}" for row in mine)
         macs = statistics.mean(row["macs"] for row in mine)
-        milliseconds = statistics.mean(row["latency_ms"] for row in mine)
         lines.append(
-            f"| {leading.leading} | {penalty} | {mean_and_spread(errors)} | "
-            f"{milliseconds:.2f} | {ratios} | {macs / 1e3:.0f} k |"
+            f"| {plan} | {mean_and_spread([row['test_error'] for row in mine])} | {ratios} | "
+            f"{mean_and_spread([row['fresh_over_supernet'] for row in mine])} | "
+            f"{macs / 1e6:.1f} M |"
         )
     kept = sum(row["fresh_over_budget"] <= 1 + NOISE for row in rows)
     return [*lines, "", f"{kept} of {len(rows)} within {NOISE:.0%} of the budget or under it."]
 
 
 def main() -> None:
-    out = "benchmarks/results/latency-budget.json"
-    options = study_parser(__doc__, out, search_epochs=8).parse_args()
+    parser = study_parser(__doc__, "benchmarks/results/latency-budget.json", search_epochs=8)
+    parser.set_defaults(images=4000, pretrain_epochs=2, train_epochs=10)
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=" ".join(STEPS))
+    parser.add_argument("--work", default="runs/latency-budget", help="folder of the steps done")
+    options = parser.parse_args()
+    steps = options.steps or list(STEPS)
+    if not set(steps) <= set(STEPS):
+        parser.error(f"STEP must be of {', '.join(STEPS)}, got {' '.join(steps)}")
     torch.set_num_threads(1)
-    study = Study(options)
-    cases = ({"seed": seed, "plan": plan} for seed, plan in product(range(options.seeds), PLANS))
-    study.fill(cases, partial(try_plan, options))
-    print("\n".join(summary(study.rows)))
+    cases = [Case(options, plan, seed) for seed, plan in product(range(options.seeds), PLANS)]
+    if "search" in steps:
+        for case in cases:
+            case.search()
+            print(case.plan, case.seed, "searched", flush=True)
+    if "fit" in steps:
+        fit_all(options, cases)
+    if "train" in steps:
+        for case in cases:
+            case.train()
+            print(case.plan, case.seed, "trained", flush=True)
+    if "time" in steps:
+        study = Study(options, apart=("steps", "work"))
+        study.rows.clear()
+        for row in time_all(options, cases):
+            study.add(row)
+        print("\n".join(summary(study.rows)))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def study_parser(description: str | None, out: str, search_epochs: int) -> argpa
 def study_config(
     options: argparse.Namespace, seed: int, budget: Budget, **search: Any
 ) -> RunConfig:
-    """The configuration of one run of a study; of the search, what is not given is the tool's default."""
+    """The configuration of one run of a study; what is not given is the tool's default."""
     chosen = {"epochs": options.search_epochs, "batch_size": 64, **search}
     return RunConfig(
         data=DataConfig(

@@ -67,6 +67,8 @@ def latency_from_table(table: Mapping[str, float]) -> LatencyFunction:
     Args:
         table: milliseconds by part: ``NAME@CxS`` for an operation at C channels on S x S features,
             ``output@CxS`` for one connection to a block output, and ``base`` for all the rest.
+            Optional: ``add@CxS`` for every input of an operation but its first, and ``block@CxS``
+            for the end of a block that has any operation. ``measure_table`` makes all of them.
 
     Returns:
         A function from an architecture to milliseconds.
@@ -96,8 +98,11 @@ def latency_from_table(table: Mapping[str, float]) -> LatencyFunction:
         for graph, stage in zip(architecture.clean().blocks, skeleton.block_stages, strict=True):
             place = f"{skeleton.channels[stage]}x{skeleton.stage_sizes[stage]}"
             total += sum(look_up(f"{graph.operation(n)}@{place}") for n in graph.kept_nodes)
-            outputs = len(graph.inputs[graph.output_node])
-            total += outputs * look_up(f"output@{place}") if outputs else 0.0
+            inputs = [len(graph.inputs[node]) for node in graph.kept_nodes]
+            total += sum(number - 1 for number in inputs) * table.get(f"add@{place}", 0.0)
+            if graph.kept_nodes:
+                total += table.get(f"block@{place}", 0.0)
+                total += len(graph.inputs[graph.output_node]) * look_up(f"output@{place}")
         return total
 
     return latency

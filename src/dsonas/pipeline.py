@@ -18,7 +18,8 @@ from dsonas.data import Batches, ImageData, load_data
 from dsonas.drawing import draw_architecture
 from dsonas.engine import Engine
 from dsonas.fitting import fit_to_budget, run_costs
-from dsonas.latency import LatencyMeter
+from dsonas.latency import LatencyMeter, latency_from_table
+from dsonas.latency_table import measure_table
 from dsonas.loop import STAGES, Journal, run_stage
 from dsonas.network import AuxiliaryHead, Network
 from dsonas.runs import Preprocessing, RunError, RunFolder, versions
@@ -80,6 +81,15 @@ class Job:
         """Milliseconds, as the first process measures them, for all."""
         return self.engine.processes.decide(lambda: self._meter(architecture))
 
+    def _summed_latency(self, architecture: Architecture) -> float:
+        """Milliseconds by a table of this device, which a search measures once and keeps."""
+        if "latency_table" not in self._extras:
+            supernet = self.config.space(self.data).complete()
+            self._extras["latency_table"] = self.engine.processes.decide(
+                lambda: measure_table(supernet, str(self.engine.device))
+            )
+        return latency_from_table(self._extras["latency_table"])(architecture)
+
     def _save(self, state: dict[str, Any]) -> None:
         self.folder.checkpoints.save({**state, "extras": self._extras})
         self.folder.write_log(self.journal.rows)
@@ -124,7 +134,7 @@ class Job:
             space,
             self.data,
             budget=self.config.budget,
-            cost=self.cost,
+            cost=run_costs(self.config, self._summed_latency),
             seed=self.config.seed,
             lambda_fraction=self.config.data.lambda_fraction,
             pretrain=self.config.pretrain,

@@ -1,13 +1,15 @@
 """Latency: measured once per structure, or looked up in the user's table."""
 
+from dataclasses import replace
 from random import Random
 
 import pytest
 
 from core.builders import random_architecture
-from dsonas.architecture import Skeleton
+from dsonas.architecture import Architecture, Skeleton
 from dsonas.budgets import Budget, InfeasibleBudgetError, check_reachable, cost_function, fit_width
 from dsonas.latency import LatencyMeter, latency_from_table
+from dsonas.latency_table import measure_table
 from dsonas.spaces import cifar_space
 
 SKELETON = Skeleton(image_size=8, blocks=(1, 1), channels=(8, 16))
@@ -64,3 +66,30 @@ def test_every_measure_can_be_bounded_and_the_first_one_leads():
         assert budget.leading == name
     assert Budget(params=1, latency_ms=2).leading == "latency_ms"
     assert Budget().leading == "macs"
+
+
+def test_a_measured_table_adds_up_to_about_what_the_network_takes():
+    space = cifar_space(channels=8, blocks=(1, 1))
+    table = measure_table(space.complete(), rounds=5)
+    places = ("8x32", "16x16")
+    for name in (*space.operations, "add", "output", "block"):
+        assert all(table[f"{name}@{place}"] >= 0 for place in places)
+    assert len(table) == 1 + len(places) * (len(space.operations) + 3)
+    complete, summed = space.complete(), latency_from_table(table)
+    assert 1 / 4 < summed(complete) / LatencyMeter()(complete) < 4  # both are measured
+
+
+def test_what_a_block_and_its_sums_take_counts_if_the_table_says_so():
+    architecture = cifar_space(channels=4, blocks=(1,)).complete()
+    plain = table_of("4x32")
+    graph = architecture.blocks[0]
+    extra = sum(len(graph.inputs[node]) - 1 for node in graph.kept_nodes)
+    full = {**plain, "add@4x32": 0.01, "block@4x32": 0.5}
+    difference = latency_from_table(full)(architecture) - latency_from_table(plain)(architecture)
+    assert difference == pytest.approx(0.5 + 0.01 * extra)
+    assert latency_from_table(full)(emptied(architecture)) == full["base"]
+
+
+def emptied(architecture: Architecture) -> Architecture:
+    graphs = [graph.prune([False] * len(graph.live)).clean() for graph in architecture.blocks]
+    return replace(architecture, blocks=tuple(graphs))

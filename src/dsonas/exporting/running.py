@@ -125,8 +125,9 @@ def _deployment(
     except ValueError:
         data = "unknown data"
     seed = stored_settings(run).get("seed")
+    network = fold_batch_norms(network) if fold else network
     return Deployment(
-        network=fold_batch_norms(network) if fold else network,
+        network=network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
         preprocessing=preprocessing,
         folded=fold,
         data=data,

@@ -65,7 +65,7 @@ def load(weights: str | Path = WEIGHTS) -> Network:
     """The trained network, ready to classify."""
     network = Network()
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    return network.eval()
+    return network.eval().to(memory_format=torch.channels_last)  # the faster layout
 
 
 def read_image(path: str | Path) -> Tensor:
