@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--weakest", type=float, default=0.01, help="smallest gamma")
     parser.add_argument("--strongest", type=float, default=0.64, help="largest gamma")
     parser.add_argument("--kept", type=float, default=0.2, help="of the blocks' multiply-adds")
-    parser.add_argument("--tolerance", type=float, default=0.15, help="of the share kept")
+    parser.add_argument("--tolerance", type=float, default=0.25, help="of the share kept")
     parser.add_argument("--steps", type=int, default=8, help="bisections at most")
     parser.add_argument("--share", type=float, default=0.4, help="of the supernet's multiply-adds")
     parser.add_argument("--plot", type=Path, default=Path("docs/images/adaptive-penalties.svg"))
