@@ -19,8 +19,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import ttest_ind
-
+from dsonas.comparison.statistics import welch_p
 from small_study import mean_and_spread
 from study_archive import pack, unpack
 
@@ -83,7 +82,7 @@ def table() -> list[str]:
         errors = searched(json.loads(path.read_text())) if path.exists() else []
         if len(errors) > 1:
             difference = statistics.mean(errors) - statistics.mean(base)
-            p = ttest_ind(errors, base, equal_var=False).pvalue
+            p = welch_p(errors, base)
             lines.append(
                 f"| {title} | {mean_and_spread(errors)} | {difference:+.2f} | {p:.2g} | "
                 f"{each(errors)} |"

@@ -29,6 +29,7 @@ Find a compact network for your own images in one training run.
   export     write ONNX, torch.export and plain Python files of a finished run
   compare    searched against random and hand-made networks, at equal cost
   plan       steps, work, memory and time of a run before it starts
+  latency    a table of this device's latencies, for a search on another machine
   shards     write an image folder as webdataset shards, to be streamed
   bench      measure the speed and memory of the search on this machine
 
@@ -42,7 +43,7 @@ Exit codes: 0 done, 2 bad input, 130 interrupted, 143 terminated
 """
 COMMANDS = (
     "run", "search", "train", "evaluate", "predict", "report", "export", "shards", "bench",
-    "compare", "plan",
+    "compare", "plan", "latency",
 )  # fmt: skip
 TOGETHER = ("run", "search", "train")  # several processes can do
 _OUT_OF_MEMORY = re.compile("memory|Storage size")  # as torch puts it

@@ -30,6 +30,7 @@ from dsonas.drawing import draw_architecture
 from dsonas.export_command import export
 from dsonas.fitting import fit_to_budget
 from dsonas.interrupts import StopSignal
+from dsonas.latency_command import latency
 from dsonas.loop import DivergedError, Interrupted
 from dsonas.pareto import Front, add_front_options, asked_front, check_front
 from dsonas.pipeline import Job, evaluate_run
@@ -285,4 +286,5 @@ COMMANDS: dict[str, Callable[[str, list[str], StopSignal], int]] = {
     "report": report,
     "shards": shards,
     "plan": plan,
+    "latency": latency,
 }

@@ -33,6 +33,7 @@ _FIRST_USE = {
     "search": "search",
     "budget": "train",  # the search looks only at which bounds there are, not at their values
     "budget.bounds": "search",
+    "engine.latency_table": "search",
     "train": "train",
     "data.cutout": "train",
     "architecture": "train",

@@ -37,6 +37,8 @@ class EngineConfig:
         sync_batchnorm: whether several processes normalise by the statistics of the whole batch,
             as one process would; otherwise each by those of its part.
         timeout_seconds: how long several processes wait for one that does not answer, > 0.
+        latency_table: JSON file of milliseconds by part, as ``dsonas latency`` writes it on another
+            device: latencies are then that device's. None: measured on this one.
 
     Raises:
         ValueError: if a value breaks its rule.
@@ -53,6 +55,7 @@ class EngineConfig:
     accumulate: int = 1
     sync_batchnorm: bool = True
     timeout_seconds: float = 600.0
+    latency_table: str | None = None
 
     def __post_init__(self) -> None:
         require_finite(self, "engine")

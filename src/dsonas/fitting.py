@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from dsonas.architecture import Architecture
@@ -10,12 +11,36 @@ from dsonas.chains import fit_chain
 from dsonas.config import RunConfig
 from dsonas.engine import Engine
 from dsonas.latency import LatencyFunction, LatencyMeter
+from dsonas.latency_table import latency_from_table, read_table
+
+
+def final_latency(config: RunConfig, engine: Engine | None = None) -> LatencyFunction:
+    """Milliseconds of whole networks: measured on this device, or by the table of another."""
+    table = config.engine.latency_table
+    if table is not None:
+        return latency_from_table(read_table(table))
+    return LatencyMeter(str((engine or Engine(config.engine)).device))
 
 
 def run_costs(config: RunConfig, latency: LatencyFunction) -> CostFunction:
     """The measures that a run needs: latency is measured only if something depends on it."""
     timed = config.budget.latency_ms is not None or config.search.penalty_kind == "adaptive_latency"
     return cost_function(latency if timed else None)
+
+
+def check_known(supernet: Architecture, config: RunConfig, cost: CostFunction) -> None:
+    """Refuse a latency table that does not reach the channels of the supernet.
+
+    Raises:
+        ValueError: saying what to do.
+    """
+    table = config.engine.latency_table
+    if table is not None and cost(supernet).get("latency_ms") == math.inf:
+        widths = "-".join(map(str, supernet.skeleton.channels))
+        raise ValueError(
+            f"engine.latency_table must reach the {widths} channels of the supernet, but {table} "
+            "ends below: add wider entries, or lower network.channels"
+        )
 
 
 def fit_to_budget(
@@ -31,6 +56,6 @@ def fit_to_budget(
     Raises:
         InfeasibleBudgetError: if no member meets the budget.
     """
-    cost = cost or run_costs(config, LatencyMeter(str(Engine(config.engine).device)))
+    cost = cost or run_costs(config, final_latency(config))
     multiple = config.network.channel_multiple
     return fit_chain(chain, config.budget, multiple=multiple, cost=cost)

@@ -1,8 +1,8 @@
-"""Latency of an architecture, measured on the device at hand or looked up in a table."""
+"""Latency of an architecture, measured whole on the device at hand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -59,50 +59,3 @@ class LatencyMeter:
         )
         with torch.inference_mode():
             return 1e3 * timer.blocked_autorange(min_run_time=self.min_seconds).median
-
-
-def latency_from_table(table: Mapping[str, float]) -> LatencyFunction:
-    """Latency as a sum over parts, from a table of the user's device.
-
-    Args:
-        table: milliseconds by part: ``NAME@CxS`` for an operation at C channels on S x S features,
-            ``output@CxS`` for one connection to a block output, and ``base`` for all the rest.
-            Optional: ``add@CxS`` for every input of an operation but its first, and ``block@CxS``
-            for the end of a block that has any operation. ``measure_table`` makes all of them.
-
-    Returns:
-        A function from an architecture to milliseconds.
-
-    Raises:
-        ValueError: when the function meets a part that the table lacks.
-
-    Example:
-        >>> from dsonas.spaces import cifar_space
-        >>> table = {"base": 1.0, "output@4x32": 0.1, "max_pool3x3@4x32": 0.2}
-        >>> complete = cifar_space(channels=4, blocks=(1,)).complete()
-        >>> from dsonas.graph import BlockGraph
-        >>> import dataclasses
-        >>> block = BlockGraph.complete(("max_pool3x3",), 2)
-        >>> pools = dataclasses.replace(complete, blocks=(block,))
-        >>> round(latency_from_table(table)(pools), 3)
-        1.6
-    """
-
-    def look_up(key: str) -> float:
-        if key not in table:
-            raise ValueError(f"latency table must have an entry {key!r}, but has none: add it")
-        return table[key]
-
-    def latency(architecture: Architecture) -> float:
-        skeleton, total = architecture.skeleton, look_up("base")
-        for graph, stage in zip(architecture.clean().blocks, skeleton.block_stages, strict=True):
-            place = f"{skeleton.channels[stage]}x{skeleton.stage_sizes[stage]}"
-            total += sum(look_up(f"{graph.operation(n)}@{place}") for n in graph.kept_nodes)
-            inputs = [len(graph.inputs[node]) for node in graph.kept_nodes]
-            total += sum(number - 1 for number in inputs) * table.get(f"add@{place}", 0.0)
-            if graph.kept_nodes:
-                total += table.get(f"block@{place}", 0.0)
-                total += len(graph.inputs[graph.output_node]) * look_up(f"output@{place}")
-        return total
-
-    return latency

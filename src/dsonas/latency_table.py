@@ -1,129 +1,127 @@
-"""A latency table of the device at hand: every part of an architecture timed by itself.
-
-A search compares many structures over a long time. Measured whole, each at another moment, they
-differ by how busy the machine was more than by themselves; the parts are timed in turn within a
-second, and their sums are exact.
-"""
+"""Latency as a sum over parts, from a table of any device: this one or the user's own."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
-from dataclasses import replace
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+import bisect
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from dsonas.architecture import Architecture
-from dsonas.blocks import Candidate, batch_norm
-from dsonas.network import Network
+from dsonas.latency import LatencyFunction
 
-BRANCHES = (
-    4  # of the wider of the two output convolutions whose times tell one branch from the rest
-)
-Part = Callable[[], object]
+OPTIONAL = ("add", "block")  # parts that a table may leave out: they take no time then
+_KEY = re.compile(r"([A-Za-z_]\w*)@([1-9]\d*)x([1-9]\d*)")
+_FORM = "base, or NAME@CxS: a part at C channels on S x S features"
 
 
-def measure_table(
-    architecture: Architecture,
-    device: str = "cpu",
-    *,
-    batch_size: int = 1,
-    threads: int = 1,
-    rounds: int = 15,
-    round_seconds: float = 0.003,
-) -> dict[str, float]:
-    """Time the parts that architectures of a space are made of; see ``latency_from_table``.
+def latency_from_table(table: Mapping[str, float]) -> LatencyFunction:
+    """The latency function of a device, from the milliseconds of its parts.
+
+    Between two numbers of channels that the table has, latency is taken to be linear; below the
+    smallest it is that of the smallest, and above the largest it is infinite, so that no network
+    is chosen of which nothing is known.
 
     Args:
-        architecture: any of the space, at the channels that count.
-        device: where to run.
-        batch_size: images at a time, >= 1.
-        threads: CPU threads, >= 1.
-        rounds: times that all parts are timed in turn, >= 1; the median of each is taken.
-        round_seconds: of each part in each round.
+        table: milliseconds, >= 0, by part at C channels on S x S features: ``NAME@CxS`` for an
+            operation, ``output@CxS`` for one connection to a block output, ``base@CxS`` for all
+            the rest, by the channels and features of the first stage, or ``base`` if it hardly
+            depends on them. Optional: ``add@CxS`` for every input of an operation but its first,
+            and ``block@CxS`` for the end of a block that has any operation.
 
     Returns:
-        Milliseconds by part: ``base``, and for C channels on S x S features ``NAME@CxS``,
-        ``add@CxS``, ``output@CxS`` and ``block@CxS``.
+        A function from an architecture to milliseconds.
+
+    Raises:
+        ValueError: if a key or a value is none of these; from the function, when it meets a part
+            that the table lacks.
 
     Example:
         >>> from dsonas.spaces import cifar_space
-        >>> table = measure_table(cifar_space(channels=4, blocks=(1,)).complete(), rounds=1)
-        >>> sorted(table)[:3]
-        ['add@4x32', 'average_pool3x3@4x32', 'base']
+        >>> from dsonas.graph import BlockGraph
+        >>> import dataclasses
+        >>> table = {"base": 1.0, "output@4x32": 0.1, "max_pool3x3@4x32": 0.2}
+        >>> complete = cifar_space(channels=4, blocks=(1,)).complete()
+        >>> block = BlockGraph.complete(("max_pool3x3",), 2)
+        >>> pools = dataclasses.replace(complete, blocks=(block,))
+        >>> round(latency_from_table(table)(pools), 3)
+        1.6
     """
-    parts = _parts(architecture, device, batch_size)
-    with torch.inference_mode():
-        found = _time_in_turn(parts, threads, rounds, round_seconds)
-    for place in {key.partition("@")[2] for key in parts if "@" in key}:
-        narrow, wide = found[f"output@{place}"], found.pop(f"wide@{place}")
-        branch = max(0.0, (wide - narrow) / (BRANCHES - 1))
-        found[f"output@{place}"], found[f"block@{place}"] = branch, max(0.0, narrow - branch)
-    return found
+    curves = _curves(table)
+
+    def look_up(part: str, channels: int, size: int) -> float:
+        if (part, size) in curves:
+            return _interpolate(curves[part, size], channels)
+        if part in OPTIONAL:
+            return 0.0
+        key = f"{part}@{channels}x{size}"
+        raise ValueError(f"latency table must have an entry {key!r}, but has none: add it")
+
+    def latency(architecture: Architecture) -> float:
+        skeleton = architecture.skeleton
+        places = list(zip(skeleton.channels, skeleton.stage_sizes, strict=True))
+        total = table["base"] if "base" in table else look_up("base", *places[0])
+        for graph, stage in zip(architecture.clean().blocks, skeleton.block_stages, strict=True):
+            place = places[stage]
+            total += sum(look_up(graph.operation(node), *place) for node in graph.kept_nodes)
+            adds = sum(len(graph.inputs[node]) - 1 for node in graph.kept_nodes)
+            total += adds * look_up("add", *place) if adds else 0.0
+            if graph.kept_nodes:
+                total += look_up("block", *place)
+                total += len(graph.inputs[graph.output_node]) * look_up("output", *place)
+        return total
+
+    return latency
 
 
-def _parts(architecture: Architecture, device: str, batch_size: int) -> dict[str, Part]:
-    """What is timed, by key; for outputs the whole end of a block with one and many branches."""
-    skeleton = architecture.skeleton
-    shape = (batch_size, skeleton.input_channels, skeleton.image_size, skeleton.image_size)
-    empty = [graph.prune([False] * len(graph.live)).clean() for graph in architecture.blocks]
-    base = Network(replace(architecture, blocks=tuple(empty)))
-    parts = {"base": _call(_placed(base, device), _features(shape, device))}
-    for channels, size in zip(skeleton.channels, skeleton.stage_sizes, strict=True):
-        place = f"{channels}x{size}"
-        x = _features((batch_size, channels, size, size), device)
-        for name in architecture.operations:
-            operation = nn.Sequential(Candidate(name, channels, True), nn.ReLU())
-            parts[f"{name}@{place}"] = _call(_placed(operation, device), x)
-        parts[f"add@{place}"] = _call(torch.add, x, x)
-        for key, branches in (("output", 1), ("wide", BRANCHES)):
-            parts[f"{key}@{place}"] = _call(_placed(_End(channels, branches), device), x)
-    return parts
+def read_table(path: str | Path) -> dict[str, float]:
+    """Read a table from a JSON file, as ``dsonas latency`` writes it.
+
+    Raises:
+        ValueError: if the file holds something else.
+        OSError: if there is none.
+    """
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} must be a JSON file of a latency table: {error}") from None
+    if not isinstance(table, dict) or not table:
+        raise ValueError(f"{path} must be a JSON object of milliseconds by part: {_FORM}")
+    try:
+        _curves(table)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return table
 
 
-class _End(nn.Module):
-    """The end of a block: concatenation, 1x1 convolution, BN, ReLU, shortcut."""
-
-    def __init__(self, channels: int, branches: int) -> None:
-        super().__init__()
-        self.branches = branches
-        self.project = nn.Conv2d(branches * channels, channels, 1, bias=False)
-        self.bn = batch_norm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W), taken as every branch and as the shortcut, to the same shape."""
-        joined = x if self.branches == 1 else torch.cat([x] * self.branches, 1)
-        return F.relu(self.bn(self.project(joined))) + x
-
-
-def _placed(module: nn.Module, device: str) -> nn.Module:
-    return module.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _features(shape: tuple[int, ...], device: str) -> Tensor:
-    return torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
+def _curves(table: Mapping[str, Any]) -> dict[tuple[str, int], list[tuple[int, float]]]:
+    """Milliseconds by rising channels, for each part and size."""
+    curves: dict[tuple[str, int], list[tuple[int, float]]] = {}
+    for key, value in table.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < math.inf:
+            raise ValueError(
+                f"latency table must hold milliseconds of at least 0, got {value!r} for {key!r}"
+            )
+        if key == "base":
+            continue
+        found = _KEY.fullmatch(key)
+        if not found:
+            raise ValueError(f"latency table must have keys {_FORM}; got {key!r}")
+        part, channels, size = found[1], int(found[2]), int(found[3])
+        curves.setdefault((part, size), []).append((channels, float(value)))
+    return {place: sorted(curve) for place, curve in curves.items()}
 
 
-def _call(function: Callable[..., object], *arguments: Tensor) -> Part:
-    return lambda: function(*arguments)
-
-
-def _time_in_turn(
-    parts: dict[str, Part], threads: int, rounds: int, round_seconds: float
-) -> dict[str, float]:
-    """Milliseconds of each part: the median over rounds in which all are timed."""
-    from torch.utils.benchmark import Timer  # its import looks for compilers and may say so
-
-    timers = {
-        key: Timer("run()", globals={"run": part}, num_threads=threads)
-        for key, part in parts.items()
-    }
-    times = {key: timer.timeit(3).mean for key, timer in timers.items()}
-    numbers = {key: max(1, round(round_seconds / time)) for key, time in times.items()}
-    rows = [
-        {key: timer.timeit(numbers[key]).mean for key, timer in timers.items()}
-        for _ in range(rounds)
-    ]
-    return {key: 1e3 * statistics.median(row[key] for row in rows) for key in parts}
+def _interpolate(curve: list[tuple[int, float]], channels: int) -> float:
+    place = bisect.bisect_left(curve, (channels, 0.0))
+    if place == len(curve):
+        return math.inf
+    right, above = curve[place]
+    if place == 0 or right == channels:
+        return above
+    left, below = curve[place - 1]
+    return below + (above - below) * (channels - left) / (right - left)

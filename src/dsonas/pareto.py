@@ -22,8 +22,7 @@ from dsonas.budgets import Budget, parse_count
 from dsonas.config import RunConfig
 from dsonas.configuring import OptionParser, to_yaml
 from dsonas.console import Reporter, readable_count
-from dsonas.engine import Engine
-from dsonas.fitting import run_costs
+from dsonas.fitting import final_latency, run_costs
 from dsonas.fronts import (
     FrontConfig,
     bounded_by,
@@ -33,7 +32,6 @@ from dsonas.fronts import (
     time_account,
 )
 from dsonas.interrupts import StopSignal
-from dsonas.latency import LatencyMeter
 from dsonas.loop import DivergedError
 from dsonas.pipeline import Job
 from dsonas.runs import RunError, RunFolder, load_chain
@@ -133,7 +131,7 @@ class Front:
     def _fitted(self) -> list[tuple[Architecture, Budget]]:
         found, chain = self.folder.found, load_chain(self.folder.path / "chain.json")
         assert found is not None
-        cost = run_costs(self.config, LatencyMeter(str(Engine(self.config.engine).device)))
+        cost = run_costs(self.config, final_latency(self.config))
         budget = bounded_by(self.config.budget, cost(found))
         span = self.front.span(budget, cost(chain[0]))
         budgets = point_budgets(budget, span, self.front.points)

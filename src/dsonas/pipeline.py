@@ -17,11 +17,11 @@ from dsonas.costs import architecture_cost
 from dsonas.data import Batches, ImageData, load_data
 from dsonas.drawing import draw_architecture
 from dsonas.engine import Engine
-from dsonas.fitting import fit_to_budget, run_costs
-from dsonas.latency import LatencyMeter, latency_from_table
-from dsonas.latency_table import measure_table
+from dsonas.fitting import check_known, final_latency, fit_to_budget, run_costs
+from dsonas.latency_table import latency_from_table, read_table
 from dsonas.loop import STAGES, Journal, run_stage
 from dsonas.network import AuxiliaryHead, Network
+from dsonas.part_timing import measure_table
 from dsonas.runs import Preprocessing, RunError, RunFolder, versions
 from dsonas.searching import search
 from dsonas.seeding import derive_seed
@@ -70,7 +70,7 @@ class Job:
             stop=self.stop,
             save_every=self.config.engine.checkpoint_seconds,
         )
-        self._meter = LatencyMeter(str(self.engine.device))
+        self._final_latency = final_latency(self.config, self.engine)
         self.cost = run_costs(self.config, self.latency)
         self._extras: dict[str, Any] = dict(saved.get("extras", {}))
         if self.resume:
@@ -79,16 +79,20 @@ class Job:
 
     def latency(self, architecture: Architecture) -> float:
         """Milliseconds, as the first process measures them, for all."""
-        return self.engine.processes.decide(lambda: self._meter(architecture))
+        return self.engine.processes.decide(lambda: self._final_latency(architecture))
 
     def _summed_latency(self, architecture: Architecture) -> float:
-        """Milliseconds by a table of this device, which a search measures once and keeps."""
+        """Milliseconds by a table, which a search keeps from its begin."""
         if "latency_table" not in self._extras:
-            supernet = self.config.space(self.data).complete()
-            self._extras["latency_table"] = self.engine.processes.decide(
-                lambda: measure_table(supernet, str(self.engine.device))
-            )
+            self._extras["latency_table"] = self.engine.processes.decide(self._latency_table)
         return latency_from_table(self._extras["latency_table"])(architecture)
+
+    def _latency_table(self) -> dict[str, float]:
+        """The table that is given, or else of this device."""
+        if self.config.engine.latency_table is not None:
+            return read_table(self.config.engine.latency_table)
+        supernet = self.config.space(self.data).complete()
+        return measure_table([supernet], str(self.engine.device))
 
     def _save(self, state: dict[str, Any]) -> None:
         self.folder.checkpoints.save({**state, "extras": self._extras})
@@ -114,6 +118,7 @@ class Job:
         supernet = self.config.space(self.data).complete()
         if architecture is None:
             multiple = self.config.network.channel_multiple
+            check_known(supernet, self.config, self.cost)
             check_reachable(supernet, self.config.budget, self.cost, multiple)
         else:
             check_fits(architecture, self.data)

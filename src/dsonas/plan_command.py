@@ -12,21 +12,20 @@ from jsonargparse import Namespace
 
 from dsonas.checkpoints import write_atomically
 from dsonas.config import RunConfig
-from dsonas.configuring import GROUPS, OptionParser, UsageError, config_parser, parse, to_config
-from dsonas.data.config import PREFIXES
+from dsonas.configuring import GROUPS, OptionParser, UsageError, config_parser, parse
 from dsonas.interrupts import StopSignal
 from dsonas.planning import (
     Cluster,
     DataShape,
     Device,
     StatedDevice,
-    find_shape,
     growth,
     measured_device,
     project,
 )
 from dsonas.planning.projecting import DEFAULT_LINK, Outline, outline
 from dsonas.planning.tables import as_json, growth_tables, table
+from dsonas.stated_size import SIZES, add_options, stated_run, whole_number
 
 DESCRIPTION = (
     "What a run will take, before anything is trained: steps, multiply-adds, memory and time of\n"
@@ -40,19 +39,13 @@ _NUMBERS = {
     "device-gbytes": "its memory bandwidth in GB/s; left out: no limit",
     "link-gbytes": f"bandwidth between two devices in GB/s each way (default {DEFAULT_LINK})",
 }
-_COUNTS = {
-    "devices": "devices that share every batch (default 1)",
-    "images": "training images, if the data set is not here or will have another size",
-    "test-images": "test images (default: data.test_fraction of --images)",
-    "classes": "classes",
-}
-_PLACE = "images"  # of a folder that is stated, not given
+_COUNTS = {"devices": "devices that share every batch (default 1)"}
 
 
 def plan(command: str, arguments: list[str], stop: StopSignal) -> int:
     """Print the plan of a run, and write it as JSON if asked to."""
     values = parse(_parser(command), arguments)
-    config, shape = _subject(values)
+    config, shape = stated_run(values)
     found = outline(config, shape)
     cluster = _cluster(values, config, shape, found)
     projection = project(config, shape, found, cluster)
@@ -69,11 +62,8 @@ def plan(command: str, arguments: list[str], stop: StopSignal) -> int:
 
 def _parser(command: str) -> OptionParser:
     parser = config_parser(command, DESCRIPTION, GROUPS)
-    for name, text in (_NUMBERS | _COUNTS).items():
-        # texts, so that a wrong one is refused in the words of this command
-        metavar = "N" if name in _COUNTS else "X"
-        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}"))
-        parser.add_argument(*spellings, type=str, default=None, metavar=metavar, help=text)
+    add_options(parser, _NUMBERS, "X")
+    add_options(parser, _COUNTS | SIZES, "N")
     text = "also tabulate pretraining and search over 1 to 64 devices, images and classes"
     parser.add_argument("--growth", action="store_true", help=text)
     text = "write the plan to a file too"
@@ -81,18 +71,11 @@ def _parser(command: str) -> OptionParser:
     return parser
 
 
-def _subject(values: Namespace) -> tuple[RunConfig, DataShape]:
-    """The run, and the size of its data; stated images need no place."""
-    images = _count(values, "images")
-    if images and values.data.path is None and values.data.name in PREFIXES.values():
-        values.data.path = _PLACE
-    config = to_config(values)
-    sizes = {"test_images": _count(values, "test-images"), "classes": _count(values, "classes")}
-    return config, find_shape(config.data, images=images, **sizes)
-
-
 def _cluster(values: Namespace, config: RunConfig, shape: DataShape, found: Outline) -> Cluster:
-    link, devices = _number(values, "link-gbytes") or DEFAULT_LINK, _count(values, "devices") or 1
+    link, devices = (
+        _number(values, "link-gbytes") or DEFAULT_LINK,
+        whole_number(values, "devices") or 1,
+    )
     cluster = Cluster(device=StatedDevice(tflops=1), devices=devices, link_gbytes=link)
     project(config, shape, found, cluster)  # refuses what cannot be before anything is measured
     return replace(cluster, device=_device(values, config, shape, found, devices))
@@ -125,10 +108,3 @@ def _number(values: Namespace, name: str) -> float | None:
     if not 0 < number < math.inf:
         raise UsageError(f"{name} must be a number above 0, got {text!r}: see --help")
     return number
-
-
-def _count(values: Namespace, name: str) -> int | None:
-    text = values[name.replace("-", "_")]
-    if text is not None and not (text.isdecimal() and int(text)):
-        raise UsageError(f"{name} must be a whole number of at least 1, got {text!r}: see --help")
-    return None if text is None else int(text)

@@ -87,6 +87,7 @@ SECTIONS = {
     "evaluate": ("data", "engine"),
     "compare": ("data", "network", "pretrain", "search", "budget", "train", "engine", "log"),
     "plan": ("data", "network", "pretrain", "search", "budget", "train", "engine", "log"),
+    "latency": ("data", "network", "pretrain", "search", "budget", "train", "engine", "log"),
     "bench": ("engine",),
 }
 _TEXTS = {
@@ -214,6 +215,24 @@ output
 """
         + _DATA
         + _STEPS,
+    ),
+    "latency": (
+        "latency [--config NAME_or_FILE] [--table FILE] [OPTIONS]",
+        "Time the parts of a run's networks on this device; a run on another machine is\n"
+        "led by the table: dsonas run --budget.latency_ms X --engine.latency_table FILE",
+        """\
+run
+  --config NAME_or_FILE       a recipe (listed by dsonas --help) or a YAML file
+  --table FILE                the table, a JSON file [latency.json]
+  --widths X,Y,...            channels of the stages; 1 are the supernet's
+size, if the images are not here
+  --images N                  training images
+  --test-images N             test images
+  --classes N                 number of classes
+"""
+        + _DATA
+        + _NETWORK
+        + _ENGINE,
     ),
     "bench": (
         "bench step|sparse|growth|search|memory [--json] [OPTIONS]",
