@@ -34,6 +34,8 @@ _FIRST_USE = {
     "budget": "train",  # the search looks only at which bounds there are, not at their values
     "budget.bounds": "search",
     "engine.latency_table": "search",
+    "engine.latency_batch": "search",
+    "engine.latency_threads": "search",
     "train": "train",
     "data.cutout": "train",
     "architecture": "train",

@@ -39,6 +39,8 @@ class EngineConfig:
         timeout_seconds: how long several processes wait for one that does not answer, > 0.
         latency_table: JSON file of milliseconds by part, as ``dsonas latency`` writes it on another
             device: latencies are then that device's. None: measured on this one.
+        latency_batch: images at a time where latency is measured, >= 1.
+        latency_threads: CPU threads there, from 1 to 1024.
 
     Raises:
         ValueError: if a value breaks its rule.
@@ -56,6 +58,8 @@ class EngineConfig:
     sync_batchnorm: bool = True
     timeout_seconds: float = 600.0
     latency_table: str | None = None
+    latency_batch: int = 1
+    latency_threads: int = 1
 
     def __post_init__(self) -> None:
         require_finite(self, "engine")
@@ -63,16 +67,19 @@ class EngineConfig:
             raise ValueError(
                 f"engine.precision must be one of {PRECISIONS}, got {self.precision!r}"
             )
-        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
-            raise ValueError(
-                f"engine.threads must be at least 1 and at most {MAX_THREADS}, got {self.threads}"
-            )
+        for name in ("threads", "latency_threads"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= MAX_THREADS:
+                raise ValueError(
+                    f"engine.{name} must be at least 1 and at most {MAX_THREADS}, got {value}"
+                )
         if self.checkpoint_seconds < 0:
             raise ValueError(
                 f"engine.checkpoint_seconds must be at least 0, got {self.checkpoint_seconds}"
             )
-        if self.accumulate < 1:
-            raise ValueError(f"engine.accumulate must be at least 1, got {self.accumulate}")
+        for name in ("accumulate", "latency_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"engine.{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.timeout_seconds <= MAX_TIMEOUT:
             raise ValueError(
                 f"engine.timeout_seconds must be above 0 and at most {MAX_TIMEOUT}, got "

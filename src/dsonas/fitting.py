@@ -12,14 +12,29 @@ from dsonas.config import RunConfig
 from dsonas.engine import Engine
 from dsonas.latency import LatencyFunction, LatencyMeter
 from dsonas.latency_table import latency_from_table, read_table
+from dsonas.part_timing import measure_table
 
 
 def final_latency(config: RunConfig, engine: Engine | None = None) -> LatencyFunction:
     """Milliseconds of whole networks: measured on this device, or by the table of another."""
-    table = config.engine.latency_table
-    if table is not None:
-        return latency_from_table(read_table(table))
-    return LatencyMeter(str((engine or Engine(config.engine)).device))
+    settings = config.engine
+    if settings.latency_table is not None:
+        return latency_from_table(read_table(settings.latency_table))
+    device = str((engine or Engine(settings)).device)
+    return LatencyMeter(device, settings.latency_batch, settings.latency_threads)
+
+
+def parts_table(config: RunConfig, engine: Engine, supernet: Architecture) -> dict[str, float]:
+    """Milliseconds of parts: by the table of another device, or measured on this one."""
+    settings = config.engine
+    if settings.latency_table is not None:
+        return read_table(settings.latency_table)
+    return measure_table(
+        [supernet],
+        str(engine.device),
+        batch_size=settings.latency_batch,
+        threads=settings.latency_threads,
+    )
 
 
 def run_costs(config: RunConfig, latency: LatencyFunction) -> CostFunction:

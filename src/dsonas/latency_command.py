@@ -31,8 +31,12 @@ def latency(command: str, arguments: list[str], stop: StopSignal) -> int:
         supernet.with_channels([max(1, round(c * multiplier)) for c in supernet.skeleton.channels])
         for multiplier in multipliers
     ]
-    device = str(Engine(config.engine).device)
-    table = measure_table(networks, device, threads=config.engine.threads or 1)
+    table = measure_table(
+        networks,
+        str(Engine(config.engine).device),
+        batch_size=config.engine.latency_batch,
+        threads=config.engine.latency_threads,
+    )
     write_atomically(Path(values.table), (json.dumps(table, indent=1) + "\n").encode())
     milliseconds = latency_from_table(table)
     for network in networks:

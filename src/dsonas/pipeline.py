@@ -17,11 +17,10 @@ from dsonas.costs import architecture_cost
 from dsonas.data import Batches, ImageData, load_data
 from dsonas.drawing import draw_architecture
 from dsonas.engine import Engine
-from dsonas.fitting import check_known, final_latency, fit_to_budget, run_costs
-from dsonas.latency_table import latency_from_table, read_table
+from dsonas.fitting import check_known, final_latency, fit_to_budget, parts_table, run_costs
+from dsonas.latency_table import latency_from_table
 from dsonas.loop import STAGES, Journal, run_stage
 from dsonas.network import AuxiliaryHead, Network
-from dsonas.part_timing import measure_table
 from dsonas.runs import Preprocessing, RunError, RunFolder, versions
 from dsonas.searching import search
 from dsonas.seeding import derive_seed
@@ -84,15 +83,11 @@ class Job:
     def _summed_latency(self, architecture: Architecture) -> float:
         """Milliseconds by a table, which a search keeps from its begin."""
         if "latency_table" not in self._extras:
-            self._extras["latency_table"] = self.engine.processes.decide(self._latency_table)
+            supernet = self.config.space(self.data).complete()
+            self._extras["latency_table"] = self.engine.processes.decide(
+                lambda: parts_table(self.config, self.engine, supernet)
+            )
         return latency_from_table(self._extras["latency_table"])(architecture)
-
-    def _latency_table(self) -> dict[str, float]:
-        """The table that is given, or else of this device."""
-        if self.config.engine.latency_table is not None:
-            return read_table(self.config.engine.latency_table)
-        supernet = self.config.space(self.data).complete()
-        return measure_table([supernet], str(self.engine.device))
 
     def _save(self, state: dict[str, Any]) -> None:
         self.folder.checkpoints.save({**state, "extras": self._extras})

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dsonas import pipeline
+from dsonas import fitting
 from dsonas.architecture import Architecture, Skeleton
 from dsonas.costs import architecture_cost
 from dsonas.interrupts import StopSignal
@@ -13,7 +13,14 @@ from dsonas.latency_table import latency_from_table
 from dsonas.part_timing import measure_table
 from dsonas.spaces import SearchSpace
 
-OPTIONS = ["--budget.latency_ms", 1, "--search.penalty_kind", "adaptive_latency"]
+OPTIONS = [
+    "--engine.latency_batch",
+    2,
+    "--budget.latency_ms",
+    1,
+    "--search.penalty_kind",
+    "adaptive_latency",
+]
 IN_SECOND_EPOCH = 25  # stop is asked for after each step: 6 of pretraining, 12 for each epoch
 
 
@@ -23,13 +30,13 @@ def test_an_interrupted_search_goes_on_by_the_table_it_measured(
     measured = []
 
     def measure(*arguments, **options):
-        measured.append(arguments)
+        measured.append((options["batch_size"], options["threads"]))
         return dict.fromkeys(measure_table(*arguments, **options, rounds=1), 1.0)
 
     def whole_network(self, architecture):
         return architecture_cost(architecture).macs / 1e5
 
-    monkeypatch.setattr(pipeline, "measure_table", measure)
+    monkeypatch.setattr(fitting, "measure_table", measure)
     monkeypatch.setattr(LatencyMeter, "_measure", whole_network)
     whole, run, calls = tmp_path / "whole", tmp_path / "run", iter(range(1000))
     assert dsonas("search", *tiny, *OPTIONS, "--out", whole).code == 0
@@ -39,7 +46,7 @@ def test_an_interrupted_search_goes_on_by_the_table_it_measured(
         assert dsonas(*command).code == 130
     ended = dsonas(*command)
     assert (ended.code, "resuming search" in ended.out) == (0, True)
-    assert len(measured) == 2  # once for each search
+    assert measured == [(2, 1)] * 2  # once for each search
     chains = [json.loads((folder / "chain.json").read_text()) for folder in (whole, run)]
     assert chains[0] == chains[1]
     assert len(chains[0]) > 2
