@@ -6,7 +6,10 @@ multiply-adds in all, so that kinds are compared at equal cost: how evenly the b
 how many are emptied. The network found is then brought to common multiply-adds by its width and
 trained: test error against memory access.
 
-    python benchmarks/adaptive_penalties.py --out benchmarks/results/adaptive-penalties.json
+    python benchmarks/adaptive_penalties.py
+    python benchmarks/adaptive_penalties.py --kept 0.1 --kinds uniform adaptive_macs
+
+The second needs an ``--out`` of its own and ``--plot ""``.
 """
 
 from __future__ import annotations
@@ -129,6 +132,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for place, kind in enumerate(KINDS):
         mine = [row for row in rows if row["kind"] == kind and "test_error" in row]
+        if not mine:
+            continue
         kept = [100 * mean for mean in means(row["kept"] for row in mine)]
         places = [block + 0.27 * (place - 1) for block in range(1, len(kept) + 1)]
         left.bar(places, kept, 0.25, color=COLOURS[kind], label=kind)
@@ -147,6 +152,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = study_parser(__doc__, "benchmarks/results/adaptive-penalties.json", search_epochs=16)
     parser.set_defaults(space="full", seeds=3, images=4000)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--levels", type=int, default=3)
     parser.add_argument("--weakest", type=float, default=0.01, help="smallest gamma")
     parser.add_argument("--strongest", type=float, default=0.64, help="largest gamma")
@@ -154,13 +160,14 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=0.25, help="of the share kept")
     parser.add_argument("--steps", type=int, default=8, help="bisections at most")
     parser.add_argument("--share", type=float, default=0.4, help="of the supernet's multiply-adds")
-    parser.add_argument("--plot", type=Path, default=Path("docs/images/adaptive-penalties.svg"))
+    parser.add_argument("--plot", default="docs/images/adaptive-penalties.svg", help="or none")
     options = parser.parse_args()
-    study = Study(options, apart=("plot",))
-    for seed, kind in product(range(options.seeds), KINDS):
+    study = Study(options, apart=("plot", "kinds"))
+    for seed, kind in product(range(options.seeds), options.kinds):
         bisect(options, study, kind, seed)
     print("\n".join(summary(study.rows)))
-    plot(study.rows, options.plot)
+    if options.plot:
+        plot(study.rows, Path(options.plot))
 
 
 if __name__ == "__main__":

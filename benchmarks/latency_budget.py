@@ -6,9 +6,11 @@ judged by its worth per millisecond. Each result is brought to the same latency 
 trained alike, exported as plain Python source, and timed in a fresh process that knows nothing but
 the exported files. Steps that are done are kept in a folder.
 
-    python benchmarks/latency_budget.py search train       # with anything else on the machine
-    python benchmarks/latency_budget.py fit time           # on an idle machine
-    python benchmarks/latency_budget.py                    # all: search fit train time
+    python benchmarks/latency_budget.py --seeds 3 --test-images 5000      # all steps
+    python benchmarks/latency_budget.py search       # one after the other; search and train with
+    python benchmarks/latency_budget.py fit          # anything else on the machine, fit and time
+    python benchmarks/latency_budget.py train        # on an idle one
+    python benchmarks/latency_budget.py time
 """
 
 from __future__ import annotations
