@@ -40,8 +40,8 @@ ABLATIONS = {
 }
 
 
-def study(name: str, out: Path) -> dict[str, Any]:
-    """Run or go on with the study of an ablation; its results."""
+def study(name: str, out: Path) -> None:
+    """Run or go on with the study of an ablation, and keep what it has."""
     archive = RESULTS / f"{name}-jobs.json"
     if archive.exists():
         unpack(archive, out)
@@ -57,7 +57,6 @@ def study(name: str, out: Path) -> dict[str, Any]:
             RESULTS.mkdir(parents=True, exist_ok=True)
             pack(out, archive)
             (RESULTS / f"{name}.json").write_bytes((out / "compare.json").read_bytes())
-    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def searched(result: dict[str, Any]) -> list[float]:
@@ -73,9 +72,9 @@ def table() -> list[str]:
     """Markdown: a line for the study and for each ablation that is done."""
     base = searched(json.loads(STUDY.read_text()))
     lines = [
-        "| search | test error, % | difference | p (Welch) | each search |",
-        "|---|---|---|---|---|",
-        f"| as it is | {mean_and_spread(base)} | | | {each(base)} |",
+        "| search | searches | test error, % | difference | p (Welch) | each search |",
+        "|---|---|---|---|---|---|",
+        f"| as it is | {len(base)} | {mean_and_spread(base)} | | | {each(base)} |",
     ]
     for name, (title, _) in ABLATIONS.items():
         path = RESULTS / f"{name}.json"
@@ -84,8 +83,8 @@ def table() -> list[str]:
             difference = statistics.mean(errors) - statistics.mean(base)
             p = welch_p(errors, base)
             lines.append(
-                f"| {title} | {mean_and_spread(errors)} | {difference:+.2f} | {p:.2g} | "
-                f"{each(errors)} |"
+                f"| {title} | {len(errors)} | {mean_and_spread(errors)} | {difference:+.2f} | "
+                f"{p:.2g} | {each(errors)} |"
             )
     return lines
 

@@ -7,14 +7,15 @@ how many are emptied. The network found is then brought to common multiply-adds 
 trained: test error against memory access.
 
     python benchmarks/adaptive_penalties.py
-    python benchmarks/adaptive_penalties.py --kept 0.1 --kinds uniform adaptive_macs
+    python benchmarks/adaptive_penalties.py --evenness FILE...    # of the searches in result files
 
-The second needs an ``--out`` of its own and ``--plot ""``.
+With ``--kept 0.1 --kinds uniform adaptive_macs`` and an ``--out`` of its own: more such searches.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 import tempfile
@@ -34,6 +35,7 @@ from small_study import Study, mean_and_spread, silent_job, study_config, study_
 
 KINDS = ("uniform", "adaptive_macs", "adaptive_memory")
 BLOCKS = (2, 2)
+EVEN = (0.05, 0.25)  # shares kept of which evenness is told
 COLOURS = dict(zip(KINDS, ("#8a8f98", "#2f6fde", "#d9822b"), strict=True))
 
 
@@ -117,6 +119,30 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def evenness(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Markdown: of all searches that kept neither almost nothing nor much, how evenly."""
+    searches = {(row["kind"], row["seed"], row["penalty"]): row for row in rows}
+    lines = [
+        f"| penalty | searches that kept {EVEN[0]:.0%} to {EVEN[1]:.0%} | kept in all | "
+        "spread over blocks | with an emptied block |",
+        "|---|---|---|---|---|",
+    ]
+    for kind in KINDS:
+        mine = [
+            row
+            for (one, _, _), row in searches.items()
+            if one == kind and EVEN[0] <= row["kept_whole"] <= EVEN[1]
+        ]
+        if len(mine) > 1:
+            lines.append(
+                f"| {kind} | {len(mine)} | "
+                f"{mean_and_spread([100 * row['kept_whole'] for row in mine])} % | "
+                f"{mean_and_spread([100 * row['spread'] for row in mine])} points | "
+                f"{sum(row['emptied_blocks'] > 0 for row in mine)} |"
+            )
+    return lines
+
+
 def means(rows: Iterable[Sequence[float]]) -> list[float]:
     """The mean of each column."""
     return [statistics.mean(column) for column in zip(*rows, strict=True)]
@@ -161,9 +187,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="bisections at most")
     parser.add_argument("--share", type=float, default=0.4, help="of the supernet's multiply-adds")
     parser.add_argument("--plot", default="docs/images/adaptive-penalties.svg", help="or none")
+    parser.add_argument("--evenness", nargs="+", type=Path, metavar="FILE", default=[])
     options = parser.parse_args()
-    study = Study(options, apart=("plot", "kinds"))
-    for seed, kind in product(range(options.seeds), options.kinds):
+    if options.evenness:
+        rows = (row for path in options.evenness for row in json.loads(path.read_text())["rows"])
+        print("\n".join(evenness(rows)))
+        return
+    study = Study(options, apart=("plot", "kinds", "evenness"))
+    kinds: Sequence[str] = options.kinds
+    for seed, kind in product(range(options.seeds), kinds):
         bisect(options, study, kind, seed)
     print("\n".join(summary(study.rows)))
     if options.plot:

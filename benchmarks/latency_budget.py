@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -97,6 +98,7 @@ class Case:
         value = {"budget_ms": milliseconds, "latency_ms": meter(fitted)}
         text = json.dumps({**value, "architecture": fitted.to_json()}, indent=1)
         (self.folder / "fitted.json").write_text(text)
+        shutil.rmtree(self.folder / "train", ignore_errors=True)  # of another fit
 
     @property
     def fitted(self) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def time_afresh(sources: Sequence[Path], image_size: int) -> list[float]:
 def exported_supernet(options: argparse.Namespace, case: Case) -> Path:
     """The complete network, untrained, as exported source."""
     folder = Path(options.work) / "supernet"
-    if not folder.exists():
+    if not (folder / "metrics.json").exists():
         supernet = load_chain(case.folder / "search" / "chain.json")[0]
         still = replace(case.config, train=replace(case.config.train, epochs=1), budget=Budget())
         silent_job(still, str(folder)).train(supernet)

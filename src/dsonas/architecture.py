@@ -182,6 +182,11 @@ class Architecture:
         """Every block cleaned; idempotent."""
         return replace(self, blocks=tuple(graph.clean() for graph in self.blocks))
 
+    def without_blocks(self) -> Architecture:
+        """What pruning cannot remove: stem, shortcuts, reductions, head; every block is empty."""
+        empty = (graph.prune([False] * len(graph.live)).clean() for graph in self.blocks)
+        return replace(self, blocks=tuple(empty))
+
     def with_channels(self, channels: Sequence[int]) -> Architecture:
         """The same structure with other channels for each stage."""
         return replace(self, skeleton=replace(self.skeleton, channels=tuple(channels)))

@@ -68,7 +68,7 @@ class Budget:
         params: parameters of the final network.
         memory_bytes: memory access for one image, in bytes.
         latency_ms: milliseconds for one image on one CPU thread, or on the accelerator, measured
-            on this machine.
+            on this machine; or as ``EngineConfig.latency_table`` and its like say.
 
     Raises:
         ValueError: if a bound is not a positive number.

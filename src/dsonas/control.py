@@ -14,7 +14,7 @@ still come back, and the penalty is lowered.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dsonas.architecture import Architecture
 from dsonas.costs import architecture_cost
@@ -70,7 +70,7 @@ class Plan:
             cost: the measure that is planned; None takes multiply-adds.
         """
         cost = cost or macs
-        fixed = cost(_without_blocks(supernet))
+        fixed = cost(supernet.without_blocks())
         return fixed + self.share(self.structure, progress) * (cost(supernet) - fixed)
 
     def adapt(self, pressure: float, planned: int, positive: int) -> float:
@@ -121,7 +121,7 @@ def follow_plan(
     """
     shared, cost = len(factors) == 1, cost or macs
     allowed = plan.allowed(progress, supernet, cost)
-    floor = (1 - FLOOR) * cost(_without_blocks(supernet)) + FLOOR * plan.allowed(1, supernet, cost)
+    floor = (1 - FLOOR) * cost(supernet.without_blocks()) + FLOOR * plan.allowed(1, supernet, cost)
     while cost(current) > allowed:
         found = (worth or flow_worth(factors))(current)
         smaller = _without_cheapest(current, found, factors, floor, _Price(cost, thrift))
@@ -274,12 +274,6 @@ def _drop_connections(current: Architecture, factors, shared: bool, limit: int) 
     for place, graph in enumerate(graphs):
         current = with_graph(current, place, graph, shared=shared)
     return current
-
-
-def _without_blocks(supernet: Architecture) -> Architecture:
-    """Stem, shortcuts, reductions and head: what pruning cannot remove."""
-    empty = tuple(graph.prune([False] * len(graph.live)).clean() for graph in supernet.blocks)
-    return replace(supernet, blocks=empty)
 
 
 def _num_connections(architecture: Architecture, shared: bool) -> int:

@@ -39,7 +39,8 @@ class EngineConfig:
         timeout_seconds: how long several processes wait for one that does not answer, > 0.
         latency_table: JSON file of milliseconds by part, as ``dsonas latency`` writes it on another
             device: latencies are then that device's. None: measured on this one.
-        latency_batch: images at a time where latency is measured, >= 1.
+        latency_batch: images at a time where latency is measured, >= 1; a table holds for what it
+            was measured with.
         latency_threads: CPU threads there, from 1 to 1024.
 
     Raises:

@@ -16,7 +16,7 @@ from dsonas.part_timing import measure_table
 
 
 def final_latency(config: RunConfig, engine: Engine | None = None) -> LatencyFunction:
-    """Milliseconds of whole networks: measured on this device, or by the table of another."""
+    """Milliseconds of whole networks: by the table of another device, or measured on this one."""
     settings = config.engine
     if settings.latency_table is not None:
         return latency_from_table(read_table(settings.latency_table))
@@ -43,18 +43,19 @@ def run_costs(config: RunConfig, latency: LatencyFunction) -> CostFunction:
     return cost_function(latency if timed else None)
 
 
-def check_known(supernet: Architecture, config: RunConfig, cost: CostFunction) -> None:
-    """Refuse a latency table that does not reach the channels of the supernet.
+def check_known(architecture: Architecture, config: RunConfig, cost: CostFunction) -> None:
+    """Refuse a latency table that lacks parts of a network, or does not reach its channels.
 
     Raises:
         ValueError: saying what to do.
     """
     table = config.engine.latency_table
-    if table is not None and cost(supernet).get("latency_ms") == math.inf:
-        widths = "-".join(map(str, supernet.skeleton.channels))
+    if table is not None and not 0 < cost(architecture).get("latency_ms", 1) < math.inf:
+        widths = "-".join(map(str, architecture.skeleton.channels))
         raise ValueError(
-            f"engine.latency_table must reach the {widths} channels of the supernet, but {table} "
-            "ends below: add wider entries, or lower network.channels"
+            f"engine.latency_table must have milliseconds above 0 for {widths} channels, but "
+            f"{table} has not, or ends below: add wider entries (dsonas latency --widths), or "
+            "lower network.channels"
         )
 
 
@@ -70,7 +71,9 @@ def fit_to_budget(
 
     Raises:
         InfeasibleBudgetError: if no member meets the budget.
+        ValueError: if a latency table does not reach the channels of the chain.
     """
     cost = cost or run_costs(config, final_latency(config))
+    check_known(chain[0], config, cost)
     multiple = config.network.channel_multiple
     return fit_chain(chain, config.budget, multiple=multiple, cost=cost)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from dsonas.architecture import scale_channels
 from dsonas.checkpoints import write_atomically
 from dsonas.configuring import GROUPS, OptionParser, UsageError, config_parser, parse
 from dsonas.engine import Engine
@@ -18,7 +19,7 @@ DESCRIPTION = (
     "run on another machine is led: dsonas run --budget.latency_ms 4 --engine.latency_table FILE.\n"
     "Takes the options of dsonas run; no image is loaded. Leave the device idle meanwhile."
 )
-WIDTHS = "0.25,0.5,1,1.5,2,3,4"
+WIDTHS = "0.25,0.5,1,2,4,8,16"
 
 
 def latency(command: str, arguments: list[str], stop: StopSignal) -> int:
@@ -28,7 +29,7 @@ def latency(command: str, arguments: list[str], stop: StopSignal) -> int:
     config, shape = stated_run(values)
     supernet = config.space(shape.blank(config.data)).complete()
     networks = [
-        supernet.with_channels([max(1, round(c * multiplier)) for c in supernet.skeleton.channels])
+        supernet.with_channels(scale_channels(supernet.skeleton.channels, multiplier))
         for multiplier in multipliers
     ]
     table = measure_table(
@@ -61,7 +62,7 @@ def _multipliers(text: str) -> list[float]:
         found = [float(part) for part in text.split(",")]
     except ValueError:
         found = []
-    if not found or not all(0 < one <= 64 for one in found) or found != sorted(found):
+    if not found or not all(0 < one <= 64 for one in found) or found != sorted(set(found)):
         raise UsageError(f"widths must be rising numbers above 0, at most 64, got {text!r}")
     if not found[0] <= 1 <= found[-1]:
         raise UsageError(f"widths must enclose 1, those of the supernet, got {text!r}")

@@ -14,7 +14,9 @@ from dsonas.architecture import Architecture
 from dsonas.latency import LatencyFunction
 
 OPTIONAL = ("add", "block")  # parts that a table may leave out: they take no time then
-_KEY = re.compile(r"([A-Za-z_]\w*)@([1-9]\d*)x([1-9]\d*)")
+PARTS = ("base", "output", *OPTIONAL)  # besides the operations
+_KEY = re.compile(r"([^\W\d]\w*)@([1-9]\d*)x([1-9]\d*)")
+MAX_MILLISECONDS = 1e9
 _FORM = "base, or NAME@CxS: a part at C channels on S x S features"
 
 
@@ -81,12 +83,15 @@ def read_table(path: str | Path) -> dict[str, float]:
     """Read a table from a JSON file, as ``dsonas latency`` writes it.
 
     Raises:
-        ValueError: if the file holds something else.
-        OSError: if there is none.
+        ValueError: if it cannot be read, or holds something else.
     """
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise ValueError(
+            f"latency table {path} cannot be read: {error.strerror}; dsonas latency writes one"
+        ) from None
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} must be a JSON file of a latency table: {error}") from None
     if not isinstance(table, dict) or not table:
         raise ValueError(f"{path} must be a JSON object of milliseconds by part: {_FORM}")
@@ -102,9 +107,10 @@ def _curves(table: Mapping[str, Any]) -> dict[tuple[str, int], list[tuple[int, f
     curves: dict[tuple[str, int], list[tuple[int, float]]] = {}
     for key, value in table.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value < math.inf:
+        if not number or not 0 <= value <= MAX_MILLISECONDS:
             raise ValueError(
-                f"latency table must hold milliseconds of at least 0, got {value!r} for {key!r}"
+                f"latency table must hold milliseconds from 0 to {MAX_MILLISECONDS:.0e}, got "
+                f"{str(value)[:20]!r} for {key!r}"
             )
         if key == "base":
             continue

@@ -1,15 +1,14 @@
 """The latency table of the device at hand: every part of an architecture timed by itself.
 
 A search compares many structures over a long time. Measured whole, each at another moment, they
-differ by how busy the machine was more than by themselves; the parts are timed in turn within a
-second, and their sums are exact.
+differ by how busy the machine was more than by themselves; the parts are timed in turn, within a
+second or so, and sums of one table differ exactly by what structures differ.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +16,13 @@ from torch import Tensor, nn
 
 from dsonas.architecture import Architecture
 from dsonas.blocks import Candidate, batch_norm
+from dsonas.latency_table import PARTS
 from dsonas.network import Network
 
 BRANCHES = (
     4  # of the wider of the two output convolutions whose times tell one branch from the rest
 )
+_WIDE = "wide output"
 Part = Callable[[], object]
 
 
@@ -45,7 +46,11 @@ def measure_table(
         round_seconds: of each part in each round.
 
     Returns:
-        Milliseconds by part, each part of ``latency_from_table`` at every stage's channels.
+        Milliseconds by part, each part of ``latency_from_table`` at every stage's channels. That
+        of a reduction block, with the branches it has in ``architectures``, is in ``base``.
+
+    Raises:
+        ValueError: if an operation has the name of another part.
 
     Example:
         >>> from dsonas.spaces import cifar_space
@@ -59,7 +64,7 @@ def measure_table(
     with torch.inference_mode():
         found = _time_in_turn(parts, threads, rounds, round_seconds)
     for place in {key.partition("@")[2] for key in parts}:
-        narrow, wide = found[f"output@{place}"], found.pop(f"wide@{place}")
+        narrow, wide = found[f"output@{place}"], found.pop(f"{_WIDE}@{place}")
         branch = max(0.0, (wide - narrow) / (BRANCHES - 1))
         found[f"output@{place}"], found[f"block@{place}"] = branch, max(0.0, narrow - branch)
     return found
@@ -69,18 +74,21 @@ def _parts(architecture: Architecture, device: str, batch_size: int) -> dict[str
     """What is timed, by key; for outputs the whole end of a block with one and many branches."""
     skeleton = architecture.skeleton
     shape = (batch_size, skeleton.input_channels, skeleton.image_size, skeleton.image_size)
-    empty = [graph.prune([False] * len(graph.live)).clean() for graph in architecture.blocks]
-    base = Network(replace(architecture, blocks=tuple(empty)))
+    base = Network(architecture.without_blocks())
     first = f"{skeleton.channels[0]}x{skeleton.stage_sizes[0]}"
     parts = {f"base@{first}": _call(_placed(base, device), _features(shape, device))}
     for channels, size in zip(skeleton.channels, skeleton.stage_sizes, strict=True):
         place = f"{channels}x{size}"
         x = _features((batch_size, channels, size, size), device)
         for name in architecture.operations:
+            if name in PARTS:
+                raise ValueError(
+                    f"operation {name!r} is named as a part of latency tables: rename it"
+                )
             operation = nn.Sequential(Candidate(name, channels, True), nn.ReLU())
             parts[f"{name}@{place}"] = _call(_placed(operation, device), x)
         parts[f"add@{place}"] = _call(torch.add, x, x)
-        for key, branches in (("output", 1), ("wide", BRANCHES)):
+        for key, branches in (("output", 1), (_WIDE, BRANCHES)):
             parts[f"{key}@{place}"] = _call(_placed(_End(channels, branches), device), x)
     return parts
 

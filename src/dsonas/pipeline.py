@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from dsonas.data import Batches, ImageData, load_data
 from dsonas.drawing import draw_architecture
 from dsonas.engine import Engine
 from dsonas.fitting import check_known, final_latency, fit_to_budget, parts_table, run_costs
+from dsonas.latency import LatencyFunction
 from dsonas.latency_table import latency_from_table
 from dsonas.loop import STAGES, Journal, run_stage
 from dsonas.network import AuxiliaryHead, Network
@@ -69,7 +71,6 @@ class Job:
             stop=self.stop,
             save_every=self.config.engine.checkpoint_seconds,
         )
-        self._final_latency = final_latency(self.config, self.engine)
         self.cost = run_costs(self.config, self.latency)
         self._extras: dict[str, Any] = dict(saved.get("extras", {}))
         if self.resume:
@@ -77,17 +78,24 @@ class Job:
             self.reporter.say(f"resuming {stage} after {epoch} epochs")
 
     def latency(self, architecture: Architecture) -> float:
-        """Milliseconds, as the first process measures them, for all."""
-        return self.engine.processes.decide(lambda: self._final_latency(architecture))
+        """Milliseconds that a budget bounds, as the first process measures them, for all."""
+        if self.config.engine.latency_table is not None:
+            return self._by_parts(architecture)
+        return self.engine.processes.decide(lambda: self._meter(architecture))
 
-    def _summed_latency(self, architecture: Architecture) -> float:
-        """Milliseconds by a table, which a search keeps from its begin."""
+    @cached_property
+    def _by_parts(self) -> LatencyFunction:
+        """By a table, given or measured, that the run keeps from its begin."""
         if "latency_table" not in self._extras:
             supernet = self.config.space(self.data).complete()
             self._extras["latency_table"] = self.engine.processes.decide(
                 lambda: parts_table(self.config, self.engine, supernet)
             )
-        return latency_from_table(self._extras["latency_table"])(architecture)
+        return latency_from_table(self._extras["latency_table"])
+
+    @cached_property
+    def _meter(self) -> LatencyFunction:
+        return final_latency(self.config, self.engine)
 
     def _save(self, state: dict[str, Any]) -> None:
         self.folder.checkpoints.save({**state, "extras": self._extras})
@@ -111,9 +119,9 @@ class Job:
             self.world.check_batch_size(f"{stage}.batch_size", size)
         self.config.check_sizes(self.data, stages)
         supernet = self.config.space(self.data).complete()
+        check_known(architecture or supernet, self.config, self.cost)
         if architecture is None:
             multiple = self.config.network.channel_multiple
-            check_known(supernet, self.config, self.cost)
             check_reachable(supernet, self.config.budget, self.cost, multiple)
         else:
             check_fits(architecture, self.data)
@@ -134,7 +142,7 @@ class Job:
             space,
             self.data,
             budget=self.config.budget,
-            cost=run_costs(self.config, self._summed_latency),
+            cost=run_costs(self.config, lambda net: self._by_parts(net)),
             seed=self.config.seed,
             lambda_fraction=self.config.data.lambda_fraction,
             pretrain=self.config.pretrain,

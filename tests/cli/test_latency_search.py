@@ -73,7 +73,7 @@ def test_a_table_of_another_device_leads_the_search_and_the_width(dsonas, tiny, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "No such file"),
+        (None, "cannot be read: No such file"),
         ("{}", "JSON object"),
         ('{"base": 1, "separable_conv3x3@2x8": 1}', "must have an entry"),
     ],
@@ -96,10 +96,25 @@ def test_a_table_that_ends_below_the_supernet_is_refused(dsonas, tiny, tmp_path)
     wide = ["--network.channels", 8]
     ended = dsonas("search", *tiny, *options, *wide, "--out", tmp_path / "run")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
-    assert "engine.latency_table must reach the 8-16 channels" in ended.err
+    assert "engine.latency_table must have milliseconds above 0 for 8-16 channels" in ended.err
 
 
-@pytest.mark.parametrize("widths", ["2,1", "0,1", "a", "2,3", ""])
+@pytest.mark.parametrize("widths", ["2,1", "1,1", "0,1", "a", "2,3", ""])
 def test_widths_that_make_no_sense_are_refused(dsonas, tiny, tmp_path, widths):
     ended = dsonas("latency", *tiny, "--widths", widths, "--table", tmp_path / "t.json")
     assert (ended.code, "widths must" in ended.err, ended.err.count("\n")) == (2, True, 1)
+
+
+def test_a_network_wider_than_the_table_is_refused_before_it_is_trained(
+    dsonas, tiny, finished, tmp_path
+):
+    table = tmp_path / "phone.json"
+    assert dsonas("latency", *tiny, "--widths", "0.5,1", "--table", table).code == 0
+    wide = json.loads((finished / "architecture.json").read_text())
+    wide["skeleton"]["channels"] = [16, 32]
+    (tmp_path / "wide.json").write_text(json.dumps(wide))
+    options = ["--budget.latency_ms", 5, "--engine.latency_table", table]
+    path = tmp_path / "wide.json"
+    ended = dsonas("train", *tiny, *options, "--architecture", path, "--out", tmp_path / "run")
+    assert (ended.code, "16-32 channels" in ended.err) == (2, True)
+    assert not (tmp_path / "run").exists()

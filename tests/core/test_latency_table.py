@@ -2,11 +2,9 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 
-from dsonas.architecture import Architecture
 from dsonas.budgets import Budget, cost_function, fit_width
 from dsonas.latency import LatencyMeter
 from dsonas.latency_table import latency_from_table, read_table
@@ -19,11 +17,6 @@ OPERATIONS = ("separable_conv3x3", "separable_conv5x5", "max_pool3x3", "average_
 def table_of(*places: str, scale: float = 0.1) -> dict[str, float]:
     parts = (*OPERATIONS, "output")
     return {"base": 0.5, **{f"{part}@{place}": scale for part in parts for place in places}}
-
-
-def emptied(architecture: Architecture) -> Architecture:
-    graphs = [graph.prune([False] * len(graph.live)).clean() for graph in architecture.blocks]
-    return replace(architecture, blocks=tuple(graphs))
 
 
 def test_a_table_is_added_up_and_a_gap_is_named():
@@ -42,7 +35,7 @@ def test_what_a_block_and_its_sums_take_counts_if_the_table_says_so():
     full = {**plain, "add@4x32": 0.01, "block@4x32": 0.5}
     difference = latency_from_table(full)(architecture) - latency_from_table(plain)(architecture)
     assert difference == pytest.approx(0.5 + 0.01 * extra)
-    assert latency_from_table(full)(emptied(architecture)) == full["base"]
+    assert latency_from_table(full)(architecture.without_blocks()) == full["base"]
 
 
 def test_between_two_widths_it_is_linear_and_never_below_what_is_known():
@@ -65,7 +58,7 @@ def test_a_width_of_which_nothing_is_known_is_never_chosen():
 
 
 def test_the_rest_may_depend_on_the_channels_of_the_first_stage():
-    architecture = emptied(cifar_space(channels=16, blocks=(1, 1)).complete())
+    architecture = cifar_space(channels=16, blocks=(1, 1)).complete().without_blocks()
     latency = latency_from_table({"base@8x32": 1.0, "base@32x32": 4.0})
     assert latency(architecture) == pytest.approx(2.0)
 
@@ -87,10 +80,12 @@ def test_a_measured_table_adds_up_to_about_what_the_network_takes():
         ("[1]", "JSON object"),
         ("{}", "JSON object"),
         ("{", "JSON file"),
-        ('{"base": -1}', "at least 0, got -1"),
-        ('{"base": "1"}', "at least 0, got '1'"),
-        ('{"base": true}', "at least 0, got True"),
-        ('{"base": NaN}', "at least 0, got nan"),
+        ('{"base": -1}', "from 0 to 1e.09, got '-1'"),
+        ('{"base": "1"}', "from 0 to 1e.09, got '1'"),
+        ('{"base": true}', "from 0 to 1e.09, got 'True'"),
+        ('{"base": NaN}', "from 0 to 1e.09, got 'nan'"),
+        ('{"base": 1%s}' % ("0" * 400), "from 0 to 1e.09"),
+        ("[" * 100000, "JSON file"),
         ('{"base": 1, "max_pool3x3": 1}', "NAME@CxS.*'max_pool3x3'"),
         ('{"base": 1, "max_pool3x3@0x8": 1}', "NAME@CxS"),
     ],

@@ -53,6 +53,19 @@ def difference(deployment: Deployment, network: nn.Module) -> float:
     return float((network(x) - deployment.network(x)).abs().max())
 
 
+def test_loaded_source_keeps_its_weights_in_the_faster_layout(tmp_path):
+    """In the other one every 3x3 convolution copies its weights for each image."""
+    deployment = deploy(random_architecture(Random(0), SMALL))
+    source = network_source(deployment)
+    torch.save(source.weights, tmp_path / "network.pt")
+    names = {"__name__": "exported", "__file__": str(tmp_path / "network.py")}
+    exec(compile(source.text, "network.py", "exec"), names)
+    loaded = names["load"]()
+    layout = torch.channels_last
+    assert all(w.is_contiguous(memory_format=layout) for w in loaded.parameters() if w.dim() == 4)
+    assert difference(deployment, loaded) <= 1e-6
+
+
 @pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("seed", range(12))
 def test_the_source_computes_what_the_network_computes(seed: int, fold: bool):

@@ -98,6 +98,7 @@ def export_run(
             raise ExportError(f"{name} must be at least 1, got {value}")
     run = RunFolder(folder)
     network, preprocessing = run.load_network()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     deployment = _deployment(run, network, preprocessing, fold)
     images = check_images(run, network, preprocessing, num_images)
     comparison = _Comparison(network, images, threads)
@@ -125,9 +126,8 @@ def _deployment(
     except ValueError:
         data = "unknown data"
     seed = stored_settings(run).get("seed")
-    network = fold_batch_norms(network) if fold else network
     return Deployment(
-        network=network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        network=fold_batch_norms(network) if fold else network,
         preprocessing=preprocessing,
         folded=fold,
         data=data,

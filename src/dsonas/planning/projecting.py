@@ -134,7 +134,7 @@ def outline(config: RunConfig, shape: DataShape) -> Outline:
     budget, multiple = config.budget, config.network.channel_multiple
     if budget.latency_ms is not None:
         budget = replace(budget, latency_ms=None)
-        notes.append("budget.latency_ms is left out: it is measured when the run begins")
+        notes.append("budget.latency_ms is left out: it is looked at when the run begins")
     check_reachable(supernet, budget, multiple=multiple)
     phases: list[Phase] = []
     if config.network.transfer:
