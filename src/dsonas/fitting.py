@@ -26,14 +26,20 @@ def final_latency(config: RunConfig, engine: Engine | None = None) -> LatencyFun
 
 def parts_table(config: RunConfig, engine: Engine, supernet: Architecture) -> dict[str, float]:
     """Milliseconds of parts: by the table of another device, or measured on this one."""
-    settings = config.engine
-    if settings.latency_table is not None:
-        return read_table(settings.latency_table)
+    if config.engine.latency_table is not None:
+        return read_table(config.engine.latency_table)
+    return measured_table([supernet], config, engine)
+
+
+def measured_table(
+    architectures: Sequence[Architecture], config: RunConfig, engine: Engine
+) -> dict[str, float]:
+    """Milliseconds of parts on this device, by the images and threads of the configuration."""
     return measure_table(
-        [supernet],
+        architectures,
         str(engine.device),
-        batch_size=settings.latency_batch,
-        threads=settings.latency_threads,
+        batch_size=config.engine.latency_batch,
+        threads=config.engine.latency_threads,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor, nn
 
 from dsonas.architecture import Architecture
 from dsonas.network import Network
@@ -49,9 +50,9 @@ class LatencyMeter:
         from torch.utils.benchmark import Timer  # its import looks for compilers and may say so
 
         skeleton = architecture.skeleton
-        network = Network(architecture).eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = placed(Network(architecture), self.device)
         shape = (self.batch_size, skeleton.input_channels, skeleton.image_size, skeleton.image_size)
-        images = torch.zeros(shape, device=self.device).to(memory_format=torch.channels_last)
+        images = blank_features(shape, self.device)
         timer = Timer(
             "network(images)",
             globals={"network": network, "images": images},
@@ -59,3 +60,13 @@ class LatencyMeter:
         )
         with torch.inference_mode():
             return 1e3 * timer.blocked_autorange(min_run_time=self.min_seconds).median
+
+
+def placed(module: nn.Module, device: str) -> nn.Module:
+    """A module as it is timed: in evaluation mode, on the device, in channels_last."""
+    return module.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def blank_features(shape: tuple[int, ...], device: str) -> Tensor:
+    """Zeros (B, C, H, W) in channels_last."""
+    return torch.zeros(shape, device=device).to(memory_format=torch.channels_last)

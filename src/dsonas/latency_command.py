@@ -9,9 +9,9 @@ from dsonas.architecture import scale_channels
 from dsonas.checkpoints import write_atomically
 from dsonas.configuring import GROUPS, OptionParser, UsageError, config_parser, parse
 from dsonas.engine import Engine
+from dsonas.fitting import measured_table
 from dsonas.interrupts import StopSignal
 from dsonas.latency_table import latency_from_table
-from dsonas.part_timing import measure_table
 from dsonas.stated_size import SIZES, add_options, stated_run
 
 DESCRIPTION = (
@@ -32,12 +32,7 @@ def latency(command: str, arguments: list[str], stop: StopSignal) -> int:
         supernet.with_channels(scale_channels(supernet.skeleton.channels, multiplier))
         for multiplier in multipliers
     ]
-    table = measure_table(
-        networks,
-        str(Engine(config.engine).device),
-        batch_size=config.engine.latency_batch,
-        threads=config.engine.latency_threads,
-    )
+    table = measured_table(networks, config, Engine(config.engine))
     write_atomically(Path(values.table), (json.dumps(table, indent=1) + "\n").encode())
     milliseconds = latency_from_table(table)
     for network in networks:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dsonas.architecture import Architecture
 from dsonas.blocks import Candidate, batch_norm
+from dsonas.latency import blank_features, placed
 from dsonas.latency_table import PARTS
 from dsonas.network import Network
 
@@ -76,20 +77,20 @@ def _parts(architecture: Architecture, device: str, batch_size: int) -> dict[str
     shape = (batch_size, skeleton.input_channels, skeleton.image_size, skeleton.image_size)
     base = Network(architecture.without_blocks())
     first = f"{skeleton.channels[0]}x{skeleton.stage_sizes[0]}"
-    parts = {f"base@{first}": _call(_placed(base, device), _features(shape, device))}
+    parts = {f"base@{first}": _call(placed(base, device), blank_features(shape, device))}
     for channels, size in zip(skeleton.channels, skeleton.stage_sizes, strict=True):
         place = f"{channels}x{size}"
-        x = _features((batch_size, channels, size, size), device)
+        x = blank_features((batch_size, channels, size, size), device)
         for name in architecture.operations:
             if name in PARTS:
                 raise ValueError(
                     f"operation {name!r} is named as a part of latency tables: rename it"
                 )
             operation = nn.Sequential(Candidate(name, channels, True), nn.ReLU())
-            parts[f"{name}@{place}"] = _call(_placed(operation, device), x)
+            parts[f"{name}@{place}"] = _call(placed(operation, device), x)
         parts[f"add@{place}"] = _call(torch.add, x, x)
         for key, branches in (("output", 1), (_WIDE, BRANCHES)):
-            parts[f"{key}@{place}"] = _call(_placed(_End(channels, branches), device), x)
+            parts[f"{key}@{place}"] = _call(placed(_End(channels, branches), device), x)
     return parts
 
 
@@ -106,14 +107,6 @@ class _End(nn.Module):
         """(B, C, H, W), taken as every branch and as the shortcut, to the same shape."""
         joined = x if self.branches == 1 else torch.cat([x] * self.branches, 1)
         return F.relu(self.bn(self.project(joined))) + x
-
-
-def _placed(module: nn.Module, device: str) -> nn.Module:
-    return module.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _features(shape: tuple[int, ...], device: str) -> Tensor:
-    return torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
 
 
 def _call(function: Callable[..., object], *arguments: Tensor) -> Part:

@@ -72,10 +72,8 @@ def _parser(command: str) -> OptionParser:
 
 
 def _cluster(values: Namespace, config: RunConfig, shape: DataShape, found: Outline) -> Cluster:
-    link, devices = (
-        _number(values, "link-gbytes") or DEFAULT_LINK,
-        whole_number(values, "devices") or 1,
-    )
+    link = _number(values, "link-gbytes") or DEFAULT_LINK
+    devices = whole_number(values, "devices") or 1
     cluster = Cluster(device=StatedDevice(tflops=1), devices=devices, link_gbytes=link)
     project(config, shape, found, cluster)  # refuses what cannot be before anything is measured
     return replace(cluster, device=_device(values, config, shape, found, devices))
