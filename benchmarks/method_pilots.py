@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
 
 from dsonas.architecture import Architecture
-from dsonas.baselines import HAND_MADE, hand_made, random_architectures
+from dsonas.baselines import HAND_MADE, INVERTED_BOTTLENECK, hand_made, random_architectures
 from pilot import TRIAL_EPOCHS, Pilot, Row, kept_share
 from small_study import Study
 
@@ -45,6 +47,19 @@ CHAINS = {
     "3x3, 5x5; both to the output": {6: [1], 13: [1, 6]},
     "all of level 1": {13: [1, 2, 3, 4]},
 }
+DEEPER = {
+    "3x3 beside 5x5": {13: [1, 2]},
+    "3x3 and 5x5, then 5x5; all to the output": {6: [1, 2], 13: [1, 2, 6]},
+    "3x3 and 5x5, then both again": {5: [1, 2], 6: [1, 2], 13: [5, 6]},
+    "3x3, 5x5 and maximum, then 5x5; all to the output": {6: [0, 1, 2, 3], 13: [1, 2, 3, 6]},
+}
+BOTTLENECK = (INVERTED_BOTTLENECK, "separable_conv3x3", "separable_conv5x5")
+BOTTLENECKS = {
+    "bottleneck": {10: [1]},
+    "bottleneck beside 3x3": {10: [1, 2]},
+    "bottleneck beside 5x5": {10: [1, 3]},
+    "bottleneck, 3x3 and 5x5 side by side": {10: [1, 2, 3]},
+}
 CONVOLUTIONS = {name: CHAINS[name] for name in ("5x5", "3x3, 3x3")}
 REDUCTIONS = {"1x1": (True, False), "3x3": (False, True), "both": (True, True)}
 RULES = {
@@ -62,6 +77,7 @@ AGAIN = (5, 7, 12, 6)  # two of the best of the first 15 random architectures, t
 CHAIN = {"structure": 0.05, "connections": 1.0, "reached_at": 1.0}
 
 
+Inputs = Mapping[int, Sequence[int]]
 Group = Callable[[Pilot, Study], Iterator[Row]]
 
 
@@ -110,18 +126,37 @@ def rule_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
 
 def probe_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
     """A few structures written down by hand after the first random ones had been seen."""
-    for place, (name, inputs) in enumerate(PROBES.items()):
-        if not results.has(group="probes", name=name):
-            network = pilot.structure(inputs)
-            yield {"group": "probes", "name": name, **pilot.train([network], 4000 + place)}
+    yield from written_rows(pilot, results, "probes", PROBES, 4000)
 
 
 def chain_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
     """A few operations, one after the other or side by side."""
-    for place, (name, inputs) in enumerate(CHAINS.items()):
-        if not results.has(group="chains", name=name):
-            network = pilot.structure(inputs)
-            yield {"group": "chains", "name": name, **pilot.train([network], 9500 + place)}
+    yield from written_rows(pilot, results, "chains", CHAINS, 9500)
+
+
+def deeper_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
+    """More operations than the search leaves, for a budget that has room for them."""
+    yield from written_rows(pilot, results, "deeper", DEEPER, 9600)
+
+
+def bottleneck_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
+    """An inverted bottleneck as a candidate operation."""
+    richer = copy(pilot)
+    network = replace(pilot.config.network, operations=BOTTLENECK)
+    richer.config = replace(pilot.config, network=network)
+    yield from written_rows(richer, results, "bottlenecks", BOTTLENECKS, 9700)
+
+
+def written_rows(
+    pilot: Pilot, results: Study, group: str, structures: Mapping[str, Inputs], first_seed: int
+) -> Iterator[Row]:
+    """Structures written by hand, each trained ``--trainings`` times."""
+    for repeat, place in product(range(pilot.options.trainings), range(len(structures))):
+        name, inputs = list(structures.items())[place]
+        case = {"group": group, "name": name, "index": repeat}
+        if not results.has(**case):
+            seed = first_seed + 1000 * repeat + place
+            yield {**case, **pilot.train([pilot.structure(inputs)], seed)}
 
 
 def reduction_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
@@ -204,6 +239,8 @@ GROUPS: dict[str, Group] = {
     "probes": probe_rows,
     "reductions": reduction_rows,
     "chains": chain_rows,
+    "deeper": deeper_rows,
+    "bottlenecks": bottleneck_rows,
     "sparse": sparse_rows,
     "trials-repeated": trials_rows,
     "trial-rank": trial_rank_rows,

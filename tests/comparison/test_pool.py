@@ -51,6 +51,14 @@ def work(place: Shell, jobs: list[Unit], processes: int = 2, **options) -> tuple
     return pool, [f"{event.what} {event.unit.name}" for event in events]
 
 
+@pytest.fixture(autouse=True)
+def heard_interrupts():
+    """Tests started in the background ignore SIGINT, and shells could not trap it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_jobs_wait_for_what_they_need(tmp_path):
     place = Shell(tmp_path, {"a": "sleep 0.3; touch out", "b": "test -e ../a/result && touch out"})
     pool, events = work(place, units(b=("a",), a=()))
