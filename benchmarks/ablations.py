@@ -15,10 +15,11 @@ import argparse
 import json
 import statistics
 import subprocess
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+from dsonas.chains import chain_from_json
 from dsonas.comparison.statistics import welch_p
 from small_study import mean_and_spread
 from study_archive import pack, unpack
@@ -37,6 +38,12 @@ ABLATIONS = {
     "less-narrow": ("0.5 of the structure, less width", "--search.structure 0.5"),
     "all-inputs": ("inputs are not removed", "--search.connections 1"),
     "no-shrinking": ("zeros are kept, not cut out", "--search.shrink false"),
+}
+SHORT = {
+    "separable_conv3x3": "3x3",
+    "separable_conv5x5": "5x5",
+    "max_pool3x3": "maximum",
+    "average_pool3x3": "average",
 }
 
 
@@ -72,9 +79,10 @@ def table() -> list[str]:
     """Markdown: a line for the study and for each ablation that is done."""
     base = searched(json.loads(STUDY.read_text()))
     lines = [
-        "| search | searches | test error, % | difference | p (Welch) | each search |",
-        "|---|---|---|---|---|---|",
-        f"| as it is | {len(base)} | {mean_and_spread(base)} | | | {each(base)} |",
+        "| search | searches | test error, % | difference | p (Welch) | each search | found |",
+        "|---|---|---|---|---|---|---|",
+        f"| as it is | {len(base)} | {mean_and_spread(base)} | | | {each(base)} | "
+        f"{found(STUDY.with_name(STUDY.stem + '-jobs.json'))} |",
     ]
     for name, (title, _) in ABLATIONS.items():
         path = RESULTS / f"{name}.json"
@@ -84,9 +92,22 @@ def table() -> list[str]:
             p = welch_p(errors, base)
             lines.append(
                 f"| {title} | {len(errors)} | {mean_and_spread(errors)} | {difference:+.2f} | "
-                f"{p:.2g} | {each(errors)} |"
+                f"{p:.2g} | {each(errors)} | {found(RESULTS / f'{name}-jobs.json')} |"
             )
     return lines
+
+
+def found(archive: Path) -> str:
+    """The operations of the blocks that the searches ended with, and how many did, share space."""
+    counts: Counter[str] = Counter()
+    for name, text in json.loads(archive.read_text()).items():
+        if name.startswith("architectures/searched-share-"):
+            last = chain_from_json(text)[-1]
+            names = [
+                last.operations[(n - 1) % len(last.operations)] for n in last.blocks[0].kept_nodes
+            ]
+            counts[", ".join(SHORT.get(name, name) for name in names)] += 1
+    return "; ".join(f"{kinds} ({count})" for kinds, count in counts.most_common())
 
 
 def each(errors: list[float]) -> str:
