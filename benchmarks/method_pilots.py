@@ -151,12 +151,13 @@ def written_rows(
     pilot: Pilot, results: Study, group: str, structures: Mapping[str, Inputs], first_seed: int
 ) -> Iterator[Row]:
     """Structures written by hand, each trained ``--trainings`` times."""
-    for repeat, place in product(range(pilot.options.trainings), range(len(structures))):
-        name, inputs = list(structures.items())[place]
-        case = {"group": group, "name": name, "index": repeat}
-        if not results.has(**case):
-            seed = first_seed + 1000 * repeat + place
-            yield {**case, **pilot.train([pilot.structure(inputs)], seed)}
+    wanted = pilot.options.only or structures
+    for repeat in range(pilot.options.trainings):
+        for place, (name, inputs) in enumerate(structures.items()):
+            case = {"group": group, "name": name, "index": repeat}
+            if name in wanted and not results.has(**case):
+                seed = first_seed + 1000 * repeat + place
+                yield {**case, **pilot.train([pilot.structure(inputs)], seed)}
 
 
 def reduction_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
@@ -266,8 +267,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first_seed", type=int, default=0, help="of the group chosen")
     parser.add_argument("--trainings", type=int, default=3)
+    parser.add_argument("--only", action="append", help="of the structures written by hand")
     options = parser.parse_args()
-    pilot, results = Pilot(options), Study(options, ("groups", "random", "trainings", "first_seed"))
+    growing = ("groups", "random", "trainings", "first_seed", "only")
+    pilot, results = Pilot(options), Study(options, growing)
     for name in options.groups:
         for row in GROUPS[name](pilot, results):
             results.add(row)

@@ -178,25 +178,31 @@ def _fill(
     cost: CostFunction,
 ) -> Architecture:
     """The best use of the budget among widths near the ideal ones, each stage by itself."""
-    floors = architecture.skeleton.channels
-    choices = [
-        [floor, *_near(floor, width, multiple)] for floor, width in zip(floors, ideal, strict=True)
-    ]
     best, best_use = architecture, budget.use(cost(architecture))
-    for channels in product(*choices):
-        trial = architecture.with_channels(channels)
-        use = budget.use(cost(trial))
-        if best_use < use <= 1:
-            best, best_use = trial, use
+    for steps in STEPS:
+        choices = [
+            _near(floor, width, [multiple * step for step in steps])
+            for floor, width in zip(architecture.skeleton.channels, ideal, strict=True)
+        ]
+        for channels in product(*choices):
+            trial = architecture.with_channels(channels)
+            use = budget.use(cost(trial))
+            if best_use < use <= 1:
+                best, best_use = trial, use
+        if best_use >= 1 - TOLERANCE:
+            break
     return best
 
 
+TOLERANCE = 0.03  # of a budget that may stay unused
 MAX_DISTORTION = 0.25  # of a stage's width from the ideal one
+STEPS = ((-1, 1, 2), (-3, -2, -1, 1, 2, 3))  # of the multiple of channels; the second if needed
 
 
-def _near(floor: int, ideal: float, multiple: int) -> list[int]:
-    widths = [floor + multiple * step for step in (-1, 1, 2)]
-    return [w for w in widths if w > 0 and abs(w - ideal) <= MAX_DISTORTION * ideal]
+def _near(floor: int, ideal: float, steps: Sequence[int]) -> list[int]:
+    """The rounded width, and those some steps from it that are not too far from the ideal one."""
+    others = [floor + step for step in steps]
+    return [floor, *(w for w in others if w > 0 and abs(w - ideal) <= MAX_DISTORTION * ideal)]
 
 
 def check_reachable(

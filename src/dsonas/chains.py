@@ -15,7 +15,14 @@ from itertools import islice
 from typing import Any
 
 from dsonas.architecture import Architecture, ArchitectureError
-from dsonas.budgets import Budget, CostFunction, InfeasibleBudgetError, cost_function, fit_width
+from dsonas.budgets import (
+    TOLERANCE,
+    Budget,
+    CostFunction,
+    InfeasibleBudgetError,
+    cost_function,
+    fit_width,
+)
 from dsonas.jsonvalues import read_list, read_mapping
 from dsonas.marginal import (
     connection_places,
@@ -26,7 +33,6 @@ from dsonas.marginal import (
     without_operation,
 )
 
-TOLERANCE = 0.03  # of a budget that may stay unused before another structure is tried
 MAX_REMOVALS = 4  # of single connections, for the fine adjustment
 FORMAT, VERSION = "dsonas-chain", 1
 
