@@ -154,7 +154,7 @@ def written_rows(
     wanted = pilot.options.only or structures
     for repeat in range(pilot.options.trainings):
         for place, (name, inputs) in enumerate(structures.items()):
-            case = {"group": group, "name": name, "index": repeat}
+            case: Row = {"group": group, "name": name} | ({"index": repeat} if repeat else {})
             if name in wanted and not results.has(**case):
                 seed = first_seed + 1000 * repeat + place
                 yield {**case, **pilot.train([pilot.structure(inputs)], seed)}

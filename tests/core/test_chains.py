@@ -52,6 +52,22 @@ def test_every_budget_is_met_within_3_percent_and_never_exceeded(seed, share, me
     assert 0.97 * bound <= cost(found, measure) <= bound
 
 
+def test_coarse_widths_do_not_cost_an_operation():
+    """The nearest widths leave 4 % unused; those further away keep both convolutions."""
+    skeleton = Skeleton(
+        stem="imagenet", input_channels=1, image_size=28, blocks=(2, 2), channels=(16, 32)
+    )
+    complete = Architecture.complete(skeleton, PAPER_OPERATIONS, 3)
+    kept = {(0, 1), (0, 2), (1, 13), (2, 13)}
+    graph = complete.blocks[0]
+    graph = graph.prune([pair in kept for pair in graph.connections])
+    pair = replace(complete, blocks=(graph,) * 4)
+    found = fit_chain([complete, pair], Budget(macs="3M"), multiple=4)
+    assert found.blocks == pair.blocks
+    assert found.skeleton.channels == (36, 96)
+    assert 0.97 * 3e6 <= cost(found, "macs") <= 3e6
+
+
 @settings(max_examples=15)
 @given(seeds, st.floats(0.1, 0.9), measures)
 def test_the_structure_found_is_kept_where_its_width_comes_close(seed, share, measure):
