@@ -1,7 +1,7 @@
 """What each part of the search gives: the study on Fashion-MNIST again, with one part changed.
 
 Share space, 1 M multiply-adds, five searches with two trainings each, as in the study, which is the
-first line. The paper's Table 3 (no pretraining, no split, 4:1) and what we added. About 0.7
+first line. The paper's Table 3 (no pretraining, no split, 4:1) and what we added. About 0.6
 core-hours a line; goes on by the same command.
 
     python benchmarks/ablations.py                      # all
