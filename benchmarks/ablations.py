@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dsonas.chains import chain_from_json
+from dsonas.drawing import readable_operation
 from small_study import mean_and_spread
 from study_archive import pack, unpack
 
@@ -37,12 +38,6 @@ ABLATIONS = {
     "less-narrow": ("0.5 of the structure, less width", "--search.structure 0.5"),
     "all-inputs": ("inputs are not removed", "--search.connections 1"),
     "no-shrinking": ("zeros are kept, not cut out", "--search.shrink false"),
-}
-SHORT = {
-    "separable_conv3x3": "3x3",
-    "separable_conv5x5": "5x5",
-    "max_pool3x3": "maximum",
-    "average_pool3x3": "average",
 }
 
 
@@ -88,6 +83,7 @@ def table() -> list[str]:
         errors = searched(json.loads(path.read_text())) if path.exists() else []
         if len(errors) > 1:
             difference = statistics.mean(errors) - statistics.mean(base)
+            # the same network has the same training seeds, so the very same errors
             others = sum(error != other for error, other in zip(errors, base, strict=False))
             lines.append(
                 f"| {title} | {len(errors)} | {mean_and_spread(errors)} | {difference:+.2f} | "
@@ -101,11 +97,9 @@ def found(archive: Path) -> str:
     counts: Counter[str] = Counter()
     for name, text in json.loads(archive.read_text()).items():
         if name.startswith("architectures/searched-share-"):
-            last = chain_from_json(text)[-1]
-            names = [
-                last.operations[(n - 1) % len(last.operations)] for n in last.blocks[0].kept_nodes
-            ]
-            counts[", ".join(SHORT.get(name, name) for name in names)] += 1
+            graph = chain_from_json(text)[-1].blocks[0]
+            kept = [readable_operation(graph.operation(node)) for node in graph.kept_nodes]
+            counts[", ".join(kept)] += 1
     return "; ".join(f"{kinds} ({count})" for kinds, count in counts.most_common())
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from dsonas.architecture import Architecture
 from dsonas.baselines import HAND_MADE, INVERTED_BOTTLENECK, hand_made, random_architectures
 from pilot import TRIAL_EPOCHS, Pilot, Row, kept_share
-from small_study import Study
+from small_study import Study, mean_and_spread
 
 PROBES = {  # sources of each target; nodes are 1 to 4 (3x3, 5x5, maximum, average), 5 to 8, ...
     "5x5, maximum": {7: [2], 13: [7]},
@@ -48,7 +48,7 @@ CHAINS = {
     "all of level 1": {13: [1, 2, 3, 4]},
 }
 DEEPER = {
-    "3x3 beside 5x5": {13: [1, 2]},
+    "3x3 beside 5x5": CHAINS["3x3 beside 5x5"],
     "3x3 and 5x5, then 5x5; all to the output": {6: [1, 2], 13: [1, 2, 6]},
     "3x3 and 5x5, then both again": {5: [1, 2], 6: [1, 2], 13: [5, 6]},
     "3x3, 5x5 and maximum, then 5x5; all to the output": {6: [0, 1, 2, 3], 13: [1, 2, 3, 6]},
@@ -267,7 +267,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first_seed", type=int, default=0, help="of the group chosen")
     parser.add_argument("--trainings", type=int, default=3)
-    parser.add_argument("--only", action="append", help="of the structures written by hand")
+    written = [*PROBES, *CHAINS, *DEEPER, *BOTTLENECKS]
+    parser.add_argument("--only", action="append", choices=written, metavar="NAME")
     options = parser.parse_args()
     growing = ("groups", "random", "trainings", "first_seed", "only")
     pilot, results = Pilot(options), Study(options, growing)
@@ -275,7 +276,7 @@ def main() -> None:
         for row in GROUPS[name](pilot, results):
             results.add(row)
         found = [row["error"] for row in results.rows if row["group"] == name]
-        print(name, f"{statistics.mean(found):.2f} +- {statistics.stdev(found):.2f}", len(found))
+        print(name, mean_and_spread(found), len(found))
 
 
 if __name__ == "__main__":

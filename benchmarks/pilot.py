@@ -82,7 +82,7 @@ class Pilot:
         supernet = self.space().complete()
         alike = network.with_channels(supernet.skeleton.channels)
         graph = network.blocks[0]
-        names = [network.operations[(n - 1) % len(network.operations)] for n in graph.kept_nodes]
+        names = [graph.operation(node) for node in graph.kept_nodes]
         return {
             "channels": list(network.skeleton.channels),
             "macs": architecture_cost(network).macs,

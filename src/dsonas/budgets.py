@@ -170,6 +170,12 @@ def _listed(cost: Mapping[str, float]) -> str:
     return ", ".join(f"{value:.6g} {name}" for name, value in cost.items())
 
 
+TOLERANCE = 0.03  # of a budget that may stay unused
+MAX_DISTORTION = 0.25  # of a stage's width from the ideal one
+# of the multiple of channels; the second steps if the first leave more than the tolerance unused
+STEPS = ((-1, 1, 2), (-3, -2, -1, 1, 2, 3))
+
+
 def _fill(
     architecture: Architecture,
     ideal: Sequence[float],
@@ -192,11 +198,6 @@ def _fill(
         if best_use >= 1 - TOLERANCE:
             break
     return best
-
-
-TOLERANCE = 0.03  # of a budget that may stay unused
-MAX_DISTORTION = 0.25  # of a stage's width from the ideal one
-STEPS = ((-1, 1, 2), (-3, -2, -1, 1, 2, 3))  # of the multiple of channels; the second if needed
 
 
 def _near(floor: int, ideal: float, steps: Sequence[int]) -> list[int]:
