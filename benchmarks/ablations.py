@@ -16,14 +16,16 @@ import json
 import statistics
 import subprocess
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dsonas.chains import chain_from_json
 from dsonas.drawing import readable_operation
+from dsonas.graph import BlockGraph
 from small_study import mean_and_spread
 from study_archive import pack, unpack
 
+BOUNDS = {"macs": 1e6}
 CONFIG = "benchmarks/compare_fashion_mnist.yaml"
 STUDY = Path("benchmarks/results/compare-fashion-mnist.json")
 RESULTS = Path("benchmarks/results/ablations")
@@ -43,7 +45,8 @@ ABLATIONS = {
 
 def study(name: str, out: Path) -> None:
     """Run or go on with the study of an ablation, and keep what it has."""
-    archive = RESULTS / f"{name}-jobs.json"
+    results = RESULTS / f"{name}.json"
+    archive = jobs(results)
     if archive.exists():
         unpack(archive, out)
     command = [
@@ -57,55 +60,76 @@ def study(name: str, out: Path) -> None:
         if (out / "compare.json").exists():
             RESULTS.mkdir(parents=True, exist_ok=True)
             pack(out, archive)
-            (RESULTS / f"{name}.json").write_bytes((out / "compare.json").read_bytes())
+            results.write_bytes((out / "compare.json").read_bytes())
 
 
-def searched(result: dict[str, Any]) -> list[float]:
-    """The mean test error of each architecture found, share space, first budget."""
-    errors = defaultdict(list)
+def jobs(study: Path) -> Path:
+    """The archive of a study's jobs, beside its results."""
+    return study.with_name(f"{study.stem}-jobs.json")
+
+
+def searched(study: Path) -> dict[str, float]:
+    """The mean test error of each architecture found, at 1 M multiply-adds in the share space."""
+    result = json.loads(study.read_text())
+    bounds = [place["bounds"] for place in result["budgets"] if place["space"] == "share"]
+    budget, errors = bounds.index(BOUNDS), defaultdict(list)
     for network in result["networks"]:
-        if (network["method"], network["space"], network["budget"]) == ("searched", "share", 0):
+        if (network["method"], network["space"], network["budget"]) == (
+            "searched",
+            "share",
+            budget,
+        ):
             errors[network["subject"]].append(network["test_error"])
-    return [statistics.mean(errors[subject]) for subject in sorted(errors)]
+    return {subject: statistics.mean(found) for subject, found in sorted(errors.items())}
+
+
+def ends(study: Path) -> dict[str, BlockGraph]:
+    """The block that each search of a study ended with, share space."""
+    files: dict[str, str] = json.loads(jobs(study).read_text())
+    return {
+        Path(name).stem: chain_from_json(text)[-1].blocks[0]
+        for name, text in sorted(files.items())
+        if name.startswith("architectures/searched-share-")
+    }
 
 
 def table() -> list[str]:
-    """Markdown: a line for the study and for each ablation that is done."""
-    base = searched(json.loads(STUDY.read_text()))
+    """Markdown: a line for the study and for each ablation that is complete.
+
+    Searches and trainings have the seeds of the study: what is compared are pairs. A search that
+    finds the network of its pair is followed by the very same trainings.
+    """
+    base, base_ends = searched(STUDY), ends(STUDY)
     lines = [
-        "| search | searches | test error, % | difference | other networks | each search | found |",
-        "|---|---|---|---|---|---|---|",
-        f"| as it is | {len(base)} | {mean_and_spread(base)} | | | {each(base)} | "
-        f"{found(STUDY.with_name(STUDY.stem + '-jobs.json'))} |",
+        "| search | test error, % | difference of pairs | same network | each search | found |",
+        "|---|---|---|---|---|---|",
+        f"| as it is | {mean_and_spread(base.values())} | | | {each(base)} | {kinds(base_ends)} |",
     ]
     for name, (title, _) in ABLATIONS.items():
         path = RESULTS / f"{name}.json"
-        errors = searched(json.loads(path.read_text())) if path.exists() else []
-        if len(errors) > 1:
-            difference = statistics.mean(errors) - statistics.mean(base)
-            # the same network has the same training seeds, so the very same errors
-            others = sum(error != other for error, other in zip(errors, base, strict=False))
+        if path.exists() and json.loads(path.read_text())["complete"]:
+            errors, found = searched(path), ends(path)
+            pairs = [error - base[subject] for subject, error in errors.items()]
+            same = sum(block == base_ends[subject] for subject, block in found.items())
             lines.append(
-                f"| {title} | {len(errors)} | {mean_and_spread(errors)} | {difference:+.2f} | "
-                f"{others} | {each(errors)} | {found(RESULTS / f'{name}-jobs.json')} |"
+                f"| {title} | {mean_and_spread(errors.values())} | {mean_and_spread(pairs)} | "
+                f"{same} of {len(found)} | {each(errors)} | {kinds(found)} |"
             )
     return lines
 
 
-def found(archive: Path) -> str:
-    """The operations of the blocks that the searches ended with, and how many did, share space."""
-    counts: Counter[str] = Counter()
-    for name, text in json.loads(archive.read_text()).items():
-        if name.startswith("architectures/searched-share-"):
-            graph = chain_from_json(text)[-1].blocks[0]
-            kept = [readable_operation(graph.operation(node)) for node in graph.kept_nodes]
-            counts[", ".join(kept)] += 1
-    return "; ".join(f"{kinds} ({count})" for kinds, count in counts.most_common())
+def kinds(blocks: Mapping[str, BlockGraph]) -> str:
+    """The operations of the blocks, and how many blocks have them."""
+    counts = Counter(
+        ", ".join(readable_operation(block.operation(node)) for node in block.kept_nodes)
+        for block in blocks.values()
+    )
+    return "; ".join(f"{names} ({count})" for names, count in counts.most_common())
 
 
-def each(errors: list[float]) -> str:
+def each(errors: dict[str, float]) -> str:
     """All values, as tables show them."""
-    return ", ".join(f"{error:.2f}" for error in errors)
+    return ", ".join(f"{error:.2f}" for error in errors.values())
 
 
 def main() -> None:

@@ -5,25 +5,28 @@
 #
 #   benchmarks/compare_fashion_mnist.sh [DIR [OPTIONS]]     (DIR: default runs/compare-fashion-mnist)
 #
-# OPTIONS such as "--budgets 1M --spaces share" do a part of it.
+# OPTIONS such as "--budgets 1M --spaces share" do a part of it: its jobs are kept, and count when the
+# whole is done; table and picture in benchmarks/results/ and docs/ are only those of the whole.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/compare-fashion-mnist}
 results=benchmarks/results
 archive=$results/compare-fashion-mnist-jobs.json
 
+part=("${@:2}")
+
 keep() {
   [ -e "$out/compare.json" ] || return 0 # a dry run leaves none
-  mkdir -p "$results"
+  .venv/bin/python benchmarks/study_archive.py pack "$out" "$archive"
+  [ ${#part[@]} = 0 ] || return 0
   for kind in json md; do
     cp "$out/compare.$kind" "$results/compare-fashion-mnist.$kind"
   done
   cp "$out/compare.svg" docs/images/compare-fashion-mnist.svg
-  .venv/bin/python benchmarks/study_archive.py pack "$out" "$archive"
 }
 
 [ ! -e "$archive" ] || .venv/bin/python benchmarks/study_archive.py unpack "$archive" "$out"
 trap keep EXIT
 .venv/bin/dsonas compare --config benchmarks/compare_fashion_mnist.yaml --out "$out" \
   --budgets 1M,3M --spaces share,full --seeds 5 --train_seeds 2 \
-  --random 16 --random_searches 2 --trial_epochs 1 "${@:2}"
+  --random 16 --random_searches 2 --trial_epochs 1 "${part[@]}"

@@ -20,7 +20,7 @@ compare() { # NAME BUDGET OPTIONS
 
 compare digits 200k --config digits
 
-[ -d "$runs/mnist-images" ] || .venv/bin/python benchmarks/mnist_images.py "$runs/mnist-images"
+.venv/bin/python benchmarks/mnist_images.py "$runs/mnist-images"
 compare mnist-5k 1M --config benchmarks/compare_fashion_mnist.yaml \
   --data.name "folder:$runs/mnist-images" --data.image_size 28 --data.flip false \
   --pretrain.epochs 10 --search.epochs 25 --train.epochs 30

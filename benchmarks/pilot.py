@@ -27,7 +27,7 @@ from dsonas.runs import RunFolder, load_chain
 from dsonas.search_config import PretrainConfig, SearchConfig
 from dsonas.spaces import SearchSpace
 from dsonas.trials import Trials
-from small_study import EARLIER
+from small_study import EARLIER, silent_job
 
 Row = dict[str, Any]
 YAML = Path(__file__).parent / "compare_fashion_mnist.yaml"
@@ -60,11 +60,11 @@ class Pilot:
         return replace(data, train=train, test=held)
 
     def space(self) -> SearchSpace:
-        """The space of the study."""
+        """The space of the setting."""
         return self.config.space(self.data)
 
     def _job(self, config: RunConfig, folder: str) -> Job:
-        job = Job(config, RunFolder(folder), Reporter(Console(quiet=True)))
+        job = silent_job(config, folder)
         job.data = self.data
         return job
 

@@ -72,8 +72,9 @@ def silent_job(config: RunConfig, folder: str) -> Job:
     return Job(config, RunFolder(folder), Reporter(Console(quiet=True)))
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
+def mean_and_spread(given: Iterable[float]) -> str:
     """Mean and standard deviation, as tables show them."""
+    values = list(given)
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.2f} ± {spread:.2f}"
 

@@ -8,6 +8,7 @@ import torch
 
 from dsonas.baselines import random_architecture
 from dsonas.checkpoints import CheckpointFolder
+from dsonas.comparison.folder import best_trial
 from dsonas.comparison.trials import (
     hold_out,
     pretrained_supernet,
@@ -61,11 +62,20 @@ def test_the_supernet_judges_an_architecture_as_if_it_were_cut_out(
     cut.load_state_dict(network.state_dict())
     architecture = random_architecture(space, torch.Generator().manual_seed(2))
     engine = Engine(run_config.engine)
-    masked = supernet_error(network, architecture, digits.train, digits, engine)
+    masked, seen = supernet_error(network, architecture, digits.train, digits, engine)
+    assert seen == len(digits.train)
     shrink(cut, architecture)
-    assert supernet_error(cut, architecture, digits.train, digits, engine) == masked
-    again = supernet_error(network, space.complete(), digits.train, digits, engine)
+    assert supernet_error(cut, architecture, digits.train, digits, engine) == (masked, seen)
+    again, _ = supernet_error(network, space.complete(), digits.train, digits, engine)
     assert again != masked  # the mask of before is gone
+
+
+def test_a_judgement_counts_only_the_images_it_saw(run_config, digits, study, monkeypatch):
+    monkeypatch.setattr("dsonas.comparison.trials.BATCH", 60)  # of 200 images
+    space = study().spaces["share"]
+    network = Network(space.complete(), sharing="share")
+    engine = Engine(run_config.engine)
+    assert supernet_error(network, space.complete(), digits.train, digits, engine)[1] == 180
 
 
 def test_a_ranking_reads_the_supernet_of_the_search(run_config, digits, study, tmp_path):
@@ -104,3 +114,12 @@ def test_a_candidate_that_diverges_is_the_worst_and_no_failure(run_config, study
     run_trial(wild, task, tmp_path, lambda: False)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["test_error"], metrics["diverged"]) == (100.0, True)
+    assert metrics["test_loss"] is None
+
+
+def test_a_diverged_candidate_is_kept_only_for_want_of_another():
+    diverged = {"subject": "a", "validation_error": 100.0, "loss": None, "diverged": True}
+    hopeless = {"subject": "b", "validation_error": 100.0, "loss": 2.4}
+    better = {"subject": "c", "validation_error": 100.0, "loss": 2.3}
+    assert best_trial([diverged, hopeless, better]) is better
+    assert best_trial([diverged, {**diverged, "subject": "d"}]) is diverged

@@ -120,7 +120,7 @@ class StudyFolder:
         path = self._subject_file(unit.subject)
         if unit.kind == "train" and unit.method == "random_search" and not path.exists():
             trials = [read_json(self.path / "jobs" / name / "result.json") for name in unit.needs]
-            best = min(trials, key=lambda trial: (trial["validation_error"], trial["loss"]))
+            best = best_trial(trials)
             write_atomically(path, self._subject_file(best["subject"]).read_bytes())
         return load_chain(path)
 
@@ -168,6 +168,13 @@ class StudyFolder:
             "structure_share": round(blocks_macs(structure) / blocks_macs(whole), 4),
             "supernet_macs": architecture_cost(whole).macs,
         }
+
+
+def best_trial(trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The trial of least error; of equal ones that of least loss; a diverged one only for want."""
+    return min(
+        trials, key=lambda trial: ("diverged" in trial, trial["validation_error"], trial["loss"])
+    )
 
 
 def to_json(value: Any) -> bytes:

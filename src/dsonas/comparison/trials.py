@@ -49,7 +49,7 @@ def run_trial(
 ) -> None:
     """Train a candidate briefly and measure it on training images that were set aside.
 
-    One whose training diverges has an error of 100 %.
+    One whose training diverges has an error of 100 % and no loss.
 
     Args:
         config: the study's.
@@ -75,7 +75,7 @@ def run_trial(
         try:
             job.train(architecture)
         except DivergedError:  # a bad candidate, not a failed job
-            run.write_metrics({"test_error": 100.0, "test_loss": 0.0, "diverged": True})
+            run.write_metrics({"test_error": 100.0, "test_loss": None, "diverged": True})
 
 
 def run_ranking(config: RunConfig, task: Mapping[str, Any], folder: Path) -> None:
@@ -98,12 +98,11 @@ def run_ranking(config: RunConfig, task: Mapping[str, Any], folder: Path) -> Non
     images = split_for_search(data.train, config.data.lambda_fraction, split)[1]
     images = images.sample(task["images"], derive_seed(config.seed, "ranking"))
     architectures = folder.parent.parent / "architectures"
-    errors = {
-        name: supernet_error(network, Architecture.load(architectures / f"{name}.json"), images,
-                             data, engine)
-        for name in task["subjects"]
-    }  # fmt: skip
-    found = {"errors": errors, "images": len(images), "split": bool(config.data.lambda_fraction)}
+    errors, seen = {}, 0
+    for name in task["subjects"]:
+        architecture = Architecture.load(architectures / f"{name}.json")
+        errors[name], seen = supernet_error(network, architecture, images, data, engine)
+    found = {"errors": errors, "images": seen, "split": bool(config.data.lambda_fraction)}
     write_atomically(folder / "ranking.json", to_json(found))
 
 
@@ -125,11 +124,12 @@ def pretrained_supernet(config: RunConfig, data: ImageData, run: Path) -> Networ
 @torch.no_grad()
 def supernet_error(
     network: Network, architecture: Architecture, images: ImageSet, data: ImageData, engine: Engine
-) -> float:
+) -> tuple[float, int]:
     """The error of an architecture with the supernet's weights, its other factors set to 0.
 
-    BN takes the statistics of each batch: the running ones are those of the complete supernet. In
-    the share space the graph of the first block stands for all.
+    BN takes the statistics of each batch, of which only whole ones are measured: the running ones
+    are those of the complete supernet. In the share space the graph of the first block stands for
+    all.
 
     Args:
         network: a complete supernet; its factors are changed.
@@ -139,7 +139,7 @@ def supernet_error(
         engine: where to compute.
 
     Returns:
-        The error in percent.
+        The error in percent, and the number of images it was measured on.
     """
     scaling = network.scaling
     assert scaling is not None
@@ -157,4 +157,4 @@ def supernet_error(
         with engine.autocast():
             wrong += (network(pixels).argmax(1) != labels).sum()
         seen += len(labels)
-    return round(100 * wrong.item() / seen, 4)
+    return round(100 * wrong.item() / seen, 4), seen
