@@ -19,9 +19,13 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from dsonas.chains import chain_from_json
+import yaml
+
+from dsonas.architecture import Architecture
+from dsonas.budgets import Budget
+from dsonas.chains import chain_from_json, fit_chain
+from dsonas.checkpoints import write_atomically
 from dsonas.drawing import readable_operation
-from dsonas.graph import BlockGraph
 from small_study import mean_and_spread
 from study_archive import pack, unpack
 
@@ -46,21 +50,47 @@ ABLATIONS = {
 def study(name: str, out: Path) -> None:
     """Run or go on with the study of an ablation, and keep what it has."""
     results = RESULTS / f"{name}.json"
-    archive = jobs(results)
-    if archive.exists():
-        unpack(archive, out)
-    command = [
-        *f".venv/bin/dsonas compare --config {CONFIG} --out {out} --budgets 1M --spaces share "
-        "--seeds 5 --train_seeds 2 --random 0 --random_searches 0 --hand_made 0".split(),
-        *ABLATIONS[name][1].split(),
-    ]
+    if jobs(results).exists():
+        unpack(jobs(results), out)
     try:
-        subprocess.run(command, check=True)
+        compare(name, out, trainings=0)
+        adopt_trainings(out)
+        compare(name, out, trainings=2)
     finally:
         if (out / "compare.json").exists():
             RESULTS.mkdir(parents=True, exist_ok=True)
-            pack(out, archive)
+            pack(out, jobs(results))
             results.write_bytes((out / "compare.json").read_bytes())
+
+
+def compare(name: str, out: Path, trainings: int) -> None:
+    """Five searches with one part changed, and so many trainings of what each has found."""
+    command = (
+        f".venv/bin/dsonas compare --config {CONFIG} --out {out} --budgets 1M --spaces share "
+        f"--seeds 5 --train_seeds {trainings} --random 0 --random_searches 0 --hand_made 0 "
+        f"{ABLATIONS[name][1]}"
+    )
+    subprocess.run(command.split(), check=True)
+
+
+def adopt_trainings(out: Path) -> None:
+    """Take the study's trainings of networks that it has found by the search of the same seed.
+
+    Their seeds and settings are the same too, so that they would be repeated to the bit.
+    """
+    files = json.loads(jobs(STUDY).read_text())
+    for path in sorted(out.glob("architectures/searched-share-*.json")):
+        if network(path.read_text()) == network(files[f"architectures/{path.name}"]):
+            start = f"jobs/train-{path.stem}-at-1M-"
+            for name, text in files.items():
+                if name.startswith(start) and not (out / name).exists():
+                    write_atomically(out / name, text.encode())
+
+
+def network(chain: str) -> Architecture:
+    """What is trained of the chain of a search."""
+    multiple = yaml.safe_load(Path(CONFIG).read_text())["network"]["channel_multiple"]
+    return fit_chain(chain_from_json(chain), Budget(**BOUNDS), multiple=multiple)
 
 
 def jobs(study: Path) -> Path:
@@ -83,12 +113,11 @@ def searched(study: Path) -> dict[str, float]:
     return {subject: statistics.mean(found) for subject, found in sorted(errors.items())}
 
 
-def ends(study: Path) -> dict[str, BlockGraph]:
-    """The block that each search of a study ended with, share space."""
-    files: dict[str, str] = json.loads(jobs(study).read_text())
+def networks(study: Path) -> dict[str, Architecture]:
+    """The network that each search of a study found, share space."""
     return {
-        Path(name).stem: chain_from_json(text)[-1].blocks[0]
-        for name, text in sorted(files.items())
+        Path(name).stem: network(text)
+        for name, text in sorted(json.loads(jobs(study).read_text()).items())
         if name.startswith("architectures/searched-share-")
     }
 
@@ -96,21 +125,21 @@ def ends(study: Path) -> dict[str, BlockGraph]:
 def table() -> list[str]:
     """Markdown: a line for the study and for each ablation that is complete.
 
-    Searches and trainings have the seeds of the study: what is compared are pairs. A search that
-    finds the network of its pair is followed by the very same trainings.
+    Searches and trainings have the seeds of the study: what is compared are pairs.
     """
-    base, base_ends = searched(STUDY), ends(STUDY)
+    base, base_networks = searched(STUDY), networks(STUDY)
+    as_it_is = f"{mean_and_spread(base.values())} | | | {each(base)} | {kinds(base_networks)}"
     lines = [
         "| search | test error, % | difference of pairs | same network | each search | found |",
         "|---|---|---|---|---|---|",
-        f"| as it is | {mean_and_spread(base.values())} | | | {each(base)} | {kinds(base_ends)} |",
+        f"| as it is | {as_it_is} |",
     ]
     for name, (title, _) in ABLATIONS.items():
         path = RESULTS / f"{name}.json"
         if path.exists() and json.loads(path.read_text())["complete"]:
-            errors, found = searched(path), ends(path)
+            errors, found = searched(path), networks(path)
             pairs = [error - base[subject] for subject, error in errors.items()]
-            same = sum(block == base_ends[subject] for subject, block in found.items())
+            same = sum(found[subject] == base_networks[subject] for subject in found)
             lines.append(
                 f"| {title} | {mean_and_spread(errors.values())} | {mean_and_spread(pairs)} | "
                 f"{same} of {len(found)} | {each(errors)} | {kinds(found)} |"
@@ -118,11 +147,12 @@ def table() -> list[str]:
     return lines
 
 
-def kinds(blocks: Mapping[str, BlockGraph]) -> str:
-    """The operations of the blocks, and how many blocks have them."""
+def kinds(found: Mapping[str, Architecture]) -> str:
+    """The operations of the networks' blocks, and how many networks have them."""
+    blocks = [one.blocks[0] for one in found.values()]
     counts = Counter(
         ", ".join(readable_operation(block.operation(node)) for node in block.kept_nodes)
-        for block in blocks.values()
+        for block in blocks
     )
     return "; ".join(f"{names} ({count})" for names, count in counts.most_common())
 

@@ -103,6 +103,11 @@ def test_a_killed_study_goes_on_and_ends_with_the_comparison(dsonas, start, tiny
     assert "2 jobs, 2 of them done" in moved.out
     assert (elsewhere / "compare.md").read_text() == (out / "compare.md").read_text()
 
+    searches = dsonas(*given, "--train_seeds", "0")
+    assert searches.code == 0, searches
+    assert "1 jobs, 1 of them done" in searches.out
+    assert json.loads((out / "compare.json").read_text()) == value  # nothing to compare
+
 
 def archive(arguments):
     """Run ``benchmarks/study_archive.py``."""

@@ -29,7 +29,7 @@ class StudyConfig:
         budgets: what the networks must meet; at least one, each with a bound that is counted.
         spaces: ``share``, ``full`` or both.
         seeds: searches of each space, >= 1.
-        train_seeds: trainings of each searched architecture, >= 1.
+        train_seeds: trainings of each searched architecture, >= 0; 0 only searches.
         random: random architectures of each space, >= 0, each trained once.
         random_searches: random searches of each space and budget, >= 0.
         hand_made: trainings of each hand-made network at each budget, >= 0.
@@ -52,8 +52,8 @@ class StudyConfig:
     held_out: float = 0.1
 
     def __post_init__(self) -> None:
-        least = {"seeds": 1, "train_seeds": 1, "trial_epochs": 1}
-        least |= dict.fromkeys(("random", "random_searches", "hand_made"), 0)
+        least = {"seeds": 1, "trial_epochs": 1}
+        least |= dict.fromkeys(("train_seeds", "random", "random_searches", "hand_made"), 0)
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
