@@ -1,6 +1,6 @@
 """Which rule of removal finds the better network at equal cost? Four rules, several seeds.
 
-* ``loss``: operations by measured loss per cost saved (the default);
+* ``loss``: operations by measured loss per cost saved;
 * ``flow``: operations by the flow of importance, from the scaling factors alone, per cost saved;
 * ``factor``: connections by the smallest factor first, factors normalised per target;
 * ``raw factor``: the same without normalisation, as the factors come out of the proximal step.
