@@ -5,10 +5,10 @@ free, see ``importance``). So the cost of the live architecture is planned over 
 from that of the supernet to the target in equal ratios per step, and then stays while the weights
 settle. At every rebuild, live connections are removed by rank until the plan holds: operations by
 importance (``search.thrift`` puts it in relation to the cost saved), connections by importance
-alone, since each costs the same addition. Where every operation would save too much, a connection to a block's output goes
-instead; a block's last operation goes only when nothing else is left. What the proximal step has
-brought to zero has no importance and goes first; what it has brought to zero beyond the plan may
-still come back, and the penalty is lowered.
+alone, since each costs the same addition. Where every operation would save too much, a connection
+to a block's output goes instead; a block's last operation goes only when nothing else is left. What
+the proximal step has brought to zero has no importance and goes first; what it has brought to zero
+beyond the plan may still come back, and the penalty is lowered.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from dsonas.batchnorm import is_synchronised
 from dsonas.buffers import BufferPool
 from dsonas.layout import Layout, Level
 from dsonas.nodes import NodeRun, run_nodes, run_nodes_backward
+from dsonas.sending import send
 
 
 def fused_block(
@@ -107,7 +108,7 @@ class _FusedBlock(torch.autograd.Function):
                 run_nodes(call.of(some), zs, [planes[plane] for plane in some])
         ctx.save_for_backward(factors, weight, *flat)
         call.planes = planes
-        call.folded = mixing.fold(weight, factors[list(layout.output_positions)], dtype)
+        call.folded = mixing.fold(weight, factors[_output_places(layout, factors)], dtype)
         ctx.call = call
         return mixing.project(planes, layout.output_planes, call.folded).permute(0, 3, 1, 2)
 
@@ -141,6 +142,11 @@ class _FusedBlock(torch.autograd.Function):
         )
 
 
+def _output_places(layout: Layout, factors: Tensor) -> Tensor:
+    """Where the factors of the output stand among all."""
+    return send(torch.tensor(layout.output_positions), factors.device)
+
+
 def _sums(call: _Call, matrix: Tensor, planes: Tensor) -> Tensor:
     sums = call.pool.take(planes, (matrix.shape[0], *planes.shape[1:]), planes.dtype)
     call.sums.append(sums)
@@ -159,7 +165,7 @@ def _output_gradients(
     assert call.planes is not None
     layout, channels = call.layout, weight.shape[0]
     product = mixing.output_products(call.planes, layout.output_planes, outgoing).to(weight.dtype)
-    places = list(layout.output_positions)
+    places = _output_places(layout, factors)
     if factor_gradient is not None:
         split = weight.view(channels, -1, channels).permute(1, 2, 0)
         factor_gradient[places] = (product * split).sum((1, 2))

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from dsonas.layout import Layout, Level
+from dsonas.sending import send
 
 
 def level_matrices(layout: Layout, factors: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """The scaling factors of each mixed level as (nodes, planes before it), zeros where dead."""
     padded = torch.cat([factors, factors.new_zeros(1)]).to(dtype)
     mixed = [level for level in layout.levels if level.positions]
-    return [padded[torch.tensor(level.positions, device=factors.device)] for level in mixed]
+    return [padded[send(torch.tensor(level.positions), factors.device)] for level in mixed]
 
 
 def mix(matrix: Tensor, planes: Tensor, out: Tensor) -> None:
@@ -44,7 +45,7 @@ def mix_factor_gradient(
     left = arriving.view(len(arriving), batch, -1).transpose(0, 1)
     right = planes.view(count, batch, -1).permute(1, 2, 0)
     product = torch.bmm(left, right).sum(0).to(factor_gradient.dtype)
-    places = torch.tensor(level.positions, device=product.device)
+    places = send(torch.tensor(level.positions), product.device)
     factor_gradient[places.view(-1)] = product.view(-1)
 
 

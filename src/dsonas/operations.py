@@ -113,12 +113,12 @@ class _WideDepthwise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
         x, weight = ctx.saved_tensors
-        gradient = gradient.to(x.dtype)
+        gradient, kernel = gradient.to(x.dtype), weight.to(x.dtype)  # autocast may be over
         x_gradient = None
         if ctx.needs_input_grad[0]:
-            flipped, padding = weight.flip(2, 3), weight.shape[-1] // 2
+            flipped, padding = kernel.flip(2, 3), weight.shape[-1] // 2
             x_gradient = F.conv2d(gradient, flipped, padding=padding, groups=len(weight))
-        return x_gradient, _wide_weight_gradient(gradient, x, weight)
+        return x_gradient, _wide_weight_gradient(gradient, x, kernel).to(weight.dtype)
 
 
 def _wide_weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:

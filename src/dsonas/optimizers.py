@@ -59,6 +59,10 @@ def restore(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
         for name, value in values.items():
             _check_kind(f"{name} of parameter {index}", value, [parameters[index].shape])
     optimizer.load_state_dict(dict(state))
+    for group in optimizer.param_groups:  # torch leaves these tensors where they were saved
+        for name, value in group.items():
+            if isinstance(value, Tensor):
+                group[name] = value.to(group["params"][0].device)
 
 
 def _check_kind(name: str, value: Any, shapes: list[torch.Size]) -> None:

@@ -217,7 +217,7 @@ def _answering() -> Iterator[None]:
     """Say in one line that another process is gone."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # its own fault, come to light here
         raise
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:150]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dsonas.architecture import REDUCTION_OPERATIONS, Architecture
+from dsonas.sending import send
 
 
 class ScalingFactors(nn.Module):
@@ -90,7 +91,7 @@ class ScalingFactors(nn.Module):
             [*self.blocks, *self.reductions], [*flags, *architecture.reductions], strict=True
         )
         for vector, live in pairs:
-            mask = torch.tensor(live, dtype=vector.dtype, device=vector.device)
+            mask = send(torch.tensor(live, dtype=vector.dtype), vector.device)
             vector.mul_(mask)
             if optimizer is not None and "momentum_buffer" in optimizer.state.get(vector, {}):
                 optimizer.state[vector]["momentum_buffer"].mul_(mask)
@@ -98,8 +99,8 @@ class ScalingFactors(nn.Module):
 
 def _rms_scale(vector: Tensor, live: Sequence[bool], targets: Sequence[int]) -> Tensor:
     """For each factor, one over the root mean square of the live factors of its target."""
-    index = torch.tensor(targets, device=vector.device)
-    mask = torch.tensor(live, dtype=vector.dtype, device=vector.device)
+    index = send(torch.tensor(targets), vector.device)
+    mask = send(torch.tensor(live, dtype=vector.dtype), vector.device)
     sums = vector.new_zeros(max(targets) + 1)
     squares = sums.index_add(0, index, vector.square() * mask)[index]
     counts = sums.index_add(0, index, mask)[index]

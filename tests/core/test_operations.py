@@ -85,6 +85,23 @@ def test_depthwise_convolutions_have_the_gradients_of_plain_ones(size, height, w
     check_gradients(DepthwiseConv(6, size), plain, torch.randn(2, 6, height, width).double())
 
 
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_a_backward_pass_after_autocast_has_ended(kernel, format):
+    """As PyTorch asks for: only the forward pass is under autocast."""
+    conv = nn.Sequential(PointwiseConv(8), DepthwiseConv(8, kernel)).train()
+    x = torch.randn(2, 8, 6, 6).contiguous(memory_format=format).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = conv(x)
+    found = torch.autograd.grad(y.float().square().sum(), [x, *conv.parameters()])
+    plain = torch.autograd.grad(conv(x).square().sum(), [x, *conv.parameters()])
+    for gradient, expected in zip(found, plain, strict=True):
+        assert gradient.dtype == torch.float32
+        torch.testing.assert_close(
+            gradient, expected, rtol=0.1, atol=0.1 * expected.abs().max().item()
+        )
+
+
 @pytest.mark.parametrize("channels", [1, 6, 16])
 def test_pointwise_convolutions_have_the_gradients_of_plain_ones(channels):
     plain = torch.nn.Conv2d(channels, channels, 1, bias=False).double()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dsonas.sending import send
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,14 @@ class Offsets:
 
     def of(self, places: Tensor) -> Offsets:
         """The choices for some images of the batch, by their places in it."""
-        return Offsets(*(getattr(self, choice.name)[places] for choice in fields(self)))
+        return self._each(lambda choices: choices[places])
+
+    def on(self, device: torch.device) -> Offsets:
+        """The choices, drawn on the CPU, where the images are: there the pixels are indexed."""
+        return self._each(lambda choices: send(choices, device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Offsets:
+        return Offsets(*(change(getattr(self, choice.name)) for choice in fields(self)))
 
 
 def draw_offsets(
@@ -210,7 +220,7 @@ def jitter_colors(
         return images
     draws = torch.rand(3, num_images or len(images), 1, 1, 1, generator=generator)
     draws = draws if places is None else draws[:, places]
-    factors = 1 + augmentation.jitter * (2 * draws.to(images.device) - 1)
+    factors = 1 + augmentation.jitter * (2 * send(draws, images.device) - 1)
     pixels = (images.float() * factors[0]).clamp_(0, 255)
     mean = _brightness(pixels).mean((2, 3), keepdim=True)
     pixels = torch.lerp(mean, pixels, factors[1]).clamp_(0, 255)
@@ -220,7 +230,7 @@ def jitter_colors(
 def _brightness(pixels: Tensor) -> Tensor:
     if pixels.shape[1] == 1:
         return pixels
-    weights = torch.tensor(LUMA, device=pixels.device).view(1, 3, 1, 1)
+    weights = send(torch.tensor(LUMA), pixels.device).view(1, 3, 1, 1)
     return (pixels * weights).sum(1, keepdim=True)
 
 

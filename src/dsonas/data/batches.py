@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dsonas.seeding import derive_seed
+from dsonas.sending import send
 
 from .augmentation import Augmentation, crop_and_flip, cut_out, draw_offsets, jitter_colors
 from .config import DataError
@@ -114,13 +115,10 @@ class Batches:
         images = self._cropped(epoch)
         read = images.read(chunks) if images.in_memory else fetch(images, chunks, self._workers)
         for position, (pixels, labels) in enumerate(read, start):
-            if self._device.type == "cuda":
-                pixels, labels = pixels.pin_memory(), labels.pin_memory()
-            on_device = pixels.to(self._device, non_blocking=True)
             normal = self._augment_and_normalise(
-                on_device, epoch, position, len(batches[position - start])
+                send(pixels, self._device), epoch, position, len(batches[position - start])
             )
-            yield normal, labels.to(self._device, non_blocking=True)
+            yield normal, send(labels, self._device)
 
     def _cropped(self, epoch: int) -> ImageSet:
         """The images, each cut at random while it is decoded if that is asked for."""
@@ -145,6 +143,7 @@ class Batches:
         shape = torch.Size((num_images, *pixels.shape[1:]))
         places = part_of(torch.arange(num_images), *self._share)
         offsets = draw_offsets(shape, self._augmentation, generator).of(places)
+        offsets = offsets.on(pixels.device)
         varied = crop_and_flip(pixels, offsets, self._augmentation)
         varied = jitter_colors(varied, self._augmentation, generator, places, num_images)
         return cut_out(normalise(varied, self._mean, self._std), offsets, self._augmentation)

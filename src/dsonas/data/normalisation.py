@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dsonas.sending import send
+
 from .images import ImageSet
 
 _CHUNK = 256
@@ -79,8 +81,8 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
         >>> normalise(pixels, [0.5], [0.5]).flatten()
         tensor([-1.,  1.])
     """
-    deviations = torch.tensor(std, device=images.device).view(1, -1, 1, 1)
-    means = torch.tensor(mean, device=images.device).view(1, -1, 1, 1)
+    deviations = send(torch.tensor(std), images.device).view(1, -1, 1, 1)
+    means = send(torch.tensor(mean), images.device).view(1, -1, 1, 1)
     # the arithmetic runs in NCHW, several times faster for three channels, and is then copied:
     # .contiguous() would leave one-channel images in NCHW strides, and convolutions with them
     values = torch.mul(images, 1 / (255 * deviations)).sub_(means / deviations)
