@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -65,20 +65,26 @@ class ScalingFactors(nn.Module):
     def normalise(
         self, architecture: Architecture, optimizer: torch.optim.Optimizer | None = None
     ) -> None:
-        """Give the live factors of every target in a block a mean square of 1; momenta alike.
+        """Give the live factors of every target in a block a mean square of 1.
 
         The network computes the same (up to the eps of BN): every target starts with a linear or
         positively homogeneous map and a BN, so the scale of its vector is free. But the penalty
         then acts on the shares of a vector, not on its scale, and the step size means the same all
-        through the search. The factors of reduction blocks are left alone: their scale is not
-        free, since the next block adds their features to others.
+        through the search. Momenta are scaled alike, and lose what points along the vector: no
+        gradient does, and a vector pulled down by it would fall faster each time it is scaled up.
+        The factors of reduction blocks are left alone: their scale is not free, since the next
+        block adds their features to others.
         """
         graphs = architecture.blocks[:1] if len(self.blocks) == 1 else architecture.blocks
         for vector, graph in zip(self.blocks, graphs, strict=True):
-            scale = _rms_scale(vector, graph.live, graph.target_index)
+            sums = _target_sums(vector, graph.live, graph.target_index)
+            squares, counts = sums(vector.square()), sums(torch.ones_like(vector))
+            scale = torch.where(squares > 0, (counts / squares.clamp(min=1e-30)).sqrt(), 1.0)
             vector.mul_(scale)
             if optimizer is not None and "momentum_buffer" in optimizer.state.get(vector, {}):
-                optimizer.state[vector]["momentum_buffer"].mul_(scale)
+                momentum = optimizer.state[vector]["momentum_buffer"].mul_(scale)
+                along = sums(momentum * vector) / sums(vector.square()).clamp(min=1e-30)
+                momentum.sub_(along * vector)
 
     @torch.no_grad()
     def write_zeros(
@@ -97,14 +103,14 @@ class ScalingFactors(nn.Module):
                 optimizer.state[vector]["momentum_buffer"].mul_(mask)
 
 
-def _rms_scale(vector: Tensor, live: Sequence[bool], targets: Sequence[int]) -> Tensor:
-    """For each factor, one over the root mean square of the live factors of its target."""
+def _target_sums(
+    vector: Tensor, live: Sequence[bool], targets: Sequence[int]
+) -> Callable[[Tensor], Tensor]:
+    """A function that gives each factor the sum of values over the live factors of its target."""
     index = send(torch.tensor(targets), vector.device)
     mask = send(torch.tensor(live, dtype=vector.dtype), vector.device)
-    sums = vector.new_zeros(max(targets) + 1)
-    squares = sums.index_add(0, index, vector.square() * mask)[index]
-    counts = sums.index_add(0, index, mask)[index]
-    return torch.where(squares > 0, (counts / squares.clamp(min=1e-30)).sqrt(), 1.0)
+    zeros = vector.new_zeros(max(targets) + 1)
+    return lambda values: zeros.index_add(0, index, values * mask)[index]
 
 
 def _kept_reduction(values: Sequence[float], live: Sequence[bool]) -> tuple[bool, ...]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from core.builders import images, random_architecture, randomise
 from dsonas.architecture import Architecture, Skeleton
+from dsonas.marginal import with_graph
 from dsonas.network import Network
 from dsonas.proximal import ProximalNAG
 from dsonas.scaling import ScalingFactors
@@ -119,8 +120,10 @@ def test_normalised_factors_have_a_mean_square_of_1(seed: int, sharing: str, flo
     network = drawn_network(seed, sharing, SKELETON)
     architecture, optimizer = network.architecture, ProximalNAG(network.scaling.parameters())
     old = [vector.detach().clone() for vector in network.scaling.parameters()]
-    for vector in network.scaling.parameters():
-        optimizer.state[vector]["momentum_buffer"] = 0.5 * vector.detach()
+    torch.manual_seed(seed)
+    momenta = [torch.randn_like(vector) * (vector > 0) for vector in old]
+    for vector, momentum in zip(network.scaling.parameters(), momenta, strict=True):
+        optimizer.state[vector]["momentum_buffer"] = momentum.clone()
     network.scaling.normalise(architecture, optimizer)
     for i, graph in enumerate(architecture.blocks):
         values = network.scaling.for_block(i).tolist()
@@ -136,8 +139,53 @@ def test_normalised_factors_have_a_mean_square_of_1(seed: int, sharing: str, flo
         assert torch.equal(vector, start)  # their scale is not free
     for vector, start in zip(network.scaling.parameters(), old, strict=True):
         assert ((vector == 0) == (start == 0)).all()
-        momentum = optimizer.state[vector]["momentum_buffer"]
-        torch.testing.assert_close(momentum, 0.5 * vector.detach())
+
+
+@pytest.mark.parametrize("sharing", ["share", "full"])
+@pytest.mark.parametrize("seed", range(3))
+def test_momenta_are_scaled_and_lose_what_points_along_the_vector(seed, sharing, float64):
+    network = drawn_network(seed, sharing, SKELETON)
+    optimizer = ProximalNAG(network.scaling.parameters())
+    torch.manual_seed(seed)
+    old = [vector.detach().clone() for vector in network.scaling.blocks]
+    momenta = [torch.randn_like(vector) * (vector > 0) for vector in old]
+    for vector, momentum in zip(network.scaling.blocks, momenta, strict=True):
+        optimizer.state[vector]["momentum_buffer"] = momentum.clone()
+    network.scaling.normalise(network.architecture, optimizer)
+    for place, graph in enumerate(network.architecture.blocks[: len(old)]):
+        vector = network.scaling.blocks[place].detach()
+        left = optimizer.state[network.scaling.blocks[place]]["momentum_buffer"]
+        for target in {pair.target for pair in graph.connections}:
+            mine = [
+                i
+                for i, pair in enumerate(graph.connections)
+                if graph.live[i] and pair.target == target
+            ]
+            if mine:
+                assert left[mine] @ vector[mine] == pytest.approx(0, abs=1e-12)
+                before = momenta[place][mine] * (vector[mine] / old[place][mine])
+                along = before @ vector[mine] / vector[mine].square().sum()
+                torch.testing.assert_close(left[mine] + along * vector[mine], before)
+
+
+def test_a_target_with_one_input_is_not_pulled_down_to_zero(float64):
+    """Without gradient, whatever momentum and penalty it has: the scale of its vector is free."""
+    graph = complete().blocks[0]
+    target = max(pair.target for pair in graph.connections)
+    place = next(i for i, pair in enumerate(graph.connections) if pair.target == target)
+    only = [i == place for i in range(len(graph.connections))]
+    lone = with_graph(complete(), 0, graph.prune(only), shared=True)
+    scaling = ScalingFactors.ones(lone, "share")
+    optimizer = ProximalNAG(scaling.parameters(), lr=0.03, penalty=0.1, momentum=0.9)
+    vector = scaling.blocks[0]
+    scaling.write_zeros(lone, optimizer)
+    vector.grad = torch.zeros_like(vector)
+    optimizer.step()
+    optimizer.state[vector]["momentum_buffer"][place] = -0.15
+    for _ in range(50):
+        optimizer.step()
+        scaling.normalise(lone, optimizer)
+        assert vector[place].item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("sharing", ["share", "full"])
