@@ -144,7 +144,7 @@ class _FusedBlock(torch.autograd.Function):
 
 def _output_places(layout: Layout, factors: Tensor) -> Tensor:
     """Where the factors of the output stand among all."""
-    return send(torch.tensor(layout.output_positions), factors.device)
+    return send(torch.tensor(layout.output_positions, dtype=torch.long), factors.device)
 
 
 def _sums(call: _Call, matrix: Tensor, planes: Tensor) -> Tensor:
