@@ -31,7 +31,8 @@ from study_archive import pack, unpack
 
 BOUNDS = {"macs": 1e6}
 CONFIG = "benchmarks/compare_fashion_mnist.yaml"
-STUDY = Path("benchmarks/results/compare-fashion-mnist.json")
+STUDY = Path("benchmarks/results/compare-fashion-mnist-jobs.json")
+SEARCHES, TRAININGS = 5, 2
 RESULTS = Path("benchmarks/results/ablations")
 ABLATIONS = {
     "no-pretraining": ("no pretraining", "--pretrain.epochs 0"),
@@ -48,27 +49,25 @@ ABLATIONS = {
 
 
 def study(name: str, out: Path) -> None:
-    """Run or go on with the study of an ablation, and keep what it has."""
-    results = RESULTS / f"{name}.json"
-    if jobs(results).exists():
-        unpack(jobs(results), out)
+    """Run or go on with the study of an ablation, and keep its jobs."""
+    archive = RESULTS / f"{name}.json"
+    if archive.exists():
+        unpack(archive, out)
     try:
         compare(name, out, trainings=0)
         adopt_trainings(out)
-        compare(name, out, trainings=2)
+        compare(name, out, trainings=TRAININGS)
     finally:
-        if (out / "compare.json").exists():
-            RESULTS.mkdir(parents=True, exist_ok=True)
-            pack(out, jobs(results))
-            results.write_bytes((out / "compare.json").read_bytes())
+        if out.exists():
+            pack(out, archive)
 
 
 def compare(name: str, out: Path, trainings: int) -> None:
     """Five searches with one part changed, and so many trainings of what each has found."""
     command = (
         f".venv/bin/dsonas compare --config {CONFIG} --out {out} --budgets 1M --spaces share "
-        f"--seeds 5 --train_seeds {trainings} --random 0 --random_searches 0 --hand_made 0 "
-        f"{ABLATIONS[name][1]}"
+        f"--seeds {SEARCHES} --train_seeds {trainings} "
+        f"--random 0 --random_searches 0 --hand_made 0 {ABLATIONS[name][1]}"
     )
     subprocess.run(command.split(), check=True)
 
@@ -78,7 +77,7 @@ def adopt_trainings(out: Path) -> None:
 
     Their seeds and settings are the same too, so that they would be repeated to the bit.
     """
-    files = json.loads(jobs(STUDY).read_text())
+    files = json.loads(STUDY.read_text())
     for path in sorted(out.glob("architectures/searched-share-*.json")):
         if network(path.read_text()) == network(files[f"architectures/{path.name}"]):
             start = f"jobs/train-{path.stem}-at-1M-"
@@ -93,31 +92,26 @@ def network(chain: str) -> Architecture:
     return fit_chain(chain_from_json(chain), Budget(**BOUNDS), multiple=multiple)
 
 
-def jobs(study: Path) -> Path:
-    """The archive of a study's jobs, beside its results."""
-    return study.with_name(f"{study.stem}-jobs.json")
+def searched(archive: Path) -> dict[str, float]:
+    """The mean test error of each architecture found that has all its trainings."""
+    errors = defaultdict(list)
+    for name, text in sorted(json.loads(archive.read_text()).items()):
+        if name.startswith("jobs/train-searched-share-") and name.endswith("/result.json"):
+            result = json.loads(text)
+            if result["name"].startswith(f"train-{result['subject']}-at-1M-"):
+                errors[result["subject"]].append(result["test_error"])
+    return {
+        subject: statistics.mean(found)
+        for subject, found in errors.items()
+        if len(found) == TRAININGS
+    }
 
 
-def searched(study: Path) -> dict[str, float]:
-    """The mean test error of each architecture found, at 1 M multiply-adds in the share space."""
-    result = json.loads(study.read_text())
-    bounds = [place["bounds"] for place in result["budgets"] if place["space"] == "share"]
-    budget, errors = bounds.index(BOUNDS), defaultdict(list)
-    for network in result["networks"]:
-        if (network["method"], network["space"], network["budget"]) == (
-            "searched",
-            "share",
-            budget,
-        ):
-            errors[network["subject"]].append(network["test_error"])
-    return {subject: statistics.mean(found) for subject, found in sorted(errors.items())}
-
-
-def networks(study: Path) -> dict[str, Architecture]:
+def networks(archive: Path) -> dict[str, Architecture]:
     """The network that each search of a study found, share space."""
     return {
         Path(name).stem: network(text)
-        for name, text in sorted(json.loads(jobs(study).read_text()).items())
+        for name, text in sorted(json.loads(archive.read_text()).items())
         if name.startswith("architectures/searched-share-")
     }
 
@@ -136,8 +130,9 @@ def table() -> list[str]:
     ]
     for name, (title, _) in ABLATIONS.items():
         path = RESULTS / f"{name}.json"
-        if path.exists() and json.loads(path.read_text())["complete"]:
-            errors, found = searched(path), networks(path)
+        errors = searched(path) if path.exists() else {}
+        if len(errors) == SEARCHES:
+            found = networks(path)
             pairs = [error - base[subject] for subject, error in errors.items()]
             same = sum(found[subject] == base_networks[subject] for subject in found)
             lines.append(
