@@ -17,6 +17,7 @@ import statistics
 import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
@@ -96,10 +97,9 @@ def searched(archive: Path) -> dict[str, float]:
     """The mean test error of each architecture found that has all its trainings."""
     errors = defaultdict(list)
     for name, text in sorted(json.loads(archive.read_text()).items()):
-        if name.startswith("jobs/train-searched-share-") and name.endswith("/result.json"):
+        if fnmatch(name, "jobs/train-searched-share-*-at-1M-*/result.json"):
             result = json.loads(text)
-            if result["name"].startswith(f"train-{result['subject']}-at-1M-"):
-                errors[result["subject"]].append(result["test_error"])
+            errors[result["subject"]].append(result["test_error"])
     return {
         subject: statistics.mean(found)
         for subject, found in errors.items()
@@ -144,10 +144,9 @@ def table() -> list[str]:
 
 def kinds(found: Mapping[str, Architecture]) -> str:
     """The operations of the networks' blocks, and how many networks have them."""
-    blocks = [one.blocks[0] for one in found.values()]
     counts = Counter(
         ", ".join(readable_operation(block.operation(node)) for node in block.kept_nodes)
-        for block in blocks
+        for block, *_ in (one.blocks for one in found.values())
     )
     return "; ".join(f"{names} ({count})" for names, count in counts.most_common())
 

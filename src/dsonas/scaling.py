@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dsonas.architecture import REDUCTION_OPERATIONS, Architecture
-from dsonas.sending import send
+from dsonas.sending import mask_like, send
 
 
 class ScalingFactors(nn.Module):
@@ -97,7 +97,7 @@ class ScalingFactors(nn.Module):
             [*self.blocks, *self.reductions], [*flags, *architecture.reductions], strict=True
         )
         for vector, live in pairs:
-            mask = send(torch.tensor(live, dtype=vector.dtype), vector.device)
+            mask = mask_like(live, vector)
             vector.mul_(mask)
             if optimizer is not None and "momentum_buffer" in optimizer.state.get(vector, {}):
                 optimizer.state[vector]["momentum_buffer"].mul_(mask)
@@ -108,7 +108,7 @@ def _target_sums(
 ) -> Callable[[Tensor], Tensor]:
     """A function that gives each factor the sum of values over the live factors of its target."""
     index = send(torch.tensor(targets), vector.device)
-    mask = send(torch.tensor(live, dtype=vector.dtype), vector.device)
+    mask = mask_like(live, vector)
     zeros = vector.new_zeros(max(targets) + 1)
     return lambda values: zeros.index_add(0, index, values * mask)[index]
 

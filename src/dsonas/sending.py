@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,3 +25,13 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def mask_like(live: Sequence[bool], like: Tensor) -> Tensor:
+    """1 where something is live and 0 elsewhere, of the type and on the device of a tensor.
+
+    Example:
+        >>> mask_like([True, False], torch.zeros(3))
+        tensor([1., 0.])
+    """
+    return send(torch.tensor(live, dtype=like.dtype), like.device)

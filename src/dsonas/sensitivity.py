@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dsonas.architecture import Architecture
 from dsonas.importance import without_node
 from dsonas.network import Network
+from dsonas.sending import mask_like
 
 
 @torch.no_grad()
@@ -47,12 +48,12 @@ def loss_without(
     losses: dict[tuple[int, int], Tensor] = {}
     with _batch_statistics(network):
         for vector, graph in zip(vectors, graphs, strict=True):
-            vector.mul_(_mask(graph.live, vector))
+            vector.mul_(mask_like(graph.live, vector))
         start = _loss(network, images, labels)
         for place, (vector, graph) in enumerate(zip(vectors, graphs, strict=True)):
             kept = vector.clone()
             for node in graph.kept_nodes:
-                vector.copy_(kept * _mask(without_node(graph, node).live, vector))
+                vector.copy_(kept * mask_like(without_node(graph, node).live, vector))
                 losses[place, node] = _loss(network, images, labels)
             vector.copy_(kept)
         for vector, values in zip(vectors, before, strict=True):
@@ -61,10 +62,6 @@ def loss_without(
     found = mean(found) if mean else found
     growth = found - found[0]
     return dict(zip(losses, growth[1:].clamp(min=0).tolist(), strict=True))
-
-
-def _mask(live: tuple[bool, ...], like: Tensor) -> Tensor:
-    return torch.tensor(live, dtype=like.dtype, device=like.device)
 
 
 def _loss(network: Network, images: Tensor, labels: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from dsonas.architecture import Architecture, BlockGraph
 from dsonas.blocks import Block, ReductionBlock
 from dsonas.layout import Layout
 from dsonas.network import Network
+from dsonas.sending import send
 
 
 @torch.no_grad()
@@ -111,7 +112,7 @@ def _narrow_output(
         del block.output, block.output_bn
         return
     channels = block.output.out_channels
-    columns = torch.tensor([before.index(s) for s in after], device=block.output.weight.device)
+    columns = send(torch.tensor([before.index(s) for s in after]), block.output.weight.device)
 
     def select(weight: Tensor) -> Tensor:
         split = weight.view(channels, len(before), channels, 1, 1)
