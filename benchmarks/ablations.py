@@ -55,20 +55,20 @@ def study(name: str, out: Path) -> None:
     if archive.exists():
         unpack(archive, out)
     try:
-        compare(name, out, trainings=0)
+        compare(out, 0, ABLATIONS[name][1])
         adopt_trainings(out)
-        compare(name, out, trainings=TRAININGS)
+        compare(out, TRAININGS, ABLATIONS[name][1])
     finally:
         if out.exists():
             pack(out, archive)
 
 
-def compare(name: str, out: Path, trainings: int) -> None:
-    """Five searches with one part changed, and so many trainings of what each has found."""
+def compare(out: Path, trainings: int, options: str = "") -> None:
+    """Five searches with some options changed, and so many trainings of what each has found."""
     command = (
         f".venv/bin/dsonas compare --config {CONFIG} --out {out} --budgets 1M --spaces share "
         f"--seeds {SEARCHES} --train_seeds {trainings} "
-        f"--random 0 --random_searches 0 --hand_made 0 {ABLATIONS[name][1]}"
+        f"--random 0 --random_searches 0 --hand_made 0 {options}"
     )
     subprocess.run(command.split(), check=True)
 
@@ -116,17 +116,25 @@ def networks(archive: Path) -> dict[str, Architecture]:
     }
 
 
+def counted_cost(archive: Path) -> float:
+    """The mean cost of a search, in 1e12 multiply-adds."""
+    files = json.loads(archive.read_text())
+    found = [files[name] for name in files if fnmatch(name, "jobs/search-share-*/result.json")]
+    return statistics.mean(json.loads(text)["work"] for text in found) / 1e12
+
+
 def table() -> list[str]:
     """Markdown: a line for the study and for each ablation that is complete.
 
     Searches and trainings have the seeds of the study: what is compared are pairs.
     """
     base, base_networks = searched(STUDY), networks(STUDY)
-    as_it_is = f"{mean_and_spread(base.values())} | | | {each(base)} | {kinds(base_networks)}"
     lines = [
-        "| search | test error, % | difference of pairs | same network | each search | found |",
-        "|---|---|---|---|---|---|",
-        f"| as it is | {as_it_is} |",
+        "| search | test error, % | difference of pairs | same network | each search | found | "
+        "counted cost of a search, T |",
+        "|---|---|---|---|---|---|---|",
+        f"| as it is | {mean_and_spread(base.values())} | | | {each(base)} | "
+        f"{kinds(base_networks)} | {counted_cost(STUDY):.2f} |",
     ]
     for name, (title, _) in ABLATIONS.items():
         path = RESULTS / f"{name}.json"
@@ -137,7 +145,8 @@ def table() -> list[str]:
             same = sum(found[subject] == base_networks[subject] for subject in found)
             lines.append(
                 f"| {title} | {mean_and_spread(errors.values())} | {mean_and_spread(pairs)} | "
-                f"{same} of {len(found)} | {each(errors)} | {kinds(found)} |"
+                f"{same} of {len(found)} | {each(errors)} | {kinds(found)} | "
+                f"{counted_cost(path):.2f} |"
             )
     return lines
 

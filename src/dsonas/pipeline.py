@@ -192,18 +192,7 @@ class Job:
             architecture, auxiliary=config.train.auxiliary > 0, dropout=config.train.dropout
         )
         self.engine.place(network)
-        batches = Batches(
-            self.data.train,
-            self.data,
-            batch_size=config.train.batch_size,
-            augmentation=self.data.train_augmentation,
-            shuffle=True,
-            drop_last=True,
-            seed=derive_seed(seed, "train"),
-            device=self.engine.device,
-            workers=config.data.workers,
-            share=self.engine.processes.share,
-        )
+        batches = training_batches(self.data, self.engine, config)
         test = held_out_batches(self.data, self.engine, config.data.workers)
         stage = Training(network, batches, test, config.train, self.engine, seed)
         begun = self.resume is not None and self.resume["stage"] == stage.name
@@ -243,6 +232,22 @@ class Job:
         self.folder.write_log(self.journal.rows)
         self.folder.write_metrics(metrics)
         return metrics
+
+
+def training_batches(data: ImageData, engine: Engine, config: RunConfig) -> Batches:
+    """All training images as step 3 sees them, in an order fixed by the seed."""
+    return Batches(
+        data.train,
+        data,
+        batch_size=config.train.batch_size,
+        augmentation=data.train_augmentation,
+        shuffle=True,
+        drop_last=True,
+        seed=derive_seed(config.seed, "train"),
+        device=engine.device,
+        workers=config.data.workers,
+        share=engine.processes.share,
+    )
 
 
 def held_out_batches(data: ImageData, engine: Engine, workers: int = 0) -> Batches:
