@@ -68,7 +68,7 @@ def compare(out: Path, trainings: int, options: str = "") -> None:
     command = (
         f".venv/bin/dsonas compare --config {CONFIG} --out {out} --budgets 1M --spaces share "
         f"--seeds {SEARCHES} --train_seeds {trainings} "
-        f"--random 0 --random_searches 0 --hand_made 0 {options}"
+        f"--random 0 --random_factors 0 --random_searches 0 --hand_made 0 {options}"
     )
     subprocess.run(command.split(), check=True)
 

@@ -29,4 +29,4 @@ keep() {
 trap keep EXIT
 .venv/bin/dsonas compare --config benchmarks/compare_fashion_mnist.yaml --out "$out" \
   --budgets 1M,3M --spaces share,full --seeds 5 --train_seeds 2 \
-  --random 16 --random_searches 2 --trial_epochs 1 "${part[@]}"
+  --random 16 --random_factors 16 --random_searches 2 --trial_epochs 1 "${part[@]}"

@@ -12,7 +12,7 @@ results=benchmarks/results
 compare() { # NAME BUDGET OPTIONS
   local out=$runs/compare-$1
   .venv/bin/dsonas compare --out "$out" --budgets "$2" --spaces share --seeds 5 --train_seeds 2 \
-    --random 16 --random_searches 3 --engine.threads 1 "${@:3}"
+    --random 16 --random_factors 16 --random_searches 3 --engine.threads 1 "${@:3}"
   for kind in json md; do
     cp "$out/compare.$kind" "$results/compare-$1.$kind"
   done

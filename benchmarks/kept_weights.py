@@ -25,7 +25,7 @@ import torch
 
 from ablations import SEARCHES, compare
 from dsonas.architecture import REDUCTION_OPERATIONS
-from dsonas.blocks import Block, ReductionBlock
+from dsonas.blocks import Block, ConvBNReLU, ReductionBlock
 from dsonas.config import RunConfig
 from dsonas.configuring import config_parser, parse, to_config
 from dsonas.costs import architecture_cost
@@ -66,6 +66,7 @@ def with_weights_of(supernet: Network) -> Network:
         for block, factors in zip(network.reductions, supernet.scaling.reductions, strict=True):
             assert isinstance(block, ReductionBlock)
             for name, branch in block.branches.items():
+                assert isinstance(branch, ConvBNReLU)
                 branch[1].weight *= factors[REDUCTION_OPERATIONS.index(name)]
                 branch[1].bias *= factors[REDUCTION_OPERATIONS.index(name)]
     return network

@@ -30,6 +30,7 @@ _CHANNELWISE = (
     nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
     nn.Upsample,
 )  # fmt: skip
+LARGEST_WINDOW = 32  # of a pool with padding
 _CHANNELWISE_NAMES = {
     "relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "mish", "hardswish", "tanh",
     "hardsigmoid", "sigmoid", "softplus", "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d",
@@ -96,6 +97,9 @@ def scale_inputs(model: fx.GraphModule, node: fx.Node, factors: Tensor, ndim: in
     """
     layers = [_reader(model, user, node, ndim) for user in node.users]
     if not layers or any(layer is None for layer in layers):
+        return False
+    normalised = any(isinstance(layer, _BatchNorm) for layer in layers)
+    if normalised and bool((factors <= 0).any()):  # a BN has no place for a sign
         return False
     for layer in layers:
         if isinstance(layer, _BatchNorm):  # the statistics are those of the unscaled channels
@@ -192,10 +196,11 @@ class ChannelDropper:
         known = isinstance(layer, _CHANNELWISE) or (layer is None and name in _CHANNELWISE_NAMES)
         if not known or user.all_input_nodes != [node]:
             return None
-        shape = self.observed[node].shape
-        view = constant.view(1, -1, *[1] * (len(shape) - 2))
+        # larger than any window with padding, whose borders small features would not show
+        sizes = [size + LARGEST_WINDOW for size in self.observed[node].shape[2:]]
+        view = constant.view(1, -1, *[1] * len(sizes))
         interpreter = fx.Interpreter(self.model)
-        interpreter.env[node] = view.expand(1, -1, *shape[2:]).clone()
+        interpreter.env[node] = view.expand(1, -1, *sizes).clone()
         result = in_evaluation(self.model, lambda: interpreter.run_node(user))
         flat = result.reshape(len(constant), -1)
         return flat[:, 0] if bool((flat == flat[:, :1]).all()) else None

@@ -27,7 +27,8 @@ def scale_connections(model: nn.Module, example: Any, leaves: Leaves = ()) -> fx
 
     Args:
         model: any module that torch.fx can follow.
-        example: an input, or a tuple of inputs, of the usual shape; small ones suffice.
+        example: an input, or a tuple of inputs, of the size that the model will be used with; one
+            image suffices. Smaller ones can hide what padding does at borders.
         leaves: classes of modules to keep whole, where torch.fx cannot follow.
 
     Returns:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -101,26 +102,28 @@ def random_architectures(
     while True:
         kind = kinds[index % len(kinds)]
         generator = torch.Generator().manual_seed(derive_seed(seed, "random", kind, index))
-        yield _first_accepted(space, generator, kind, accept)
+        yield first_accepted(partial(random_architecture, space, generator, kind), accept)
         index += 1
 
 
 MAX_REFUSED = 1000
 
 
-def _first_accepted(
-    space: SearchSpace,
-    generator: torch.Generator,
-    kind: str,
-    accept: Callable[[Architecture], bool],
+def first_accepted(
+    draw: Callable[[], Architecture], accept: Callable[[Architecture], bool]
 ) -> Architecture:
+    """The first of the architectures drawn that is accepted.
+
+    Raises:
+        ValueError: if a thousand draws in a row are refused.
+    """
     for _ in range(MAX_REFUSED):
-        architecture = random_architecture(space, generator, kind)
+        architecture = draw()
         if accept(architecture):
             return architecture
     raise ValueError(
-        f"none of {MAX_REFUSED} random architectures (kind {kind}) meets the budget at its "
-        "narrowest: raise the budget, or lower network.channel_multiple or network.levels"
+        f"none of {MAX_REFUSED} random architectures meets the budget at its narrowest: raise "
+        "the budget, or lower network.channel_multiple or network.levels"
     )
 
 

@@ -155,6 +155,7 @@ class Job:
         shown = self.folder, self.reporter, self.stop
         trials = Trials(self.config, self.data, self.engine, self.cost, *shown)
         chain = trials.choose(result.chain)
+        self.journal.seconds["search"] = self.journal.seconds.get("search", 0.0) + trials.seconds
         self.folder.write("chain.json", chain_to_json(chain))
         architecture = fit_to_budget(chain, self.config, self.cost)
         self._extras["architecture"] = architecture.to_json()

@@ -99,8 +99,9 @@ class Searching:
             self._set_penalties(self.penalty)
 
     def _factor_optimizer(self) -> ProximalNAG:
-        groups = [{"params": [vector]} for vector in self.scaling.parameters()]
-        config = self.config
+        config, pressed = self.config, self._reduction_penalty(self.penalty)
+        groups: list[dict[str, Any]] = [{"params": [vector]} for vector in self.scaling.blocks]
+        groups += [{"params": [v], "penalty": pressed} for v in self.scaling.reductions]
         return ProximalNAG(
             groups, lr=config.lr, penalty=self.penalty, momentum=config.momentum, clip=config.clip
         )
@@ -211,11 +212,20 @@ class Searching:
             self.config.space,
             self.latency,
         )
-        rows += [[penalty] * len(vector) for vector in self.scaling.reductions]
+        rows += [[self._reduction_penalty(penalty)] * len(v) for v in self.scaling.reductions]
         vectors = [*self.scaling.blocks, *self.scaling.reductions]
         groups = self.factor_optimizer.param_groups
         for group, row, vector in zip(groups, rows, vectors, strict=True):
             group["penalty"] = vector.new_tensor(row)
+
+    def _reduction_penalty(self, penalty: float) -> float:
+        """Nothing where a plan or normalised factors decide: neither is about reduction blocks.
+
+        Their scale is nearly free and would only be pressed down, until a step of the factors is
+        larger than they are and a branch goes by chance.
+        """
+        alone = self.config.plan is None and not self.config.normalise
+        return penalty if alone else 0.0
 
     def _remove(self, live: Architecture) -> None:
         """Remove what is not in an architecture, in all processes what the first has chosen."""

@@ -182,6 +182,7 @@ study
   --seeds N                   searches of each space [3]
   --train_seeds N             trainings of each architecture found [2]
   --random N                  random architectures of each space and budget [8]
+  --random_factors N          networks of the plan with random factors [8]
   --random_searches N         random searches of each space and budget [1]
   --hand_made N               trainings of each hand-made network [as seeds]
   --trial_epochs N            epochs of a trial [a fifth of train.epochs]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -31,7 +33,7 @@ class Trials:
     """Train structures on the weight part of the training set, measure them on the other part.
 
     The losses are kept in the run folder, so that a search that was interrupted goes on behind the
-    last trial that was finished.
+    last trial that was finished; at other bounds or with other trainings it begins anew.
 
     Args:
         config: how to train, and for how many epochs; its seed fixes everything.
@@ -50,11 +52,24 @@ class Trials:
     folder: RunFolder
     reporter: Reporter
     stop: Callable[[], bool]
-    losses: list[float] = field(init=False)
+    losses: list[float] = field(init=False, default_factory=list)
+    seconds: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         path = self.folder.path / FILE
-        self.losses = json.loads(path.read_text())["losses"] if path.exists() else []
+        held = json.loads(path.read_text()) if path.exists() else {}
+        if held.get("settings") == self._settings():
+            self.losses, self.seconds = held["losses"], held["seconds"]
+
+    def _settings(self) -> dict[str, Any]:
+        """What a loss depends on, besides what does not change in a run folder."""
+        config = self.config
+        return {
+            "bounds": config.budget.bounds,
+            "channel_multiple": config.network.channel_multiple,
+            "trial_epochs": config.search.trial_epochs,
+            "train": asdict(config.train),
+        }
 
     def choose(self, chain: Sequence[Architecture]) -> list[Architecture]:
         """The chain with the chosen structure last; as it is, without trials or a budget.
@@ -73,14 +88,16 @@ class Trials:
         losses = self.engine.processes.decide(lambda: self.losses)
         if number < len(losses):
             return losses[number]
-        seed = derive_seed(self.config.seed, "trial", number)
+        seed, start = derive_seed(self.config.seed, "trial", number), time.perf_counter()
         try:
             fitted = fit_to_budget([structure], self.config, self.cost)
             loss = self._loss(fitted, seed)
         except (DivergedError, InfeasibleBudgetError):
             loss = math.inf
         self.losses.append(loss)
-        self.folder.write(FILE, json.dumps({"losses": self.losses}) + "\n")
+        self.seconds += time.perf_counter() - start
+        held = {"settings": self._settings(), "losses": self.losses, "seconds": self.seconds}
+        self.folder.write(FILE, json.dumps(held) + "\n")
         self.reporter.say(f"trial {number + 1} of {self.config.search.trials}  loss {loss:.4f}")
         return loss
 

@@ -50,7 +50,8 @@ def test_a_dry_run_shows_the_jobs_and_does_none(dsonas, tiny, tmp_path):
 
 
 SMALL = shlex.split(
-    "--budgets 30k --seeds 1 --train_seeds 1 --random 0 --random_searches 0 --hand_made 0"
+    "--budgets 30k --seeds 1 --train_seeds 1 "
+    "--random 0 --random_factors 0 --random_searches 0 --hand_made 0"
 )
 
 

@@ -45,6 +45,7 @@ def study(digits: ImageData) -> Callable[..., Study]:
             spaces=("share", "full"),
             seeds=2,
             random=3,
+            random_factors=2,
             hand_made=2,
         )
         return Study(replace(config, **changes), digits)

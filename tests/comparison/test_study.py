@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from dsonas.architecture import Architecture
-from dsonas.budgets import Budget
+from dsonas.baselines import HAND_MADE
+from dsonas.budgets import Budget, InfeasibleBudgetError, fit_width
 from dsonas.comparison.study import Study, budget_label
 from dsonas.comparison.units import known_subjects, study_units
 from dsonas.comparison.work import part_sizes, search_work, training_work
@@ -25,7 +26,7 @@ def test_the_jobs_are_those_of_the_protocol(study):
     counts = kinds(study(train_seeds=2, random=3, random_searches=1))
     assert counts == {
         "search": 2 * 2,
-        "train": 4 * 2 * 2 + 4 * 3 + 4 * 1 * 2 + 2 * 2 * 2,
+        "train": 4 * 2 * 2 + 4 * 3 + 4 * 2 + 4 * 1 * 2 + 2 * 2 * 2,
         "rank": 2,
     }
     assert kinds(study(random=2, random_searches=0))["rank"] == 0
@@ -76,6 +77,36 @@ def test_a_random_search_costs_what_a_search_costs(study):
             trials = [made.trial_work(c, budget) for c in made.candidates(space, 0, budget)]
             assert sum(trials) >= made.search_work(space)
             assert len(trials) == 2 or sum(trials[:-1]) < made.search_work(space)
+
+
+def test_networks_of_random_factors_are_as_sparse_as_the_plan_and_differ(study):
+    made = study(random_factors=4)
+    for space in ("share", "full"):
+        found = made.random_factors(space)
+        assert found == made.random_factors(space)
+        assert found[:2] == study(random_factors=2).random_factors(space)
+        assert len(set(found)) > 1
+    without = replace(made.config.run, search=replace(made.config.run.search, structure=None))
+    assert study(run=without).random_factors("share") == []
+
+
+def test_networks_that_meet_the_budget_at_no_width_are_drawn_anew(study, run_config):
+    """The fit would have taken operations from them, down to what meets it."""
+    network = replace(run_config.network, channel_multiple=4)
+    budget = Budget(macs="9k")
+    tight = study(run=replace(run_config, network=network), budgets=(budget,), random=8)
+    with pytest.raises(InfeasibleBudgetError):
+        fit_width(tight.spaces["share"].complete(), budget, multiple=4)
+    for drawn in (*tight.random("share"), *tight.random_factors("share")):
+        fit_width(drawn, budget, multiple=4)
+
+
+def test_a_hand_made_network_that_meets_a_budget_at_no_width_is_left_out_there(study, run_config):
+    network = replace(run_config.network, channel_multiple=8)
+    budgets = Budget(macs="60k"), Budget(macs="200k")
+    made = study(run=replace(run_config, network=network), budgets=budgets, random=0)
+    trained = {(u.subject, u.budget) for u in study_units(made) if u.method == "hand_made"}
+    assert trained == {("hand-made-residual", 0), *((f"hand-made-{k}", 1) for k in HAND_MADE)}
 
 
 def test_candidates_are_not_those_of_the_random_baseline(study):

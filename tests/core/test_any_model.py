@@ -274,6 +274,38 @@ def test_dead_channels_stay_as_zeros_where_dropping_them_is_not_exact(activation
     assert_same(model, pruned, torch.randn(1, 3, 7, 9))
 
 
+class Normalised(nn.Module):
+    """As in DenseNet: features and what a layer makes of them, then BN, ReLU, a pool, 1x1."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.norm, self.pool, self.out = nn.BatchNorm2d(8), pool, nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        left = F.relu(self.left(x))
+        joined = torch.cat([left, self.right(left)], 1)
+        return self.out(self.pool(F.relu(self.norm(joined))))
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(3, 1, 1), nn.AvgPool2d(7, 1, 3)])
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_small_example_does_not_hide_the_borders_of_a_pool(pool, size: int):
+    x = torch.randn(2, 3, size, size)
+    model = dsonas.scale_connections(randomise(Normalised(pool), 0), x)
+    scaling_factors(model)[0].data = torch.tensor([1.0, 0.0])
+    pruned = dsonas.prune_model(model, x)
+    assert_same(model, pruned, torch.randn(2, 3, 12, 12))
+
+
+@pytest.mark.parametrize("factors", [(-0.5, 1.0), (1.0, -0.5), (0.5, 1.0)])
+def test_negative_factors_before_batch_normalisation_stay(factors):
+    x = torch.randn(2, 3, 4, 4)
+    model = dsonas.scale_connections(randomise(Normalised(nn.Identity()), 0), x)
+    scaling_factors(model)[0].data = torch.tensor(factors)
+    assert_same(model, dsonas.prune_model(model, x), x)
+
+
 def test_a_dead_sum_becomes_what_it_always_gives_at_any_batch_size():
     class Gated(nn.Module):
         def __init__(self):

@@ -198,8 +198,9 @@ def test_a_search_without_shrinking_is_resumed_too(data, tmp_path):
 def test_shrinking_does_not_change_the_result(data, sharing: str, structure, float64):
     """In float64: removing zeros changes the order of sums."""
     assert next(batches_of(data).epoch(0))[0].dtype == torch.float64
-    penalty = 0.5 if structure is None else None
-    config = replace(CONFIG, epochs=4, structure=structure, connections=0.4, penalty=penalty)
+    config = replace(CONFIG, epochs=4, structure=structure, connections=0.4)
+    if structure is None:  # the penalty alone, as published
+        config = replace(config, penalty=0.5, normalise=False)
     one, two = (
         run(data, sharing=sharing, config=replace(config, shrink=shrink))
         for shrink in (True, False)
@@ -224,7 +225,8 @@ def stage_of(data: ImageData, dead: set[tuple[int, int]], **options) -> Searchin
     graph = network.architecture.blocks[0]
     zero = torch.tensor([pair in dead for pair in graph.connections])
     network.scaling.blocks[0].data[zero] = 0
-    config = SearchConfig(epochs=9, batch_size=32, structure=None, penalty=0.0, **options)
+    given = {"structure": None, "penalty": 0.0, **options}
+    config = SearchConfig(epochs=9, batch_size=32, **given)
     engine = Engine(EngineConfig(device="cpu", threads=1))
     return Searching(network, batches_of(data), batches_of(data, 1), config, engine)
 
@@ -275,6 +277,29 @@ def test_penalties_by_memory_access_hold_from_the_first_step(data):
     (expected,) = connection_penalties("adaptive_memory", 0.5, whole, whole, "share")
     assert len(set(expected)) > 1
     assert stage.factor_optimizer.param_groups[0]["penalty"].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_planned_search_does_not_press_the_factors_of_reduction_blocks(data, seed: int):
+    """Their scale is nearly free: under the penalty it fell until a branch went by chance."""
+    config = SearchConfig(epochs=5, batch_size=16)
+    found = run(data, seed=seed, config=config)
+    for factors in found.network.scaling.reductions:
+        assert factors.min() > 0.3
+    assert found.architecture.reductions == found.supernet.reductions
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("structure", [0.3, None])
+def test_what_presses_the_factors_of_reduction_blocks(data, normalise: bool, structure):
+    """The penalty alone decides in the published form only."""
+    stage = stage_of(data, set(), normalise=normalise, structure=structure, penalty=0.1)
+    alone = 0.1 if structure is None and not normalise else 0.0
+    groups = stage.factor_optimizer.param_groups
+    assert [group["penalty"] for group in groups] == [0.1, alone]
+    stage._set_penalties(0.2)
+    assert groups[0]["penalty"].max() == pytest.approx(0.2)
+    assert groups[1]["penalty"].tolist() == pytest.approx([2 * alone] * 2)
 
 
 def test_a_budget_on_parameters_leads_by_parameters(data):

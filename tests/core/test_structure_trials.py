@@ -62,8 +62,31 @@ def test_an_interrupted_search_goes_on_behind_the_last_trial(tmp_path):
     with pytest.raises(Interrupted):
         job(folder, stop=stop).search()
     assert job(folder).search() == whole
-    files = [(tmp_path / name / FILE).read_text() for name in ("whole", "cut")]
-    assert files[0] == files[1]
+    held = [json.loads((tmp_path / name / FILE).read_text()) for name in ("whole", "cut")]
+    assert held[0]["losses"] == held[1]["losses"]
+    assert all(one["seconds"] > 0 for one in held)
+
+
+@pytest.mark.parametrize(
+    "other", [{"budget": Budget(macs="40k")}, {"train": replace(CONFIG.train, lr=0.01)}]
+)
+def test_losses_of_another_budget_or_other_trainings_are_not_taken_over(tmp_path, other):
+    job(tmp_path).search()
+    before = json.loads((tmp_path / FILE).read_text())["losses"]
+    (tmp_path / "architecture.json").unlink()
+    again = job(tmp_path, replace(CONFIG, **other)).search()
+    after = json.loads((tmp_path / FILE).read_text())["losses"]
+    assert len(after) == len(before)
+    assert set(after).isdisjoint(before)
+    assert again == job(tmp_path / "fresh", replace(CONFIG, **other)).search()
+
+
+def test_the_time_of_trials_is_time_of_the_search(tmp_path):
+    one = job(tmp_path)
+    one.search()
+    spent = json.loads((tmp_path / FILE).read_text())["seconds"]
+    steps = sum(row["seconds"] for row in one.journal.rows if row["stage"] == "search")
+    assert one.journal.seconds["search"] >= spent + 0.5 * steps
 
 
 @pytest.mark.parametrize("left_out", ["budget", "trials"])

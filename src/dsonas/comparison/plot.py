@@ -14,6 +14,7 @@ from dsonas.console import readable_count
 COLOURS = {
     "searched": "#0072b2",
     "random": "#d55e00",
+    "random_factors": "#56b4e9",
     "random_search": "#cc79a7",
     "hand_made_residual": "#009e73",
     "hand_made_mobile": "#8a6d00",

@@ -73,7 +73,8 @@ def comparison(
         "failed": dict(failed),
         "study": {
             "seed": config.run.seed, "seeds": config.seeds, "train_seeds": config.train_seeds,
-            "random": config.random, "random_searches": config.random_searches,
+            "random": config.random, "random_factors": config.random_factors,
+            "random_searches": config.random_searches,
             "hand_made": config.hand_made,
             "trial_epochs": config.trial_epochs, "held_out": config.held_out,
             "jobs": len(units),
@@ -106,7 +107,7 @@ def compare_at(
         if here and result["space"] in (space, ""):
             subjects = by_method[result["method"]]
             subjects.setdefault(result["subject"], []).append(result["test_error"])
-    groups = {method: list(by_method[method].values()) for method in METHODS[:3]}
+    groups = {method: list(by_method[method].values()) for method in METHODS[:-1]}
     for name, errors in sorted(by_method["hand_made"].items()):
         groups[name.replace("-", "_")] = [[error] for error in errors]
     searched = means(groups["searched"])

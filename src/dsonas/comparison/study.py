@@ -6,14 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
+import torch
+
 from dsonas.architecture import Architecture
-from dsonas.baselines import HAND_MADE, hand_made, random_architectures
-from dsonas.budgets import Budget, InfeasibleBudgetError
+from dsonas.baselines import HAND_MADE, first_accepted, hand_made, random_architectures
+from dsonas.budgets import Budget, InfeasibleBudgetError, cost_function, fit_width
 from dsonas.chains import fit_chain
 from dsonas.comparison.work import search_work, training_work, trials_work
 from dsonas.config import RunConfig
 from dsonas.costs import architecture_cost
 from dsonas.data import ImageData
+from dsonas.random_plans import random_plan_result
 from dsonas.seeding import derive_seed
 from dsonas.spaces import SHARINGS, SearchSpace
 
@@ -31,6 +34,8 @@ class StudyConfig:
         seeds: searches of each space, >= 1.
         train_seeds: trainings of each searched architecture, >= 0; 0 only searches.
         random: random architectures of each space, >= 0, each trained once.
+        random_factors: architectures of the search's plan with random scaling factors, of each
+            space, >= 0, each trained once; none where the search has no plan.
         random_searches: random searches of each space and budget, >= 0.
         hand_made: trainings of each hand-made network at each budget, >= 0.
         trial_epochs: length of the training of a random search's candidate, >= 1.
@@ -46,6 +51,7 @@ class StudyConfig:
     seeds: int = 3
     train_seeds: int = 2
     random: int = 8
+    random_factors: int = 8
     random_searches: int = 1
     hand_made: int = 3
     trial_epochs: int = 1
@@ -53,7 +59,8 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         least = {"seeds": 1, "trial_epochs": 1}
-        least |= dict.fromkeys(("train_seeds", "random", "random_searches", "hand_made"), 0)
+        counts = ("train_seeds", "random", "random_factors", "random_searches", "hand_made")
+        least |= dict.fromkeys(counts, 0)
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
@@ -138,6 +145,25 @@ class Study:
         """The random architectures of a space, at the supernet's channels."""
         return list(islice(self._draw(space, "baseline"), self.config.random))
 
+    def random_factors(self, space: str) -> list[Architecture]:
+        """Architectures of the search's plan with random factors, at the supernet's channels."""
+        config = self.space_config(space).search
+        if config.plan is None:
+            return []
+        measure, leading = cost_function(), self.config.budgets[0].leading
+        seed = derive_seed(self.config.run.seed, "study", space, "random-factors")
+
+        def drawn(index: int) -> Architecture:
+            generator = torch.Generator().manual_seed(derive_seed(seed, index))
+            return first_accepted(
+                lambda: random_plan_result(
+                    self.spaces[space], config, generator, lambda net: measure(net)[leading]
+                ),
+                self._meets_budgets,
+            )
+
+        return [drawn(index) for index in range(self.config.random_factors)]
+
     def hand_made(self) -> dict[str, Architecture]:
         """The hand-made architectures by kind, at the supernet's channels."""
         space = next(iter(self.spaces.values()))
@@ -203,7 +229,13 @@ class Study:
         return random_architectures(self.spaces[space], seed, accept=self._meets_budgets)
 
     def _meets_budgets(self, architecture: Architecture) -> bool:
+        return all(self.meets(architecture, budget) for budget in self.config.budgets)
+
+    def meets(self, architecture: Architecture, budget: Budget) -> bool:
+        """Whether an architecture, with all its operations, meets a budget at some width."""
+        multiple = self.config.run.network.channel_multiple
         try:
-            return all(self.fit([architecture], budget) for budget in self.config.budgets)
+            fit_width(architecture, budget, multiple=multiple)
         except InfeasibleBudgetError:
             return False
+        return True

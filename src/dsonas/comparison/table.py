@@ -12,6 +12,7 @@ Value = Mapping[str, Any]
 TITLES = {
     "searched": "searched",
     "random": "random",
+    "random_factors": "random factors, same plan",
     "random_search": "random search, equal cost",
     "hand_made_residual": "hand-made, two separable 3x3",
     "hand_made_mobile": "hand-made, inverted bottleneck",

@@ -10,7 +10,7 @@ from dsonas.comparison.study import Study, budget_label
 from dsonas.costs import architecture_cost
 from dsonas.seeding import derive_seed
 
-METHODS = ("searched", "random", "random_search", "hand_made")
+METHODS = ("searched", "random", "random_factors", "random_search", "hand_made")
 RANKING_IMAGES = 5000
 
 
@@ -71,9 +71,19 @@ def study_units(study: Study) -> list[Unit]:
 
 def random_subjects(study: Study, space: str) -> list[Subject]:
     """The random architectures of a space."""
+    return _subjects("random", space, study.random(space))
+
+
+def random_factors_subjects(study: Study, space: str) -> list[Subject]:
+    """The architectures of the search's plan with random factors."""
+    return _subjects("random_factors", space, study.random_factors(space))
+
+
+def _subjects(method: str, space: str, found: list[Architecture]) -> list[Subject]:
+    name = f"{method.replace('_', '-')}-{space}"
     return [
-        Subject(name=f"random-{space}-{i:03}", method="random", space=space, architecture=item)
-        for i, item in enumerate(study.random(space))
+        Subject(name=f"{name}-{i:03}", method=method, space=space, architecture=item)
+        for i, item in enumerate(found)
     ]
 
 
@@ -100,6 +110,7 @@ def known_subjects(study: Study) -> list[Subject]:
     found = hand_made_subjects(study)
     for space in study.spaces:
         found += random_subjects(study, space)
+        found += random_factors_subjects(study, space)
         for budget in range(len(study.config.budgets)):
             for index in range(study.config.random_searches):
                 found += candidate_subjects(study, space, index, budget)
@@ -132,15 +143,18 @@ def _searched(study: Study) -> Iterator[Unit]:
 
 def _random(study: Study) -> Iterator[Unit]:
     for space in study.spaces:
-        for subject in random_subjects(study, space):
+        for subject in (*random_subjects(study, space), *random_factors_subjects(study, space)):
             for budget in range(len(study.config.budgets)):
                 yield from _trainings(study, subject, budget, 1)
 
 
 def _hand_made(study: Study) -> Iterator[Unit]:
-    """Fixed architectures, so that only trainings vary."""
+    """Fixed architectures, so that only trainings vary; none where no width meets the budget."""
     for subject in hand_made_subjects(study):
-        for budget in range(len(study.config.budgets)):
+        assert subject.architecture is not None
+        for budget, bounds in enumerate(study.config.budgets):
+            if not study.meets(subject.architecture, bounds):
+                continue
             yield from _trainings(study, subject, budget, study.config.hand_made)
 
 

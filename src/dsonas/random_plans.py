@@ -1,0 +1,56 @@
+"""What the plan of a search leads to where the scaling factors say nothing.
+
+A plan sets how sparse a network becomes, the search what stays. Networks of the same plan with
+factors drawn at random are as sparse as a search's: what a search does better is its own merit.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from dsonas.architecture import Architecture
+from dsonas.control import Measure, follow_plan
+from dsonas.search_config import SearchConfig
+from dsonas.spaces import SearchSpace
+
+
+def random_plan_result(
+    space: SearchSpace,
+    config: SearchConfig,
+    generator: torch.Generator,
+    cost: Measure | None = None,
+) -> Architecture:
+    """Follow the plan of a search with scaling factors drawn once, uniformly from 0 to 1.
+
+    Rebuilds come as often as in the search, and what is removed is ranked as by ``rank flow``, with
+    its ``thrift``.
+
+    Args:
+        space: what is searched.
+        config: the plan, its epochs and its rebuilds.
+        generator: source of randomness, on the CPU.
+        cost: the measure that is planned; None takes multiply-adds.
+
+    Returns:
+        An architecture at the supernet's channels.
+
+    Raises:
+        ValueError: if the search has no plan.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> net = random_plan_result(SearchSpace(), SearchConfig(epochs=4), generator)
+        >>> len(net.blocks[0].kept_nodes) < len(SearchSpace().complete().blocks[0].kept_nodes)
+        True
+    """
+    plan, supernet = config.plan, space.complete()
+    if plan is None:
+        raise ValueError("search.structure must be set for networks of the same plan, got null")
+    graphs = supernet.blocks[:1] if space.sharing == "share" else supernet.blocks
+    factors = [torch.rand(len(graph.live), generator=generator).tolist() for graph in graphs]
+    current = supernet
+    for epoch in range(1, config.epochs + 1):
+        if epoch % config.rebuild_every == 0 or epoch == config.epochs:
+            steps = plan, epoch / config.epochs, supernet, current, factors
+            current = follow_plan(*steps, cost=cost, thrift=config.thrift)
+    return current
