@@ -172,8 +172,7 @@ files
     ),
     "compare": (
         "compare [--config NAME_or_FILE] [--out DIR] [OPTIONS]",
-        "Searched networks against random ones, a random search of equal cost and\n"
-        f"hand-made ones, trained alike; writes compare.json, .md and .svg. {_RESUMES}",
+        f"Searched, random and hand-made networks, trained alike: a fair table. {_RESUMES}",
         _RUN.replace("runs/", "runs/compare-")
         + """\
 study
