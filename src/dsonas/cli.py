@@ -58,14 +58,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: its name and options; None takes those of the process.
 
     Returns:
-        The exit code: 0 done, 2 bad input, 130 interrupted, 143 terminated.
+        The exit code: 0 done, 1 nobody reads the output, 2 bad input, 130 interrupted, 143
+        terminated.
 
     Example:
         >>> main(["--version"])
         dsonas 0.1.0
         0
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _answer(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # what reads our output has ended, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def _answer(arguments: list[str]) -> int:
+    """Do what is asked for: say something about the program, or run a command."""
     if not arguments or arguments[0] in ("-h", "--help"):
         known = "Recipes for --config: " + ", ".join(recipe_names())
         lines = textwrap.fill(known, 88, subsequent_indent="  ", break_on_hyphens=False)
@@ -95,16 +106,13 @@ def _guarded(command: str, arguments: list[str], stop: StopSignal) -> int:
             require_single(f"dsonas {command}", current_world())
         from dsonas.commands import COMMANDS as FUNCTIONS  # takes seconds
 
-        code = FUNCTIONS[command](command, arguments, stop)
-        sys.stdout.flush()
-        return code
+        return FUNCTIONS[command](command, arguments, stop)
     except SystemExit as end:  # --help and --print_config
         return int(end.code or 0)
     except KeyboardInterrupt:
         return _interrupted(command, stop)
-    except BrokenPipeError:  # what reads our output has ended, such as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
+    except BrokenPipeError:
+        raise
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         return _complain(f"{place}{error.strerror or error}")

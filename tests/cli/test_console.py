@@ -1,6 +1,9 @@
 """What the terminal shows: with and without a progress bar, and the drawing."""
 
 import io
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,3 +65,23 @@ def test_long_names_keep_the_columns():
 def test_an_empty_block_is_its_shortcut():
     graph = BlockGraph.complete(("max_pool3x3",), 2)
     assert draw_block(graph.prune([False] * len(graph.live)).clean()) == "(the shortcut alone)"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+@pytest.mark.parametrize(
+    "command", ["--help", "--version", "compare --help", "run --help-all", "run --print_config"]
+)
+def test_a_reader_that_has_ended_is_no_fault(command: str):
+    """As with ``| head``: no traceback, exit code 1."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "dsonas", *command.split()],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, "")
