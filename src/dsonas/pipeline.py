@@ -15,7 +15,7 @@ from dsonas.chains import chain_to_json
 from dsonas.config import RunConfig
 from dsonas.console import Reporter, readable_count
 from dsonas.costs import architecture_cost
-from dsonas.data import Batches, ImageData, load_data
+from dsonas.data import ImageData, load_data
 from dsonas.drawing import draw_architecture
 from dsonas.engine import Engine
 from dsonas.fitting import check_known, final_latency, fit_to_budget, parts_table, run_costs
@@ -23,6 +23,7 @@ from dsonas.latency import LatencyFunction
 from dsonas.latency_table import latency_from_table
 from dsonas.loop import STAGES, Journal, run_stage
 from dsonas.network import AuxiliaryHead, Network
+from dsonas.run_batches import held_out_batches, training_batches
 from dsonas.runs import Preprocessing, RunError, RunFolder, versions
 from dsonas.searching import search
 from dsonas.seeding import derive_seed
@@ -31,8 +32,6 @@ from dsonas.tracking import Tracking
 from dsonas.training import Training, evaluate
 from dsonas.trials import Trials
 from dsonas.world import World
-
-EVALUATION_BATCH = 250
 
 
 @dataclass
@@ -233,38 +232,6 @@ class Job:
         self.folder.write_log(self.journal.rows)
         self.folder.write_metrics(metrics)
         return metrics
-
-
-def training_batches(data: ImageData, engine: Engine, config: RunConfig) -> Batches:
-    """All training images as step 3 sees them, in an order fixed by the seed."""
-    return Batches(
-        data.train,
-        data,
-        batch_size=config.train.batch_size,
-        augmentation=data.train_augmentation,
-        shuffle=True,
-        drop_last=True,
-        seed=derive_seed(config.seed, "train"),
-        device=engine.device,
-        workers=config.data.workers,
-        share=engine.processes.share,
-    )
-
-
-def held_out_batches(data: ImageData, engine: Engine, workers: int = 0) -> Batches:
-    """The test images in order."""
-    return Batches(
-        data.test,
-        data,
-        batch_size=EVALUATION_BATCH,
-        augmentation=None,
-        shuffle=False,
-        drop_last=False,
-        seed=0,
-        device=engine.device,
-        workers=workers,
-        share=engine.processes.share,
-    )
 
 
 def evaluate_run(folder: RunFolder, config: RunConfig) -> dict[str, float]:

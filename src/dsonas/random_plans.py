@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from dsonas.architecture import Architecture
+from dsonas.baselines import complete_graphs
 from dsonas.control import Measure, follow_plan
 from dsonas.search_config import SearchConfig
 from dsonas.spaces import SearchSpace
@@ -46,11 +47,11 @@ def random_plan_result(
     plan, supernet = config.plan, space.complete()
     if plan is None:
         raise ValueError("search.structure must be set for networks of the same plan, got null")
-    graphs = supernet.blocks[:1] if space.sharing == "share" else supernet.blocks
-    factors = [torch.rand(len(graph.live), generator=generator).tolist() for graph in graphs]
+    sizes = [len(graph.live) for graph in complete_graphs(space)]
+    factors = [torch.rand(size, generator=generator).tolist() for size in sizes]
     current = supernet
     for epoch in range(1, config.epochs + 1):
-        if epoch % config.rebuild_every == 0 or epoch == config.epochs:
+        if config.rebuilds_after(epoch):
             steps = plan, epoch / config.epochs, supernet, current, factors
             current = follow_plan(*steps, cost=cost, thrift=config.thrift)
     return current

@@ -160,6 +160,20 @@ class SearchConfig:
             structure=self.structure, connections=self.connections, reached_at=self.reached_at
         )
 
+    @property
+    def presses_reductions(self) -> bool:
+        """Whether the factors of reduction blocks have a penalty: only where it decides alone.
+
+        Neither a plan nor normalised factors are about them. Their scale is nearly free and would
+        be pressed down, until a step of the factors is larger than they are and a branch goes by
+        chance.
+        """
+        return self.plan is None and not self.normalise
+
+    def rebuilds_after(self, epoch: int) -> bool:
+        """Whether a rebuild follows an epoch, counted from 1; one always follows the last."""
+        return epoch % self.rebuild_every == 0 or epoch == self.epochs
+
     def learning_rate(self, steps_per_epoch: int) -> Schedule:
         """The learning rate by update number, from 0.
 

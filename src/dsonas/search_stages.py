@@ -99,7 +99,8 @@ class Searching:
             self._set_penalties(self.penalty)
 
     def _factor_optimizer(self) -> ProximalNAG:
-        config, pressed = self.config, self._reduction_penalty(self.penalty)
+        config = self.config
+        pressed = self.penalty if config.presses_reductions else 0.0
         groups: list[dict[str, Any]] = [{"params": [vector]} for vector in self.scaling.blocks]
         groups += [{"params": [v], "penalty": pressed} for v in self.scaling.reductions]
         return ProximalNAG(
@@ -154,7 +155,7 @@ class Searching:
 
     def end_epoch(self, epoch: int) -> Row:
         """Rebuild if it is due; log what is live and what it costs."""
-        if (epoch + 1) % self.config.rebuild_every == 0 or epoch + 1 == self.num_epochs:
+        if self.config.rebuilds_after(epoch + 1):
             self._rebuild(epoch)
         self.history.append([vector.tolist() for vector in self.scaling.blocks])
         current = self.scaling.architecture(self.live)
@@ -212,20 +213,12 @@ class Searching:
             self.config.space,
             self.latency,
         )
-        rows += [[self._reduction_penalty(penalty)] * len(v) for v in self.scaling.reductions]
+        pressed = penalty if self.config.presses_reductions else 0.0
+        rows += [[pressed] * len(vector) for vector in self.scaling.reductions]
         vectors = [*self.scaling.blocks, *self.scaling.reductions]
         groups = self.factor_optimizer.param_groups
         for group, row, vector in zip(groups, rows, vectors, strict=True):
             group["penalty"] = vector.new_tensor(row)
-
-    def _reduction_penalty(self, penalty: float) -> float:
-        """Nothing where a plan or normalised factors decide: neither is about reduction blocks.
-
-        Their scale is nearly free and would only be pressed down, until a step of the factors is
-        larger than they are and a branch goes by chance.
-        """
-        alone = self.config.plan is None and not self.config.normalise
-        return penalty if alone else 0.0
 
     def _remove(self, live: Architecture) -> None:
         """Remove what is not in an architecture, in all processes what the first has chosen."""

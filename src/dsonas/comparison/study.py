@@ -116,6 +116,7 @@ class Study:
         self.spaces: dict[str, SearchSpace] = {
             name: self.space_config(name).space(data) for name in config.spaces
         }
+        self._random_factors: dict[str, list[Architecture]] = {}
         self._fitted: dict[tuple[tuple[Architecture, ...], Budget], Architecture] = {}
 
     def space_config(self, space: str) -> RunConfig:
@@ -147,6 +148,11 @@ class Study:
 
     def random_factors(self, space: str) -> list[Architecture]:
         """Architectures of the search's plan with random factors, at the supernet's channels."""
+        if space not in self._random_factors:
+            self._random_factors[space] = self._draw_random_factors(space)
+        return self._random_factors[space]
+
+    def _draw_random_factors(self, space: str) -> list[Architecture]:
         config = self.space_config(space).search
         if config.plan is None:
             return []

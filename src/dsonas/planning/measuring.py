@@ -17,13 +17,13 @@ from dsonas.data import Batches
 from dsonas.engine import Engine
 from dsonas.loop import Stage
 from dsonas.network import Network
-from dsonas.pipeline import EVALUATION_BATCH
 from dsonas.planning.counting import StepCounter
 from dsonas.planning.devices import MeasuredDevice, Sample
 from dsonas.planning.memory import peak_memory
 from dsonas.planning.projecting import Outline
 from dsonas.planning.shapes import DataShape
 from dsonas.pretraining import Pretraining
+from dsonas.run_batches import EVALUATION_BATCH
 from dsonas.search_stages import Searching
 from dsonas.sensitivity import loss_without
 from dsonas.training import Training, evaluate

@@ -9,12 +9,12 @@ from dsonas.architecture import Architecture
 from dsonas.budgets import check_reachable
 from dsonas.chains import distinct, fit_chain
 from dsonas.config import RunConfig, part_sizes
-from dsonas.pipeline import EVALUATION_BATCH
 from dsonas.planning.counting import Step, StepCounter
 from dsonas.planning.devices import Device
 from dsonas.planning.memory import peak_memory
 from dsonas.planning.shapes import DataShape
 from dsonas.planning.trajectory import Phase, search_phases
+from dsonas.run_batches import EVALUATION_BATCH
 from dsonas.search_stages import alternation
 
 DEFAULT_LINK = 12.5  # GB/s each way: a link of 100 Gbit/s

@@ -57,7 +57,7 @@ def search_phases(
     rebuilds = _Rebuilds(supernet, config, leading)
     phases, live, done = [], supernet.clean(), 0
     for epoch in range(1, config.epochs + 1):
-        if epoch % config.rebuild_every == 0 or epoch == config.epochs:
+        if config.rebuilds_after(epoch):
             phase, smaller = rebuilds.end_phase(live, epoch - done, epoch / config.epochs)
             phases.append(phase)
             live, done = smaller, epoch

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dsonas.data import DataConfig, ImageData, load_data
 from dsonas.engine import Engine, EngineConfig
-from dsonas.pipeline import check_fits, held_out_batches
+from dsonas.pipeline import check_fits
+from dsonas.run_batches import held_out_batches
 from dsonas.runs import RunError, RunFolder
 
 MOST_SHOWN = 24
