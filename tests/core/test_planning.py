@@ -249,7 +249,7 @@ def test_devices_share_the_work_and_exchange_gradients_around_a_ring():
     assert shared.seconds == pytest.approx(expected)
     assert shared.memory_bytes < one.memory_bytes
     tests = [lines(plan)["train", "test batches"].seconds for plan in (alone, four)]
-    assert tests[0] == tests[1]
+    assert tests[1] == pytest.approx(tests[0] / 4)  # each device measures its part
 
 
 @pytest.mark.parametrize("devices", [3, 8])

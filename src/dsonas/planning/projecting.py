@@ -46,8 +46,8 @@ class Cluster:
             raise ValueError(f"link-gbytes must be above 0, got {self.link_gbytes}")
 
     def share(self, batch_size: int) -> int:
-        """Images of a batch on each device."""
-        return batch_size // self.devices
+        """Images of a batch on each device; of test images, that need not divide, the most."""
+        return -(-batch_size // self.devices)
 
     def exchanged_bytes(self, step: Step) -> int:
         """What each device sends for a step: a ring all-reduce of the gradients."""
@@ -225,11 +225,9 @@ class _Planner:
         return getattr(self.config, stage).batch_size
 
     def _line(self, stage: str, kind: str, part: str, parts: Sequence[Part]) -> Line:
-        """A line of steps of one kind; every device measures all test images."""
+        """A line of steps of one kind."""
         batch, cluster = self._batch(stage, kind), self.cluster
-        if kind == "test":
-            cluster = replace(cluster, devices=1)
-        elif batch < 2 * cluster.devices or batch % cluster.devices:
+        if kind != "test" and (batch < 2 * cluster.devices or batch % cluster.devices):
             raise ValueError(
                 f"devices must share {stage}.batch_size {batch} equally, at least two images each, "
                 f"got {cluster.devices}: give another number, or another batch size"
