@@ -18,7 +18,7 @@ from torch import nn
 
 import dsonas
 from dsonas.blocks import Block
-from dsonas.connections import normalise_factors
+from dsonas.scaling import normalise_targets
 
 
 class Conv1d(nn.Conv1d):
@@ -100,7 +100,7 @@ def train(network: SignalNetwork, signals, labels, epochs: int, penalty: float |
             for step in steps:
                 step.step()
             if penalty is not None:
-                normalise_factors([network.factors], steps[-1])
+                normalise_targets(network.factors, network.graph, steps[-1])
 
 
 def main(epochs: int = 15) -> None:

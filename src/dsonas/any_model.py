@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterator
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dsonas.connections import ScaledConcat, ScaledSum
 from dsonas.tracing import Leaves, Observed, State, module_of, observe, require_equal, trace
@@ -38,6 +40,11 @@ def scale_connections(model: nn.Module, example: Any, leaves: Leaves = ()) -> fx
     Raises:
         ValueError: if the model cannot be traced, or has no such connection.
 
+    Warns:
+        UserWarning: of concatenations that only batch normalisation reads, as in DenseNet. It takes
+            out the scale of every channel, so that their factors get no gradient and what a penalty
+            presses to 0 is chance.
+
     Example:
         >>> class Residual(nn.Module):
         ...     def __init__(self):
@@ -61,6 +68,7 @@ def scale_connections(model: nn.Module, example: Any, leaves: Leaves = ()) -> fx
             "none was found: those inside torch.nn modules and leaves are not seen; write "
             "dsonas.connections.ScaledSum into your forward instead"
         )
+    _warn_of_unfelt(traced, [node for node, _, x in found if isinstance(x, ScaledConcat)])
     home = "scaling" + "_" * hasattr(traced, "scaling")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     replaced: dict[fx.Node, fx.Node] = {}
@@ -172,6 +180,21 @@ def _concatenations(graph: fx.Graph, observed: dict[fx.Node, Observed]) -> Itera
         values = [observed[x] for x in inputs if isinstance(x, fx.Node)]
         if dim > 0 and all(value.state is State.LIVE and value.floating for value in values):
             yield node, list(inputs), ScaledConcat(len(inputs), dim)
+
+
+def _warn_of_unfelt(model: fx.GraphModule, concatenations: list[fx.Node]) -> None:
+    unfelt = [
+        node.name
+        for node in concatenations
+        if node.users and all(isinstance(module_of(model, user), _BatchNorm) for user in node.users)
+    ]
+    if unfelt:
+        warnings.warn(
+            f"only batch normalisation reads {', '.join(unfelt)}, and takes the scale of every "
+            "channel out: the factors there get no gradient, so a penalty cannot tell what is "
+            "useful; normalise the parts before they are concatenated",
+            stacklevel=3,
+        )
 
 
 def _replace(

@@ -105,11 +105,13 @@ def scaling_factors(model: nn.Module) -> list[nn.Parameter]:
 def normalise_factors(
     factors: Iterable[Tensor], optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Give the live factors of every sum or concatenation a mean square of 1, in place.
+    """Give the factors of every sum or concatenation a mean square of 1, in place, zeros counted.
 
     Call it after every step of ``ProximalNAG``. Where normalisation follows, the scale of a sum is
     free, and the penalty alone would press all its factors down together. Normalised, they compete:
-    the weakest go to 0, and the last live input of a sum has the factor 1.
+    the weakest go to 0. The norm stays what it was at the start, so that a factor that reaches 0 or
+    comes back does not change the scale of the others: the last live one of n has the factor
+    sqrt(n).
 
     Args:
         factors: vectors of scaling factors; one that is all 0 stays so.
@@ -120,7 +122,7 @@ def normalise_factors(
         >>> vector = torch.tensor([0.3, 0.4, 0.0])
         >>> normalise_factors([vector])
         >>> vector
-        tensor([0.8485, 1.1314, 0.0000])
+        tensor([1.0392, 1.3856, 0.0000])
     """
     for vector in factors:
         squares = vector.square().sum().clamp(min=torch.finfo(vector.dtype).tiny)
@@ -128,4 +130,4 @@ def normalise_factors(
         if "momentum_buffer" in state:
             momentum = state["momentum_buffer"]
             momentum.sub_(vector * ((momentum * vector).sum() / squares))
-        vector.mul_((vector.count_nonzero() / squares).sqrt())
+        vector.mul_((vector.numel() / squares).sqrt())

@@ -19,6 +19,8 @@ from dsonas.architecture import BlockGraph
 def connection_flows(graph: BlockGraph, factors: Sequence[float]) -> list[float]:
     """The importance that flows over each connection, packed order; 0 where dead.
 
+    Nothing flows over a connection with factor 0, nor to an operation all of whose inputs are 0.
+
     Args:
         graph: live connections.
         factors: packed scaling factors, >= 0.
@@ -33,7 +35,8 @@ def connection_flows(graph: BlockGraph, factors: Sequence[float]) -> list[float]
         [0.9, 0.1]
     """
     into: dict[int, list[int]] = {}
-    for i, (connection, alive) in enumerate(zip(graph.connections, graph.live, strict=True)):
+    fed = graph.prune([factor > 0 for factor in factors]).clean()
+    for i, (connection, alive) in enumerate(zip(fed.connections, fed.live, strict=True)):
         if alive:
             into.setdefault(connection.target, []).append(i)
     importance = {graph.output_node: 1.0}

@@ -18,7 +18,7 @@ from dsonas.costs import architecture_cost
 from dsonas.data import ImageData, load_data
 from dsonas.drawing import draw_architecture
 from dsonas.engine import Engine
-from dsonas.fitting import check_known, final_latency, fit_to_budget, parts_table, run_costs
+from dsonas.fitting import check_known, final_latency, parts_table, run_costs
 from dsonas.latency import LatencyFunction
 from dsonas.latency_table import latency_from_table
 from dsonas.loop import STAGES, Journal, run_stage
@@ -156,7 +156,7 @@ class Job:
         chain = trials.choose(result.chain)
         self.journal.seconds["search"] = self.journal.seconds.get("search", 0.0) + trials.seconds
         self.folder.write("chain.json", chain_to_json(chain))
-        architecture = fit_to_budget(chain, self.config, self.cost)
+        architecture = trials.fit(chain)
         self._extras["architecture"] = architecture.to_json()
         self._extras["factors"] = result.factors
         self.resume = None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dsonas.architecture import REDUCTION_OPERATIONS, Architecture
+from dsonas.architecture import REDUCTION_OPERATIONS, Architecture, BlockGraph
 from dsonas.sending import mask_like, send
 
 
@@ -67,24 +68,22 @@ class ScalingFactors(nn.Module):
     ) -> None:
         """Give the live factors of every target in a block a mean square of 1.
 
-        The network computes the same (up to the eps of BN): every target starts with a linear or
-        positively homogeneous map and a BN, so the scale of its vector is free. But the penalty
-        then acts on the shares of a vector, not on its scale, and the step size means the same all
-        through the search. Momenta are scaled alike, and lose what points along the vector: no
-        gradient does, and a vector pulled down by it would fall faster each time it is scaled up.
         The factors of reduction blocks are left alone: their scale is not free, since the next
-        block adds their features to others.
+        block adds their features to others. See ``normalise_targets``.
         """
         graphs = architecture.blocks[:1] if len(self.blocks) == 1 else architecture.blocks
         for vector, graph in zip(self.blocks, graphs, strict=True):
-            sums = _target_sums(vector, graph.live, graph.target_index)
-            squares, counts = sums(vector.square()), sums(torch.ones_like(vector))
-            scale = torch.where(squares > 0, (counts / squares.clamp(min=1e-30)).sqrt(), 1.0)
-            vector.mul_(scale)
-            if optimizer is not None and "momentum_buffer" in optimizer.state.get(vector, {}):
-                momentum = optimizer.state[vector]["momentum_buffer"].mul_(scale)
-                along = sums(momentum * vector) / sums(vector.square()).clamp(min=1e-30)
-                momentum.sub_(along * vector)
+            normalise_targets(vector, graph, optimizer)
+
+    def groups(self, reduction_penalty: float = 0.0) -> list[dict[str, Any]]:
+        """Parameter groups for ``ProximalNAG``: reduction blocks have a penalty of their own.
+
+        Args:
+            reduction_penalty: on the factors of reduction blocks, >= 0. What follows such a block
+                takes most of their scale out, so little opposes a penalty, and both may fall to 0.
+        """
+        groups: list[dict[str, Any]] = [{"params": [vector]} for vector in self.blocks]
+        return groups + [{"params": [v], "penalty": reduction_penalty} for v in self.reductions]
 
     @torch.no_grad()
     def write_zeros(
@@ -101,6 +100,34 @@ class ScalingFactors(nn.Module):
             vector.mul_(mask)
             if optimizer is not None and "momentum_buffer" in optimizer.state.get(vector, {}):
                 optimizer.state[vector]["momentum_buffer"].mul_(mask)
+
+
+@torch.no_grad()
+def normalise_targets(
+    vector: Tensor, graph: BlockGraph, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Give the live factors of every target of a block a mean square of 1, in place.
+
+    Call it after every step of ``ProximalNAG``. The network computes the same (up to the eps of
+    BN): every target starts with a linear or positively homogeneous map and a BN, so the scale of
+    its vector is free. But the penalty then acts on the shares of a vector, not on its scale, and
+    the step size means the same all through the search. Momenta are scaled alike, and lose what
+    points along the vector: no gradient does, and a vector pulled down by it would fall faster each
+    time it is scaled up.
+
+    Args:
+        vector: packed scaling factors, shape (connections of the graph,).
+        graph: its live connections.
+        optimizer: the one that steps them.
+    """
+    sums = _target_sums(vector, graph.live, graph.target_index)
+    squares, counts = sums(vector.square()), sums(torch.ones_like(vector))
+    scale = torch.where(squares > 0, (counts / squares.clamp(min=1e-30)).sqrt(), 1.0)
+    vector.mul_(scale)
+    if optimizer is not None and "momentum_buffer" in optimizer.state.get(vector, {}):
+        momentum = optimizer.state[vector]["momentum_buffer"].mul_(scale)
+        along = sums(momentum * vector) / sums(vector.square()).clamp(min=1e-30)
+        momentum.sub_(along * vector)
 
 
 def _target_sums(

@@ -101,8 +101,7 @@ class Searching:
     def _factor_optimizer(self) -> ProximalNAG:
         config = self.config
         pressed = self.penalty if config.presses_reductions else 0.0
-        groups: list[dict[str, Any]] = [{"params": [vector]} for vector in self.scaling.blocks]
-        groups += [{"params": [v], "penalty": pressed} for v in self.scaling.reductions]
+        groups = self.scaling.groups(reduction_penalty=pressed)
         return ProximalNAG(
             groups, lr=config.lr, penalty=self.penalty, momentum=config.momentum, clip=config.clip
         )

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -78,11 +79,29 @@ class Trials:
             Interrupted: if ``stop()`` says so; the trial that was running is lost.
         """
         search = self.config.search
-        if not search.trials or not self.config.budget.bounds:
+        if not self.wanted:
             return list(chain)
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "trials"))
         shared = search.space == "share"
         return refine(chain, search.trials, self._trial, generator, shared=shared)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there are any: they need a budget."""
+        return bool(self.config.search.trials and self.config.budget.bounds)
+
+    def fit(self, chain: Sequence[Architecture]) -> Architecture:
+        """What meets the budget of a chosen chain: its last member, as the trials measured it.
+
+        The whole chain without trials, or where that member is too large at any width.
+
+        Raises:
+            InfeasibleBudgetError: if nothing of the chain meets the budget.
+        """
+        if self.wanted:
+            with suppress(InfeasibleBudgetError):
+                return fit_to_budget(chain[-1:], self.config, self.cost)
+        return fit_to_budget(chain, self.config, self.cost)
 
     def _trial(self, structure: Architecture, number: int) -> float:
         losses = self.engine.processes.decide(lambda: self.losses)

@@ -3,6 +3,7 @@
 import copy
 import io
 import random
+import warnings
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from dsonas.any_model import list_connections
 from dsonas.connections import ScaledConcat, ScaledSum, normalise_factors, scaling_factors
 
 CHANNELS = 4
+pytestmark = pytest.mark.filterwarnings("ignore:only batch normalisation reads:UserWarning")
 
 
 class RandomNetwork(nn.Module):
@@ -437,12 +439,42 @@ def test_normalised_factors_keep_their_ratios_and_lose_only_radial_momentum():
     normalise_factors([vector, dead], press)
     ratio = vector.detach()[0] / vector.detach()[1]
     assert float(ratio) == pytest.approx(3)  # exactly on some kinds of CPU only
-    torch.testing.assert_close(vector[:2].square().mean(), torch.tensor(1.0))
+    torch.testing.assert_close(vector.square().mean(), torch.tensor(1.0))
     momentum = press.state[vector]["momentum_buffer"]
     torch.testing.assert_close((momentum * vector).sum(), torch.tensor(0.0))
     torch.testing.assert_close(momentum - torch.tensor([1.0, 2.0, 5.0]),
                                torch.tensor([-1.5, -0.5, 0.0]))  # fmt: skip
     assert dead.tolist() == [0, 0]
+
+
+def test_a_factor_that_comes_and_goes_does_not_change_the_scale_of_the_others():
+    vector = torch.tensor([1.0, 1.0])
+    for other in (0.01, 0.0, 0.01):
+        vector[1] = other
+        normalise_factors([vector])
+        assert vector[0].item() == pytest.approx(2**0.5, rel=1e-3)
+
+
+class Concatenated(nn.Module):
+    """A concatenation, and what reads it."""
+
+    def __init__(self, reader: nn.Module) -> None:
+        super().__init__()
+        self.left, self.right, self.reader = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), reader
+
+    def forward(self, x):
+        return self.reader(torch.cat([self.left(x), self.right(x)], 1))
+
+
+def test_factors_that_batch_normalisation_takes_out_are_warned_of():
+    x = torch.randn(4, 3, 6, 6)
+    with pytest.warns(UserWarning, match="only batch normalisation reads cat"):
+        model = dsonas.scale_connections(Concatenated(nn.BatchNorm2d(8, affine=False)), x)
+    (model(x) ** 3).mean().backward()
+    assert scaling_factors(model)[0].grad.abs().max() < 1e-4  # as the warning says
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dsonas.scale_connections(Concatenated(nn.Conv2d(8, 2, 1)), x)
 
 
 class Branching(nn.Module):

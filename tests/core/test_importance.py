@@ -75,6 +75,14 @@ def test_flows_follow_squared_factors():
     assert node_importance(graph, flows) == pytest.approx({1: 0.82, 2: 0, 3: 0.9, 4: 0})
 
 
+def test_an_operation_all_of_whose_inputs_are_0_is_worth_nothing():
+    graph = BlockGraph.complete(("a", "b"), 2)
+    factors = dict.fromkeys(graph.connections, 0.0)
+    factors |= {(0, 1): 1.0, (1, 5): 1.0, (3, 5): 2.0}  # nothing arrives at 3
+    flows = connection_flows(graph, [factors[pair] for pair in graph.connections])
+    assert node_importance(graph, flows) == {1: 1, 2: 0, 3: 0, 4: 0}
+
+
 @settings(max_examples=60)
 @given(seeds)
 def test_zero_factors_carry_nothing(seed: int):

@@ -217,3 +217,16 @@ def test_vectors_of_zeros_stay_zeros():
         vector.data.zero_()
     scaling.normalise(complete())
     assert not any(vector.any() for vector in scaling.parameters())
+
+
+def test_reduction_blocks_are_not_pressed_unless_asked():
+    scaling = ScalingFactors.ones(complete(), "full")
+    press = ProximalNAG(scaling.groups(), lr=0.1, penalty=0.5)
+    for vector in scaling.parameters():
+        vector.grad = torch.zeros_like(vector)
+    press.step()
+    assert all((vector < 1).all() for vector in scaling.blocks)
+    assert all((vector == 1).all() for vector in scaling.reductions)
+    press = ProximalNAG(scaling.groups(reduction_penalty=0.5), lr=0.1, penalty=0.5)
+    press.step()
+    assert all((vector < 1).all() for vector in scaling.reductions)

@@ -51,6 +51,13 @@ def test_the_chosen_structure_meets_the_budget_and_ends_the_chain(tmp_path):
     assert len(json.loads((tmp_path / FILE).read_text())["losses"]) == 4
 
 
+def test_the_search_ends_with_the_structure_that_the_trials_measured(tmp_path):
+    coarse = replace(CONFIG.network, channel_multiple=4)  # of the chain another would use more
+    config = replace(CONFIG, network=coarse, budget=Budget(macs="24k"))
+    found = job(tmp_path, config).search()
+    assert found.blocks == load_chain(tmp_path / "chain.json")[-1].blocks
+
+
 def test_an_interrupted_search_goes_on_behind_the_last_trial(tmp_path):
     whole = job(tmp_path / "whole").search()
     folder = tmp_path / "cut"
