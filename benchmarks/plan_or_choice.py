@@ -1,10 +1,10 @@
 """What trained scaling factors add to the plan of a search, over all studies together.
 
 Every study has networks of its searches and networks of the same plan with random factors. By how
-much lower are the errors of the searched ones (relative, averaged over budgets, then over the
-spaces of the studies), and how often do random exchanges of searches and random draws within each
-space differ as much? A search keeps its results at all budgets together, so that these need not be
-independent of each other.
+much lower are the errors of the searched ones (relative, averaged over budgets), and how often do
+random exchanges of searches and random draws within a study's space differ as much? A search keeps
+its results at all budgets together, so that these need not be independent of each other. In "all"
+every space counts by the inverse of its variance under such exchanges.
 
     python benchmarks/plan_or_choice.py     # seconds; reads benchmarks/results/compare-*.json
 """
@@ -57,15 +57,19 @@ def permuted(searched: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) 
 
 def main() -> None:
     argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
-    rng, rows, chance = np.random.default_rng(0), [], np.zeros(SAMPLES)
+    rng = np.random.default_rng(0)
+    names, found, chance = [], [], []
     for name in STUDIES:
         study = json.loads((RESULTS / f"{name}.json").read_text())
         for space, (searched, drawn) in places(study).items():
-            samples = permuted(searched, drawn, rng)
-            chance += samples
-            rows.append(row(f"{name}, {space}", avoided(searched, drawn), samples))
-    mean = float(np.mean([entry["log_ratio"] for entry in rows]))
-    rows.append(row("all", mean, chance / len(rows)))
+            names.append(f"{name}, {space}")
+            found.append(avoided(searched, drawn))
+            chance.append(permuted(searched, drawn, rng))
+    weights = np.array([1 / samples.var() for samples in chance])
+    names.append("all")
+    found.append(float(np.average(found, weights=weights)))
+    chance.append(np.average(chance, axis=0, weights=weights))
+    rows = [row(*place) for place in zip(names, found, chance, strict=True)]
     (RESULTS / "plan-or-choice.json").write_text(json.dumps(rows, indent=1) + "\n")
     for entry in rows:
         print(
