@@ -145,7 +145,7 @@ def _marks(entry: Entry, x: float, vertical: _Axis) -> Iterator[str]:
 
 def _legend(shown: Sequence[str], columns: int) -> Iterator[str]:
     for number, method in enumerate(shown):
-        x = LEFT + 200 * (number % columns)
+        x = LEFT + (WIDTH + GAP) * (number % columns)
         y = TOP + HEIGHT + BOTTOM + 8 + LINE * (number // columns)
         yield f'<circle cx="{x + 4}" cy="{y - 4}" r="4" fill="{COLOURS[method]}"/>'
         yield f'<text x="{x + 14}" y="{y}">{escape(TITLES[method])}</text>'
