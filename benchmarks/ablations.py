@@ -43,6 +43,7 @@ ABLATIONS = {
     "constant-rate": ("learning rate does not fall", "--search.schedule constant"),
     "loss-per-cost": ("loss per cost saved", "--search.rank loss --search.thrift 1"),
     "smallest-factor": ("smallest factor goes first", "--search.rank factor"),
+    "relative-flow": ("worth beside equal factors", "--import benchmarks/relative_flow.py"),
     "less-narrow": ("0.5 of the structure, less width", "--search.structure 0.5"),
     "all-inputs": ("inputs are not removed", "--search.connections 1"),
     "no-shrinking": ("zeros are kept, not cut out", "--search.shrink false"),
