@@ -36,9 +36,8 @@ def search_phases(
     """The phases of a search, and as the last one, of no epochs, what it ends with.
 
     The planned cost decides how much is live when; which operations they are is known only after
-    the search. Here all factors count as equal. Without a
-    plan (``search.structure`` null) nothing is known beforehand, and the supernet stays whole:
-    steps, work and time are then upper bounds.
+    the search. Here all factors count as equal. Without a plan (``search.structure`` null) nothing
+    is known beforehand, and the supernet stays whole: steps, work and time are then upper bounds.
 
     Args:
         supernet: the complete architecture.
