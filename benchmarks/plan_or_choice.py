@@ -41,9 +41,9 @@ def places(study: dict[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
-def avoided(searched: np.ndarray, drawn: np.ndarray) -> float:
-    """Mean logarithm of the ratio of the errors, over the budgets."""
-    return float(np.log(drawn.mean(0) / searched.mean(0)).mean())
+def avoided(searched: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Mean logarithm of the ratio of the errors, over the budgets; both (..., units, budgets)."""
+    return np.log(drawn.mean(-2) / searched.mean(-2)).mean(-1)
 
 
 def permuted(searched: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -51,8 +51,7 @@ def permuted(searched: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) 
     units = np.concatenate([searched, drawn])
     orders = rng.permuted(np.tile(np.arange(len(units)), (SAMPLES, 1)), axis=1)
     mixed = units[orders]  # (samples, units, budgets)
-    means = mixed[:, : len(searched)].mean(1), mixed[:, len(searched) :].mean(1)
-    return np.log(means[1] / means[0]).mean(1)
+    return avoided(mixed[:, : len(searched)], mixed[:, len(searched) :])
 
 
 def main() -> None:
@@ -63,7 +62,7 @@ def main() -> None:
         study = json.loads((RESULTS / f"{name}.json").read_text())
         for space, (searched, drawn) in places(study).items():
             names.append(f"{name}, {space}")
-            found.append(avoided(searched, drawn))
+            found.append(float(avoided(searched, drawn)))
             chance.append(permuted(searched, drawn, rng))
     weights = np.array([1 / samples.var() for samples in chance])
     names.append("all")

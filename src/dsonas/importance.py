@@ -41,11 +41,9 @@ def connection_flows(graph: BlockGraph, factors: Sequence[float]) -> list[float]
             into.setdefault(connection.target, []).append(i)
     importance = {graph.output_node: 1.0}
     flows = [0.0] * len(graph.connections)
-    for target in range(graph.output_node, 0, -1):
-        squares = {i: factors[i] ** 2 for i in into.get(target, ())}
+    for target in sorted(into, reverse=True):
+        squares = {i: factors[i] ** 2 for i in into[target]}
         total = sum(squares.values())
-        if total <= 0 or target not in importance:
-            continue
         for i, square in squares.items():
             flows[i] = importance[target] * square / total
             source = graph.connections[i].source

@@ -160,15 +160,14 @@ class SearchConfig:
             structure=self.structure, connections=self.connections, reached_at=self.reached_at
         )
 
-    @property
-    def presses_reductions(self) -> bool:
-        """Whether the factors of reduction blocks have a penalty: only where it decides alone.
+    def reduction_penalty(self, penalty: float) -> float:
+        """The penalty of reduction blocks: that of the others where it decides alone, else 0.
 
         Neither a plan nor normalised factors are about them. Their scale is nearly free and would
         be pressed down, until a step of the factors is larger than they are and a branch goes by
         chance.
         """
-        return self.plan is None and not self.normalise
+        return penalty if self.plan is None and not self.normalise else 0.0
 
     def rebuilds_after(self, epoch: int) -> bool:
         """Whether a rebuild follows an epoch, counted from 1; one always follows the last."""

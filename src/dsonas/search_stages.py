@@ -100,8 +100,7 @@ class Searching:
 
     def _factor_optimizer(self) -> ProximalNAG:
         config = self.config
-        pressed = self.penalty if config.presses_reductions else 0.0
-        groups = self.scaling.groups(reduction_penalty=pressed)
+        groups = self.scaling.groups(config.reduction_penalty(self.penalty))
         return ProximalNAG(
             groups, lr=config.lr, penalty=self.penalty, momentum=config.momentum, clip=config.clip
         )
@@ -212,7 +211,7 @@ class Searching:
             self.config.space,
             self.latency,
         )
-        pressed = penalty if self.config.presses_reductions else 0.0
+        pressed = self.config.reduction_penalty(penalty)
         rows += [[pressed] * len(vector) for vector in self.scaling.reductions]
         vectors = [*self.scaling.blocks, *self.scaling.reductions]
         groups = self.factor_optimizer.param_groups
