@@ -22,11 +22,11 @@ from pathlib import Path
 
 import yaml
 
-from dsonas.architecture import Architecture
-from dsonas.budgets import Budget
-from dsonas.chains import chain_from_json, fit_chain
-from dsonas.checkpoints import write_atomically
-from dsonas.drawing import readable_operation
+from dsonas._utils import write_atomically
+from dsonas.cost.budgets import Budget
+from dsonas.cost.chains import chain_from_json, fit_chain
+from dsonas.graph.architecture import Architecture
+from dsonas.graph.drawing import readable_operation
 from small_study import mean_and_spread
 from study_archive import pack, unpack
 

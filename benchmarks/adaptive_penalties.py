@@ -25,12 +25,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dsonas.baselines import blocks_macs
-from dsonas.budgets import Budget, fit_width
-from dsonas.config import NetworkConfig
-from dsonas.costs import architecture_cost
-from dsonas.penalties import block_penalties
-from dsonas.runs import load_chain
+from dsonas.cost.budgets import Budget, fit_width
+from dsonas.cost.costs import architecture_cost
+from dsonas.run.run_config import NetworkConfig
+from dsonas.run.runs import load_chain
+from dsonas.search.baselines import blocks_macs
+from dsonas.search.penalties import block_penalties
 from small_study import Study, mean_and_spread, silent_job, study_config, study_parser
 
 KINDS = ("uniform", "adaptive_macs", "adaptive_memory")

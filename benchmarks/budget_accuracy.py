@@ -20,17 +20,17 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsonas.architecture import Architecture
-from dsonas.benching import environment
-from dsonas.budgets import Budget, fit_width
-from dsonas.chains import fit_chain
-from dsonas.config import NetworkConfig, RunConfig
+from dsonas.commands.benching import environment
+from dsonas.cost.budgets import Budget, fit_width
+from dsonas.cost.chains import fit_chain
 from dsonas.data import DataConfig, ImageData, load_data
-from dsonas.engine import Engine, EngineConfig
-from dsonas.network import Network
-from dsonas.search_config import PretrainConfig, SearchConfig
-from dsonas.search_stages import SearchResult
-from dsonas.searching import search
+from dsonas.graph.architecture import Architecture
+from dsonas.nn.network import Network
+from dsonas.run.run_config import NetworkConfig, RunConfig
+from dsonas.search.search_config import PretrainConfig, SearchConfig
+from dsonas.search.search_stages import SearchResult
+from dsonas.search.searching import search
+from dsonas.train.engine import Engine, EngineConfig
 
 SHARES = (0.10, 0.25, 0.50, 0.75, 0.90)
 MEASURES = ("macs", "params")

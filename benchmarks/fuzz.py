@@ -30,8 +30,8 @@ from typing import Any
 
 import hypothesis
 
-from dsonas.benching import environment
-from dsonas.engine import Engine, EngineConfig
+from dsonas.commands.benching import environment
+from dsonas.train.engine import Engine, EngineConfig
 from fuzz_targets import ENDED, Target, prepare, targets
 
 CASE_SECONDS = 20

@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import fuzz_cases as cases
-from dsonas.architecture import ArchitectureError
-from dsonas.checkpoints import MAGIC, CheckpointError, read_checkpoint
-from dsonas.cli import main as dsonas
-from dsonas.configuring import config_parser
+from dsonas.commands.cli import main as dsonas
+from dsonas.commands.configuring import config_parser
 from dsonas.data.decoding import UnreadableImageError, decode, read_header
-from dsonas.interrupts import StopSignal
-from dsonas.recipes import recipe_names, recipe_path
-from dsonas.runs import RunError, load_chain
+from dsonas.graph.architecture import ArchitectureError
+from dsonas.run.interrupts import StopSignal
+from dsonas.run.recipes import recipe_names, recipe_path
+from dsonas.run.runs import RunError, load_chain
+from dsonas.train.checkpoints import MAGIC, CheckpointError, read_checkpoint
 
 TINY = shlex.split(
     "--data.max_train_images 60 --data.max_test_images 30 --network.levels 2 --network.channels 4 "
@@ -70,7 +70,7 @@ def command(*arguments: str, codes: tuple[int, ...] = (0, 2)) -> int:
 def work(name: str, *arguments: str, codes: tuple[int, ...] = (0, 2)) -> int:
     """A command that works in the folder ``out``, up to its first step."""
     shutil.rmtree("out", ignore_errors=True)
-    with mock.patch("dsonas.commands._do_steps", _instead):
+    with mock.patch("dsonas.commands.commands._do_steps", _instead):
         return command(name, *arguments, "--out", "out", codes=codes)
 
 
@@ -148,7 +148,7 @@ def check_folder(case: tuple[str, bytes]) -> None:
     command("evaluate", "--run", "out")
     command("predict", "--run", "out", "images/a/0.png")
     command("report", "out", "--no_images")
-    with mock.patch("dsonas.commands._do_steps", _instead):
+    with mock.patch("dsonas.commands.commands._do_steps", _instead):
         command("run", *TINY, "--out", "out")
 
 

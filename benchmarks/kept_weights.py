@@ -24,20 +24,20 @@ from typing import Any
 import torch
 
 from ablations import SEARCHES, compare
-from dsonas.architecture import REDUCTION_OPERATIONS
-from dsonas.blocks import Block, ConvBNReLU, ReductionBlock
-from dsonas.comparison.work import training_work
-from dsonas.config import RunConfig
-from dsonas.configuring import config_parser, parse, to_config
-from dsonas.costs import architecture_cost
+from dsonas._utils import derive_seed
+from dsonas.commands.comparison.work import training_work
+from dsonas.commands.configuring import config_parser, parse, to_config
+from dsonas.cost.costs import architecture_cost
 from dsonas.data import load_data
-from dsonas.engine import Engine
-from dsonas.loop import Journal, run_stage
-from dsonas.network import Network
-from dsonas.run_batches import held_out_batches, training_batches
-from dsonas.runs import RunFolder, load_chain
-from dsonas.seeding import derive_seed
-from dsonas.training import Training, evaluate
+from dsonas.graph.architecture import REDUCTION_OPERATIONS
+from dsonas.nn.blocks import Block, ConvBNReLU, ReductionBlock
+from dsonas.nn.network import Network
+from dsonas.run.run_batches import held_out_batches, training_batches
+from dsonas.run.run_config import RunConfig
+from dsonas.run.runs import RunFolder, load_chain
+from dsonas.train.engine import Engine
+from dsonas.train.loop import Journal, run_stage
+from dsonas.train.training import Training, evaluate
 from small_study import Study, mean_and_spread
 
 ARMS = ("new weights", "the search's weights", "new weights, equal total cost")

@@ -29,13 +29,13 @@ from typing import Any
 
 import torch
 
-from dsonas.architecture import Architecture
-from dsonas.budgets import Budget
-from dsonas.config import RunConfig
-from dsonas.exporting import export_run
-from dsonas.fitting import fit_to_budget
-from dsonas.latency import LatencyMeter
-from dsonas.runs import load_chain
+from dsonas.commands.exporting import export_run
+from dsonas.cost.budgets import Budget
+from dsonas.cost.latency import LatencyMeter
+from dsonas.graph.architecture import Architecture
+from dsonas.run.fitting import fit_to_budget
+from dsonas.run.run_config import RunConfig
+from dsonas.run.runs import load_chain
 from small_study import Study, mean_and_spread, silent_job, study_config, study_parser
 
 LATENCY = Budget(latency_ms=1e6)  # of the budget only which bound leads the search counts

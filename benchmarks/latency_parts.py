@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from dsonas.architecture import Architecture, Skeleton
-from dsonas.baselines import random_architecture
-from dsonas.benching import environment
-from dsonas.engine import Engine, EngineConfig
-from dsonas.latency import LatencyMeter
-from dsonas.latency_table import latency_from_table
-from dsonas.part_timing import measure_table
-from dsonas.spaces import SearchSpace
+from dsonas.commands.benching import environment
+from dsonas.cost.latency import LatencyMeter
+from dsonas.cost.latency_table import latency_from_table
+from dsonas.cost.part_timing import measure_table
+from dsonas.graph.architecture import Architecture, Skeleton
+from dsonas.graph.spaces import SearchSpace
+from dsonas.search.baselines import random_architecture
+from dsonas.train.engine import Engine, EngineConfig
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 WIDTHS = ((8, 16), (64, 128))

@@ -19,8 +19,8 @@ from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
 
-from dsonas.architecture import Architecture
-from dsonas.baselines import HAND_MADE, INVERTED_BOTTLENECK, hand_made, random_architectures
+from dsonas.graph.architecture import Architecture
+from dsonas.search.baselines import HAND_MADE, INVERTED_BOTTLENECK, hand_made, random_architectures
 from pilot import TRIAL_EPOCHS, Pilot, Row, kept_share
 from small_study import Study, mean_and_spread
 

@@ -12,21 +12,21 @@ from typing import Any
 
 from rich.console import Console
 
-from dsonas.architecture import Architecture
-from dsonas.baselines import blocks_macs
-from dsonas.budgets import Budget, cost_function
-from dsonas.chains import fit_chain
-from dsonas.config import RunConfig
-from dsonas.configuring import config_parser, parse, to_config
-from dsonas.console import Reporter
-from dsonas.costs import architecture_cost
+from dsonas.commands.configuring import config_parser, parse, to_config
+from dsonas.cost.budgets import Budget, cost_function
+from dsonas.cost.chains import fit_chain
+from dsonas.cost.costs import architecture_cost
 from dsonas.data import ImageData, load_data
-from dsonas.engine import Engine
-from dsonas.pipeline import Job
-from dsonas.runs import RunFolder, load_chain
-from dsonas.search_config import PretrainConfig, SearchConfig
-from dsonas.spaces import SearchSpace
-from dsonas.trials import Trials
+from dsonas.graph.architecture import Architecture
+from dsonas.graph.spaces import SearchSpace
+from dsonas.run.console import Reporter
+from dsonas.run.pipeline import Job
+from dsonas.run.run_config import RunConfig
+from dsonas.run.runs import RunFolder, load_chain
+from dsonas.run.trials import Trials
+from dsonas.search.baselines import blocks_macs
+from dsonas.search.search_config import PretrainConfig, SearchConfig
+from dsonas.train.engine import Engine
 from small_study import EARLIER, silent_job
 
 Row = dict[str, Any]

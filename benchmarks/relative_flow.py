@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import dsonas.control as control
-from dsonas.architecture import BlockGraph
-from dsonas.importance import connection_flows, node_importance
+import dsonas.search.removal as control
+from dsonas.graph.architecture import BlockGraph
+from dsonas.search.importance import connection_flows, node_importance
 
 
 def relative_importance(graph: BlockGraph, flows: Sequence[float]) -> dict[int, float]:

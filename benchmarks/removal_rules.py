@@ -20,9 +20,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dsonas.budgets import Budget
-from dsonas.costs import architecture_cost
-from dsonas.runs import load_chain
+from dsonas.cost.budgets import Budget
+from dsonas.cost.costs import architecture_cost
+from dsonas.run.runs import load_chain
 from small_study import EARLIER, Study, mean_and_spread, silent_job, study_config, study_parser
 
 RULES: dict[str, dict[str, Any]] = {

@@ -16,16 +16,16 @@ from typing import Any
 
 from rich.console import Console
 
-from dsonas.benching import environment
-from dsonas.budgets import Budget
-from dsonas.config import NetworkConfig, RunConfig
-from dsonas.console import Reporter
+from dsonas.commands.benching import environment
+from dsonas.cost.budgets import Budget
 from dsonas.data import DataConfig
-from dsonas.engine import Engine, EngineConfig
-from dsonas.pipeline import Job
-from dsonas.runs import RunFolder
-from dsonas.search_config import PretrainConfig, SearchConfig
-from dsonas.training import TrainConfig
+from dsonas.run.console import Reporter
+from dsonas.run.pipeline import Job
+from dsonas.run.run_config import NetworkConfig, RunConfig
+from dsonas.run.runs import RunFolder
+from dsonas.search.search_config import PretrainConfig, SearchConfig
+from dsonas.train.engine import Engine, EngineConfig
+from dsonas.train.training import TrainConfig
 
 ENGINE = EngineConfig(device="cpu", threads=1)
 EARLIER = {"rank": "loss", "thrift": 1.0, "structure": 0.35, "connections": 0.35}  # once defaults

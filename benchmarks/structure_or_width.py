@@ -18,10 +18,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dsonas.architecture import Architecture
-from dsonas.budgets import Budget, fit_width
-from dsonas.costs import architecture_cost
-from dsonas.runs import load_chain
+from dsonas.cost.budgets import Budget, fit_width
+from dsonas.cost.costs import architecture_cost
+from dsonas.graph.architecture import Architecture
+from dsonas.run.runs import load_chain
 from small_study import EARLIER, Study, silent_job, study_config, study_parser
 
 STRUCTURES = (1.0, 0.6, 0.35, 0.25)  # shares of the supernet's multiply-adds

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from dsonas.checkpoints import write_atomically
+from dsonas._utils import write_atomically
 
 KEPT = ("config.yaml", "study.json", "architectures/*.json")
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import dsonas
-from dsonas.blocks import Block
-from dsonas.scaling import normalise_targets
+from dsonas.nn.blocks import Block
+from dsonas.nn.scaling import normalise_targets
 
 
 class Conv1d(nn.Conv1d):

@@ -14,8 +14,8 @@ from torch.utils.benchmark import Timer
 from torchvision.models import resnet18
 
 import dsonas
-from dsonas.any_model import list_connections
-from dsonas.connections import normalise_factors
+from dsonas.sparse.any_model import list_connections
+from dsonas.sparse.connections import normalise_factors
 
 BATCH_SIZE = 64
 PENALTY = 0.3  # the higher, the more connections go

@@ -2,6 +2,6 @@
 
 import sys
 
-from dsonas.cli import main
+from dsonas.commands.cli import main
 
 sys.exit(main())

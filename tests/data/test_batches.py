@@ -3,9 +3,9 @@ import time
 import pytest
 import torch
 
+from dsonas._utils import derive_seed
 from dsonas.data import Batches, DataError, FileImages, augment
 from dsonas.data.normalisation import channel_statistics, normalise
-from dsonas.seeding import derive_seed
 
 
 def make_batches(images, make_data, **options):

@@ -13,7 +13,7 @@ from dsonas.data.augmentation import jitter_colors
 from dsonas.data.cropping import ASPECTS, CentreCrop, RandomCrop, cropped
 from dsonas.data.decoding import decode
 from dsonas.data.shards import ShardConfig, write_shards
-from image_files import write_imagenet
+from helpers.image_files import write_imagenet
 
 SIZES = [(500, 375), (333, 500), (224, 224), (40, 30), (1, 1), (3, 300), (1000, 17)]
 

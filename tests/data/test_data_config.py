@@ -4,7 +4,7 @@ import pytest
 
 import dsonas.data
 from dsonas.data import DataConfig
-from dsonas.data.config import SOURCE_NAMES
+from dsonas.data.data_config import SOURCE_NAMES
 from dsonas.data.loading import SOURCES
 
 

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from dsonas.seeding import derive_seed
+from dsonas._utils import derive_seed
 
 
 def test_values_are_stable_across_machines_and_versions():
@@ -32,7 +32,7 @@ def test_other_types_are_refused():
         derive_seed(0, 1.5)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("module", ["dsonas.seeding", "dsonas.data.config", "dsonas.data"])
+@pytest.mark.parametrize("module", ["dsonas._utils", "dsonas.data.data_config", "dsonas.data"])
 def test_import_does_not_load_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,9 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from dsonas.data import DataConfig, DataError, load_data, split_for_search
-from dsonas.data import sources as sources_module
-from image_files import write_cifar
+from dsonas.data import (
+    DataConfig,
+    DataError,
+    load_data,
+    sources as sources_module,
+    split_for_search,
+)
+from helpers.image_files import write_cifar
 
 
 def everything(images):

@@ -1,7 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from dsonas.data import DataError
 from dsonas.data.splitting import class_quotas, stratified_choice

@@ -15,12 +15,13 @@ import pytest
 import torch
 
 import dsonas
-from docs.pages import BLOCK, PAGES, ROOT, Block, arguments, blocks, commands
-from dsonas import cli, configuring, importing, operations
-from report.folders import make_folder
+from dsonas.commands import cli, configuring, importing
+from dsonas.nn import operations
+from helpers.pages import BLOCK, PAGES, ROOT, Block, arguments, blocks, commands
+from helpers.run_folders import make_folder
 
 ELSEWHERE = {  # pages whose code other tests run
-    "deploy.md": "tests/cli/test_export.py",
+    "deploy.md": "tests/commands/test_export.py",
     "own-model.md": "tests/examples/test_examples.py",
 }
 TRAINING_PAGES = [page for page in PAGES if page.name not in ELSEWHERE]

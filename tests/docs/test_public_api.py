@@ -6,7 +6,7 @@ import re
 import pytest
 
 import dsonas
-from docs.pages import ROOT
+from helpers.pages import ROOT
 
 # the examples themselves are doctests of the modules, run with the other tests
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.pages import PAGES, ROOT
+from helpers.pages import PAGES, ROOT
 
 ADDRESS = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=[\"']?(https?:)?//")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from browser import Browser, chromium
-from docs.pages import ROOT, arguments, blocks, shell_lines
-from dsonas.cli import main
+from dsonas.commands.cli import main
+from helpers.browser import Browser, chromium
+from helpers.pages import ROOT, arguments, blocks, shell_lines
 
 PAGE = ROOT / "docs" / "walkthrough.md"
 SCRIPT = ROOT / "examples" / "walkthrough.sh"

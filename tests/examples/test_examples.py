@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsonas.cli import main
+from dsonas.commands.cli import main
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

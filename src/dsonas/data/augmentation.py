@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsonas.sending import send
+from dsonas._utils import send
 
 
 @dataclass(frozen=True, kw_only=True)

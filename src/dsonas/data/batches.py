@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dsonas.seeding import derive_seed
-from dsonas.sending import send
+from dsonas._utils import derive_seed, send
 
 from .augmentation import Augmentation, crop_and_flip, cut_out, draw_offsets, jitter_colors
-from .config import DataError
 from .cropping import RandomCrop, cropped
+from .data_config import DataError
 from .fetching import Batch, fetch, part_of
 from .images import ImageSet
 from .loading import ImageData

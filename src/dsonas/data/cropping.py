@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from dsonas.seeding import derive_seed
+from dsonas._utils import derive_seed
 
 Box = tuple[float, float, float, float]
 Images = TypeVar("Images")

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from .config import DataError
 from .cropping import CentreCrop, Crop
+from .data_config import DataError
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
 

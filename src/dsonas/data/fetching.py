@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from .config import DataError
+from .data_config import DataError
 from .images import ImageSet
 
 Batch = tuple[Tensor, Tensor]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torchvision.datasets.folder import make_dataset
 
-from dsonas.seeding import derive_seed
+from dsonas._utils import derive_seed
 
-from .config import DataConfig, DataError
 from .cropping import CentreCrop, cropped
+from .data_config import DataConfig, DataError
 from .decoding import EXTENSIONS, ImageHeader, UnreadableImageError, read_header
 from .images import FileImages, ImageSet
 from .sources import SPLIT_SEED, SourceData

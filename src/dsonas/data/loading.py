@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .augmentation import Augmentation
-from .config import DataConfig, DataError
+from .data_config import DataConfig, DataError
 from .folders import read_folder
 from .images import ImageSet
 from .normalisation import channel_statistics

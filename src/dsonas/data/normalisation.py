@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dsonas.sending import send
+from dsonas._utils import send
 
 from .images import ImageSet
 

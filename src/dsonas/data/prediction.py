@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .config import DataError
+from .data_config import DataError
 from .decoding import EXTENSIONS, UnreadableImageError, decode, read_header
 from .normalisation import normalise
 

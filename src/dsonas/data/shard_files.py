@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import PIPE, PLACEHOLDER, DataError
+from .data_config import PIPE, PLACEHOLDER, DataError
 from .shard_index import INDEX_NAME, ShardIndex
 
 MOST_OPEN = 96  # shards at a time: below the limit of open files, or of connections

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .config import DataError
+from .data_config import DataError
 
 VERSION = 1
 INDEX_NAME = "index.json"

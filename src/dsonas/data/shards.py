@@ -15,10 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dsonas.checkpoints import write_atomically
-from dsonas.seeding import derive_seed
+from dsonas._utils import derive_seed, write_atomically
 
-from .config import DataError
+from .data_config import DataError
 from .decoding import UnreadableImageError, decode, read_header, shrink_image
 from .folders import Listing, choose_image_size, list_parts, scan
 from .normalisation import histogram_statistics

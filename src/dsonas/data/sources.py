@@ -14,9 +14,9 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms.v2 import functional as transforms
 
-from dsonas.seeding import derive_seed
+from dsonas._utils import derive_seed
 
-from .config import DataConfig, DataError
+from .data_config import DataConfig, DataError
 from .images import ImageSet, TensorImages
 
 SPLIT_SEED = 20181105  # fixed, so that results of runs with different seeds are comparable

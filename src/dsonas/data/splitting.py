@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsonas.seeding import derive_seed
+from dsonas._utils import derive_seed
 
 
 def class_quotas(counts: Tensor, total: int) -> Tensor:

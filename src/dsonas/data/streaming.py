@@ -13,10 +13,10 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
-from dsonas.seeding import derive_seed
+from dsonas._utils import derive_seed
 
-from .config import DataConfig, DataError
 from .cropping import CentreCrop, cropped
+from .data_config import DataConfig, DataError
 from .decoding import UnreadableImageError, decode
 from .folders import choose_image_size
 from .images import DecodedImages

@@ -1,0 +1,40 @@
+__version__: str
+from .cost import (
+    Budget as Budget,
+    Cost as Cost,
+    architecture_cost as architecture_cost,
+    fit_width as fit_width,
+)
+from .data import (
+    DataConfig as DataConfig,
+    load_data as load_data,
+)
+from .graph import (
+    Architecture as Architecture,
+    BlockGraph as BlockGraph,
+    SearchSpace as SearchSpace,
+    Skeleton as Skeleton,
+)
+from .nn import (
+    Network as Network,
+    build as build,
+    register_operation as register_operation,
+)
+from .search import (
+    PretrainConfig as PretrainConfig,
+    SearchConfig as SearchConfig,
+    SearchResult as SearchResult,
+    search as search,
+    shrink as shrink,
+)
+from .sparse import (
+    ProximalNAG as ProximalNAG,
+    prune_model as prune_model,
+    scale_connections as scale_connections,
+    soft_threshold as soft_threshold,
+)
+from .train import (
+    Engine as Engine,
+    EngineConfig as EngineConfig,
+    TrainConfig as TrainConfig,
+)

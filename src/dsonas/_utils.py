@@ -1,0 +1,214 @@
+"""What every room needs: seeds, finite numbers, copies to a device, atomic files, collectives."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from operator import index
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FEW_BYTES = 2**14  # of a tensor, up to which gathering is faster than gloo's sum (measured)
+
+
+def derive_seed(seed: int, *parts: int | str) -> int:
+    """Derive the seed of one random decision from the run's seed and the name of the decision.
+
+    A pure function: it keeps no state, so that a resumed run draws what the uninterrupted run
+    would have drawn. Different ``parts`` give independent seeds; ``1`` and ``"1"`` differ.
+
+    Args:
+        seed: the seed of the run, any integer.
+        *parts: what the seed is for, such as ``"order", epoch``.
+
+    Returns:
+        An integer in ``[0, 2**63)``, for ``torch.Generator.manual_seed`` or
+        ``numpy.random.default_rng``.
+
+    Raises:
+        TypeError: if ``seed`` or a part is neither an integer nor a string.
+
+    Example:
+        >>> derive_seed(0, "order", 3) == derive_seed(0, "order", 3)
+        True
+        >>> derive_seed(0, "order", 3) == derive_seed(0, "order", 4)
+        False
+    """
+    words = [index(seed), *(part if isinstance(part, str) else index(part) for part in parts)]
+    digest = hashlib.blake2b(json.dumps(words).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def require_finite(config: Any, group: str) -> None:
+    """Refuse infinity and "not a number", which pass, or confuse, checks of a range.
+
+    Args:
+        config: a dataclass.
+        group: what its fields are called in a message.
+
+    Raises:
+        ValueError: naming the field.
+
+    Example:
+        >>> from dataclasses import make_dataclass
+        >>> require_finite(make_dataclass("Config", ["lr"])(float("nan")), "train")
+        Traceback (most recent call last):
+        ...
+        ValueError: train.lr must be a finite number, got nan: leave it out for the default
+    """
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(
+                f"{group}.{entry.name} must be a finite number, got {value}: "
+                "leave it out for the default"
+            )
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on a device.
+
+    ``torch.tensor(..., device="cuda")`` and indexing by a list copy from pageable memory, which
+    waits until the device has done all its work; a copy from pinned memory is only queued.
+
+    Args:
+        tensor: on the CPU.
+        device: where it is wanted; if that is the CPU, the tensor itself is returned.
+
+    Example:
+        >>> send(torch.ones(2), torch.device("cpu"))
+        tensor([1., 1.])
+    """
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def mask_like(live: Sequence[bool], like: Tensor) -> Tensor:
+    """1 where something is live and 0 elsewhere, of the type and on the device of a tensor.
+
+    Example:
+        >>> mask_like([True, False], torch.zeros(3))
+        tensor([1., 0.])
+    """
+    return send(torch.tensor(live, dtype=like.dtype), like.device)
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space and repeat the command",
+    errno.EDQUOT: "free some space and repeat the command",
+    errno.EFBIG: "lift the limit on the size of files and repeat the command",
+}
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a crash leaves either the old or the new content, never a part.
+
+    Raises:
+        OSError: naming the file, if it cannot be written; the old content is still there then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_names(path.parent)
+    except OSError as error:  # a full disk is reported without the name of a file
+        _remove(temporary)
+        reason = error.strerror or str(error)
+        if error.errno in _REMEDIES:
+            reason += f": {_REMEDIES[error.errno]}"
+        raise OSError(error.errno, reason, str(path)) from None
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _sync_names(folder: Path) -> None:
+    """Bring the names in a folder to the disk, so that a power cut does not undo a rename."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(temporary: Path) -> None:
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+
+
+class LostProcessError(ConnectionError):
+    """Another process of the run does not answer any more."""
+
+
+def num_processes() -> int:
+    """Of those that have met; 1 before that."""
+    met = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if met else 1
+
+
+def sum_over_processes(values: Tensor, group: Any = None) -> Tensor:
+    """Add up a tensor over the processes, in place.
+
+    By torch rather than by Fabric, whose own sum makes all processes wait for each other first. Few
+    values on a CPU are gathered and added up here, always in the same order: for them gloo's own
+    sum takes more than twice as long.
+
+    Raises:
+        LostProcessError: if one of them does not answer.
+    """
+    with answering():
+        if values.device.type != "cpu" or values.nbytes > FEW_BYTES:
+            torch.distributed.all_reduce(values, group=group)
+            return values
+        parts = [torch.empty_like(values) for _ in range(num_processes())]
+        torch.distributed.all_gather(parts, values, group=group)
+    return values.copy_(torch.stack(parts).sum(0))
+
+
+def sum_all_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Add up several tensors of one type over the processes, in one exchange.
+
+    Raises:
+        LostProcessError: if one of them does not answer.
+    """
+    if not tensors:
+        return []
+    parts = sum_over_processes(flatten(tensors)).split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Say in one line that another process is gone."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # its own fault, come to light here
+        raise
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:150]
+        raise LostProcessError(
+            "another process of this run has ended, or has not answered for "
+            "engine.timeout_seconds; its own message says why. The same command goes on from the "
+            f"last checkpoint ({reason})"
+        ) from None
+
+
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])

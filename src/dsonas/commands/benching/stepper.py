@@ -1,0 +1,189 @@
+"""Networks with their optimizers on a fixed batch, and the timing of steps in turn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from dsonas.cost import architecture_cost, without_connection
+from dsonas.graph import PAPER_OPERATIONS, Architecture, Skeleton, doubled_channels
+from dsonas.nn import Network
+from dsonas.sparse import ProximalNAG
+from dsonas.train import Engine, EngineConfig, factor_step, sgd, weight_step
+
+KINDS = ("fused", "recompute", "frozen", "plain", "final")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What to measure.
+
+    Args:
+        levels: levels of a block.
+        blocks: blocks in each stage.
+        channels: of the first stage.
+        batch_size: images.
+        image_size: pixels.
+        sharing: ``share`` or ``full``.
+        repeats: timed rounds, after one warm-up round.
+        engine: device, precision, threads.
+
+    Raises:
+        ValueError: if a number is below 1.
+    """
+
+    levels: int = 4
+    blocks: tuple[int, ...] = (2, 2, 2)
+    channels: int = 16
+    batch_size: int = 64
+    image_size: int = 32
+    sharing: str = "share"
+    repeats: int = 10
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("levels", "channels", "batch_size", "image_size", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def complete(self) -> Architecture:
+        """The supernet's architecture."""
+        skeleton = Skeleton(
+            image_size=self.image_size,
+            blocks=tuple(self.blocks),
+            channels=doubled_channels(self.channels, len(self.blocks)),
+        )
+        return Architecture.complete(skeleton, PAPER_OPERATIONS, self.levels)
+
+    def sparse(self, share: float) -> Architecture:
+        """The supernet after random connections have gone, down to a share of its multiply-adds.
+
+        Args:
+            share: in (0, 1]; the result is at or just below it, or as near as one operation gets.
+        """
+        architecture = self.complete()
+        limit = share * architecture_cost(architecture).macs
+        count = len(architecture.blocks[0].live)
+        for lost in Random(0).sample(range(count), count):
+            if architecture_cost(architecture).macs <= limit:
+                break
+            smaller = without_connection(architecture, (0, lost), shared=True)
+            architecture = smaller if smaller.blocks[0].kept_nodes else architecture
+        return architecture
+
+
+class Stepper:
+    """A network with its optimizers and a fixed random batch.
+
+    Args:
+        architecture: what to run.
+        config: batch and sharing.
+        engine: device and precision.
+        kind: ``fused``, the fast path; ``recompute``, the same with operations run again in
+            backward; ``frozen``, the plain path with the gradients of a step's
+            other part left out too; ``plain``, the plain path as PyTorch runs it when nothing is
+            said, every gradient computed; ``final``, a network without scaling factors, which has
+            only weight steps.
+
+    Raises:
+        ValueError: if the kind is none of these.
+    """
+
+    def __init__(
+        self, architecture: Architecture, config: BenchConfig, engine: Engine, kind: str = "fused"
+    ) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+        torch.manual_seed(0)
+        self.engine, self.kind = engine, kind
+        self.network = Network(
+            architecture,
+            sharing=None if kind == "final" else config.sharing,
+            reference=kind in ("frozen", "plain"),
+            recompute=kind == "recompute",
+        ).train()
+        engine.place(self.network)
+        shape = (config.batch_size, 3, config.image_size, config.image_size)
+        images = torch.randn(shape).to(memory_format=torch.channels_last)
+        self.images = images.to(engine.device)
+        self.labels = torch.randint(0, 10, shape[:1], device=engine.device)
+        self.weights = sgd(self.network, 0.01, 1e-4, 0.9)
+        scaling = self.network.scaling
+        self.factors = ProximalNAG(scaling.parameters(), lr=0.01) if scaling else None
+
+    def weight(self) -> None:
+        """One weight step."""
+        with self.engine.autocast():
+            if self.kind == "plain":
+                self._plain_step(self.weights)
+            else:
+                weight_step(
+                    self.network,
+                    self.weights,
+                    self.images,
+                    self.labels,
+                    clip=2.0,
+                    engine=self.engine,
+                )
+        self.engine.wait()
+
+    def factor(self) -> None:
+        """One scaling-factor step."""
+        assert self.factors is not None
+        with self.engine.autocast():
+            if self.kind == "plain":
+                self._plain_step(self.factors)
+            else:
+                factor_step(
+                    self.network,
+                    self.factors,
+                    self.images,
+                    self.labels,
+                    engine=self.engine,
+                )
+        self.engine.wait()
+
+    def _plain_step(self, optimizer: torch.optim.Optimizer) -> None:
+        F.cross_entropy(self.network(self.images), self.labels).backward()
+        if optimizer is self.weights:
+            torch.nn.utils.clip_grad_value_(self.network.weights(), 2.0)
+        optimizer.step()
+        self.network.zero_grad()
+
+
+def time_in_turn(variants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Any]:
+    """Median and quartiles, in seconds, of calls made in turn.
+
+    Example:
+        >>> sorted(time_in_turn({"a": lambda: None, "b": lambda: None}, 3))
+        ['a', 'b']
+    """
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for round_number in range(repeats + 1):
+        for name, call in variants.items():
+            start = time.perf_counter()
+            call()
+            if round_number:
+                times[name].append(time.perf_counter() - start)
+    return {name: _spread(values) for name, values in times.items()}
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    first, median, third = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    return {"median": median, "first_quartile": first, "third_quartile": third}
+
+
+def environment(engine: Engine) -> dict[str, Any]:
+    """What a measurement depends on."""
+    return {
+        "device": str(engine.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,150 @@
+"""The command line. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import textwrap
+import warnings
+from collections.abc import Sequence
+
+from dsonas.commands.short_help import short_help
+from dsonas.run import StopSignal, recipe_names
+from dsonas.train import current_world, require_single
+
+USAGE = """\
+usage: dsonas COMMAND [OPTIONS]
+
+Find a compact network for your own images in one training run.
+
+  run        search, fit to the budget, train and measure: the whole job
+  search     steps 1 and 2: pretrain the supernet and search it
+  train      step 3: train an architecture file
+  evaluate   measure a finished run on its test images
+  predict    classify image files with a finished run
+  report     one HTML file to look at: network, curves, errors, cost; or several runs
+  export     write ONNX, torch.export and plain Python files of a finished run
+  compare    searched against random and hand-made networks, at equal cost
+  plan       steps, work, memory and time of a run before it starts
+  latency    a table of this device's latencies, for a search on another machine
+  shards     write an image folder as webdataset shards, to be streamed
+  bench      measure the speed and memory of the search on this machine
+
+`dsonas COMMAND --help` tells its main options, --help-all every one. Start with:
+
+  dsonas run --config digits                                       (a minute)
+  dsonas run --data.name folder:my_images --budget.macs 2M         (your own)
+
+{recipes}
+Exit codes: 0 done, 2 bad input, 130 interrupted, 143 terminated
+"""
+COMMANDS = (
+    "run", "search", "train", "evaluate", "predict", "report", "export", "shards", "bench",
+    "compare", "plan", "latency",
+)  # fmt: skip
+TOGETHER = ("run", "search", "train")  # several processes can do
+_OUT_OF_MEMORY = re.compile("memory|Storage size")  # as torch puts it
+_DEAD_WORKER = "DataLoader worker"  # likewise, at any moment: a signal tells it
+EXIT_DONE, EXIT_BAD_INPUT, EXIT_BROKEN_PIPE = 0, 2, 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: its name and options; None takes those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 nobody reads the output, 2 bad input, 130 interrupted, 143
+        terminated.
+
+    Example:
+        >>> main(["--version"])
+        dsonas 0.1.0
+        0
+    """
+    try:
+        code = _answer(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # what reads our output has ended, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def _answer(arguments: list[str]) -> int:
+    """Do what is asked for: say something about the program, or run a command."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        known = "Recipes for --config: " + ", ".join(recipe_names())
+        lines = textwrap.fill(known, 88, subsequent_indent="  ", break_on_hyphens=False)
+        print(USAGE.format(recipes=lines), end="")
+        return EXIT_DONE
+    if arguments[0] == "--version":
+        from dsonas import __version__
+
+        print(f"dsonas {__version__}")
+        return EXIT_DONE
+    if arguments[0] not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        return _complain(f"command must be one of {known}, got {arguments[0]!r}: dsonas --help")
+    if text := short_help(arguments[0], arguments[1:]):
+        print(text)
+        return EXIT_DONE
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    warnings.filterwarnings("ignore", module="PIL")  # of damaged tags, which change no pixel
+    with StopSignal() as stop:
+        return _guarded(arguments[0], arguments[1:], stop)
+
+
+def _guarded(command: str, arguments: list[str], stop: StopSignal) -> int:
+    """Turn whatever ends a command into one line and an exit code."""
+    try:
+        if command not in TOGETHER:
+            require_single(f"dsonas {command}", current_world())
+        from dsonas.commands.commands import COMMANDS as FUNCTIONS  # takes seconds
+
+        return FUNCTIONS[command](command, arguments, stop)
+    except SystemExit as end:  # --help and --print_config
+        return int(end.code or 0)
+    except KeyboardInterrupt:
+        return _interrupted(command, stop)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{place}{error.strerror or error}")
+    except ValueError as error:
+        return _complain(str(error))
+    except (RuntimeError, MemoryError) as error:
+        if (message := _shortage(error)) is None:
+            raise
+        return _complain(message)
+
+
+def _shortage(error: RuntimeError | MemoryError) -> str | None:
+    """What the machine lacks, memory or a process that has died; None if it is a fault of ours."""
+    reason = " ".join(str(error).split())[:150]
+    if _DEAD_WORKER in reason:
+        return (
+            f"a process that reads images has died ({reason}): lower data.workers, or free memory, "
+            "for a system without any kills processes; the same command goes on from the last "
+            "checkpoint"
+        )
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(reason):
+        return f"out of memory: lower the batch_size or network.channels ({reason})"
+    return None
+
+
+def _complain(message: str) -> int:
+    print(f"dsonas: error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+def _interrupted(command: str, stop: StopSignal) -> int:
+    hint = ""
+    if command in ("run", "search", "train"):
+        hint = " at once; the same command goes on from the last checkpoint, if there is one"
+    print(f"dsonas: interrupted{hint}", file=sys.stderr)
+    return stop.exit_code

@@ -1,0 +1,295 @@
+"""What each command of the command line does, from its arguments to its exit code."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from dsonas.commands.bench_command import bench
+from dsonas.commands.compare_command import compare
+from dsonas.commands.configuring import (
+    OptionParser,
+    UsageError,
+    add_groups,
+    config_parser,
+    parse,
+    to_config,
+    to_yaml,
+)
+from dsonas.commands.export_command import export
+from dsonas.commands.latency_command import latency
+from dsonas.commands.pareto import Front, add_front_options, asked_front, check_front
+from dsonas.commands.plan_command import plan
+from dsonas.commands.report import write_run_report
+from dsonas.commands.report_command import report
+from dsonas.commands.shards_command import shards
+from dsonas.cost import is_chain
+from dsonas.data import short_name
+from dsonas.graph import Architecture, draw_architecture
+from dsonas.run import (
+    Job,
+    Reporter,
+    RunConfig,
+    RunError,
+    RunFolder,
+    StopSignal,
+    changed_settings,
+    evaluate_run,
+    fit_to_budget,
+    load_chain,
+    predict_images,
+    readable_count,
+    transferred,
+)
+from dsonas.train import DivergedError, Interrupted, current_world, require_single
+
+DESCRIPTIONS = {
+    "run": "The whole job: pretrain and search the supernet, fit the width to the budget, train\n"
+    "and measure the network found. The same command on the same folder resumes.",
+    "search": "Steps 1 and 2: pretrain the supernet and search it; writes architecture.json.\n"
+    "The same command on the same folder resumes.",
+    "train": "Step 3: train and measure the network of an architecture file, or that of the\n"
+    "chain.json of a search which suits the budget. With --network.transfer true its block is put\n"
+    "into the network that the network options describe (recipe imagenet-transfer). Other options\n"
+    "of the other steps are accepted and not used, so that a whole configuration can be given.",
+    "evaluate": "Measure the network of a finished run on its test images. The options say where\n"
+    "the data are now and where to compute; they default to those of the run.",
+    "predict": "Classify image files; prints file, class and probability, separated by tabs.",
+}
+STEPS = {
+    "run": ("pretrain", "search", "train"),
+    "search": ("pretrain", "search"),
+    "train": ("train",),
+}
+GROUPS = {
+    "run": ("data", "network", "pretrain", "search", "budget", "train", "engine", "log"),
+    "search": ("data", "network", "pretrain", "search", "budget", "engine", "log"),
+    "train": ("data", "budget", "train", "engine", "log"),
+}
+EXIT_DONE = 0
+
+
+def _work(command: str, arguments: list[str], stop: StopSignal) -> int:
+    """Search or train: do the steps in a run folder until done or interrupted."""
+    values = parse(_work_parser(command), arguments)
+    with _folder(values).lock() as folder:
+        return _work_in(folder, command, arguments, values, stop)
+
+
+def _work_in(
+    folder: RunFolder, command: str, arguments: list[str], values: Namespace, stop: StopSignal
+) -> int:
+    config, path = to_config(values), values.get("architecture")
+    front = asked_front(values)
+    transfers = config.network.transfer
+    if transfers and not path:
+        raise UsageError("network.transfer needs a block: use dsonas train --architecture FILE")
+    architecture = _given_architecture(path, config, folder) if path else None
+    stored = _refuse_other_run(folder, config, path)
+    if architecture and not transfers:
+        folder.require_architecture(architecture)
+    with _reporter(folder) as reporter:
+        refit = stored is not None and stored.budget != config.budget
+        if not refit and _is_finished(command, folder, reporter):
+            return EXIT_DONE
+        job = Job(config, folder, reporter, stop, current_world())
+        if architecture and transfers:
+            architecture = transferred(architecture, config, job.data, job.cost, folder.held)
+            folder.require_architecture(architecture)
+        job.check(STEPS[command], architecture)
+        check_front(front, job)
+        extra = {"architecture": path} if path else {}
+        folder.begin(to_yaml({**extra, **config.groups()}), searches=not path, refits=refit)
+        stop.wait_for_step()
+        try:
+            with job.tracking:
+                _do_steps(command, job, architecture)
+        except Interrupted:
+            _say_interrupted(command, arguments, folder, reporter)
+            return stop.exit_code
+        except DivergedError as error:
+            folder.checkpoints.forget(error.stage)
+            raise
+    return EXIT_DONE
+
+
+def _given_architecture(path: str, config: RunConfig, folder: RunFolder) -> Architecture:
+    """The architecture of a file; of a chain, the member that suits the budget."""
+    chain = load_chain(path)
+    if config.network.transfer or not is_chain(Path(path).read_text(encoding="utf-8")):
+        return chain[-1].clean()
+    if folder.begun is not None and folder.held is not None:
+        stored, stored_path = _stored(folder)
+        if (stored_path, stored.budget) == (path, config.budget):
+            return folder.held  # a latency measured again would lead to another width
+    return fit_to_budget(chain, config)
+
+
+def _folder(values: Namespace) -> RunFolder:
+    path = values.out or f"runs/{_default_name(values)}"
+    return RunFolder(path, writes=current_world().is_first)
+
+
+def _reporter(folder: RunFolder) -> Reporter:
+    """Of several processes only the one that writes may speak."""
+    return Reporter(silent=not folder.writes)
+
+
+def _run(command: str, arguments: list[str], stop: StopSignal) -> int:
+    """The whole job, and then the other networks of a front if one is asked for."""
+    values = parse(_work_parser(command), arguments)
+    if asked_front(values):
+        require_single("--pareto", current_world())
+    with _folder(values).lock() as folder:
+        code = _work_in(folder, command, arguments, values, stop)
+        front = asked_front(values)
+        if code != EXIT_DONE or front is None:
+            return code
+        stop.wait_for_step()
+        with Reporter() as reporter:
+            try:
+                Front(front, to_config(values), folder, reporter, stop).train()
+            except Interrupted:
+                _say_interrupted(command, arguments, folder, reporter)
+                return stop.exit_code
+    return EXIT_DONE
+
+
+def _say_interrupted(
+    command: str, arguments: list[str], folder: RunFolder, reporter: Reporter
+) -> None:
+    again = shlex.join(["dsonas", command, *arguments])
+    reporter.say(f"interrupted; all is saved in {folder.path}; resume with: {again}")
+
+
+def _do_steps(command: str, job: Job, architecture: Architecture | None) -> None:
+    found = architecture or job.search()
+    if command == "search":
+        job.reporter.say(f"\n{draw_architecture(found)}\n\neverything is in {job.folder.path}")
+    else:
+        _summarise(job.train(found), job.folder.path, job.reporter)
+    if job.folder.writes:
+        write_run_report(job.folder.path, job.data, job.reporter.say)
+
+
+def _is_finished(command: str, folder: RunFolder, reporter: Reporter) -> bool:
+    """Whether there is nothing left to do; if so, says what the folder holds."""
+    if command == "search" and folder.found:
+        reporter.say(f"the search in {folder.path} is finished:\n")
+        reporter.say(draw_architecture(folder.found))
+        return True
+    if command != "search" and (summary := folder.summary):
+        reporter.say(f"the run in {folder.path} is finished:")
+        _summarise(summary, folder.path, reporter)
+        return True
+    return False
+
+
+def _summarise(metrics: dict[str, Any], path: Path, reporter: Reporter) -> None:
+    reporter.say(
+        f"\ntest error {metrics['test_error']:.2f} %  with {readable_count(metrics['macs'])} "
+        f"multiply-adds, {readable_count(metrics['params'])} parameters, "
+        f"{metrics['live_connections']} of {metrics['supernet_connections']} connections\n"
+        f"search {metrics['search_seconds']:.0f} s, training {metrics['train_seconds']:.0f} s; "
+        f"everything is in {path}"
+    )
+
+
+def _work_parser(command: str) -> OptionParser:
+    parser = config_parser(command, DESCRIPTIONS[command], GROUPS[command])
+    if command == "train":
+        text = "the architecture.json, or chain.json with a budget, to train; required"
+        parser.add_argument("--architecture", type=str, required=True, metavar="FILE", help=text)
+    if command == "run":
+        add_front_options(parser)
+    return parser
+
+
+def _default_name(values: Namespace) -> str:
+    if values.config:
+        return Path(str(values.config[-1])).stem
+    return short_name(values.data.name, values.data.path)
+
+
+def _refuse_other_run(
+    folder: RunFolder, config: RunConfig, architecture: str | None
+) -> RunConfig | None:
+    """Refuse to mix two runs; returns the configuration of the one that the folder holds."""
+    if folder.begun is None:
+        return None
+    stored, stored_architecture = _stored(folder)
+    before = {**_compared(stored), "architecture": stored_architecture}
+    after = {**_compared(config), "architecture": architecture}
+    folder.refuse(changed_settings(before, after, folder.begun))
+    return stored
+
+
+def _compared(config: RunConfig) -> dict[str, Any]:
+    return {**config.settings(), "budget.bounds": list(config.budget.bounds)}
+
+
+def _stored(folder: RunFolder) -> tuple[RunConfig, str | None]:
+    """The configuration that a run folder holds, and the architecture file that it names."""
+    path = folder.path / "config.yaml"
+    if not path.is_file():
+        raise RunError(f"{folder.path} must be the folder of a run, but has no config.yaml")
+    parser = config_parser("run", "", ())
+    parser.add_argument("--architecture", type=str, default=None)
+    values = parse(parser, ["--config", str(path)])
+    return to_config(values), values.architecture
+
+
+def _evaluate(command: str, arguments: list[str], stop: StopSignal) -> int:
+    parser = OptionParser(command, "--run DIR [--json] [OPTIONS]", DESCRIPTIONS[command])
+    _add_run_folder(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    shown = ("data", "engine")
+    add_groups(parser, shown, shown)
+    folder = RunFolder(parse(parser, arguments).run)
+    stored, _ = _stored(folder)
+    defaults = {k: v for k, v in stored.settings().items() if k.split(".")[0] in shown}
+    parser.set_defaults(defaults)
+    config = to_config(parse(parser, arguments), seed=stored.seed)
+    measured = {name: round(value, 6) for name, value in evaluate_run(folder, config).items()}
+    if "--json" in arguments:
+        print(json.dumps(measured))
+    else:
+        print(f"test error {measured['test_error']} %  test loss {measured['test_loss']}")
+    return EXIT_DONE
+
+
+def _predict(command: str, arguments: list[str], stop: StopSignal) -> int:
+    parser = OptionParser(command, "--run DIR IMAGE...", DESCRIPTIONS[command])
+    _add_run_folder(parser)
+    text = "image files, or folders of them"
+    parser.add_argument("images", nargs="+", type=str, metavar="IMAGE", help=text)
+    values = parse(parser, arguments)
+    for name, label, probability in predict_images(RunFolder(values.run), values.images):
+        print(f"{name}\t{label}\t{probability:.4f}")
+    return EXIT_DONE
+
+
+def _add_run_folder(parser: OptionParser) -> None:
+    text = "the folder of a finished run"
+    parser.add_argument("--run", type=str, required=True, metavar="DIR", help=text)
+
+
+COMMANDS: dict[str, Callable[[str, list[str], StopSignal], int]] = {
+    "run": _run,
+    "search": _work,
+    "train": _work,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "bench": bench,
+    "compare": compare,
+    "export": export,
+    "report": report,
+    "shards": shards,
+    "plan": plan,
+    "latency": latency,
+}

@@ -1,0 +1,114 @@
+"""The architectures that a search will pass through, as far as they are known beforehand."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from dsonas.cost import cost_function
+from dsonas.graph import Architecture
+from dsonas.search import (
+    Factors,
+    Measure,
+    SearchConfig,
+    Worth,
+    connection_penalties,
+    drop_smallest,
+    flow_worth,
+    follow_plan,
+)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The part of a search between two rebuilds.
+
+    Args:
+        architecture: what is live.
+        epochs: how long.
+        forwards: passes over one batch by which the rebuild at its end measures what operations
+            are worth.
+        seconds: time of that rebuild besides these passes.
+    """
+
+    architecture: Architecture
+    epochs: int
+    forwards: int
+    seconds: float
+
+
+def search_phases(
+    supernet: Architecture, config: SearchConfig, leading: str = "macs"
+) -> list[Phase]:
+    """The phases of a search, and as the last one, of no epochs, what it ends with.
+
+    The planned cost decides how much is live when; which operations they are is known only after
+    the search. Here all factors count as equal. Without a plan (``search.structure`` null) nothing
+    is known beforehand, and the supernet stays whole: steps, work and time are then upper bounds.
+
+    Args:
+        supernet: the complete architecture.
+        config: the search.
+        leading: the measure that is planned; latency counts as multiply-adds.
+
+    Example:
+        >>> from dsonas.graph.spaces import cifar_space
+        >>> supernet = cifar_space(channels=8, blocks=(1,)).complete()
+        >>> phases = search_phases(supernet, SearchConfig(epochs=4))
+        >>> [phase.epochs for phase in phases]
+        [1, 1, 1, 1, 0]
+        >>> phases[-1].architecture.num_live < phases[0].architecture.num_live
+        True
+    """
+    rebuilds = _Rebuilds(supernet, config, leading)
+    phases, live, done = [], supernet.clean(), 0
+    for epoch in range(1, config.epochs + 1):
+        if config.rebuilds_after(epoch):
+            phase, smaller = rebuilds.end_phase(live, epoch - done, epoch / config.epochs)
+            phases.append(phase)
+            live, done = smaller, epoch
+    return [*phases, Phase(live, 0, 0, 0.0)]
+
+
+class _Rebuilds:
+    def __init__(self, supernet: Architecture, config: SearchConfig, leading: str) -> None:
+        self.supernet, self.config = supernet, config
+        graphs = supernet.blocks[:1] if config.space == "share" else supernet.blocks
+        self.factors: Factors = [[1.0] * len(graph.live) for graph in graphs]
+        measures, name = cost_function(), "macs" if leading == "latency_ms" else leading
+        self.cost: Measure = lambda architecture: measures(architecture)[name]
+        kind = config.penalty_kind
+        self.penalty_kind = "adaptive_macs" if kind == "adaptive_latency" else kind
+
+    def end_phase(
+        self, live: Architecture, epochs: int, progress: float
+    ) -> tuple[Phase, Architecture]:
+        counted = _CountedWorth(self.factors)
+        start = time.perf_counter()
+        smaller = self._rebuild(live, progress, counted)
+        connection_penalties(self.penalty_kind, 1.0, self.supernet, smaller, self.config.space)
+        seconds = time.perf_counter() - start
+        forwards = counted.forwards * self.config.rank_batches * (self.config.rank == "loss")
+        return Phase(live, epochs, forwards, seconds), smaller
+
+    def _rebuild(self, live: Architecture, progress: float, worth: Worth) -> Architecture:
+        plan = self.config.plan
+        if plan is None:
+            return live
+        if self.config.rank == "factor":
+            return drop_smallest(plan, progress, self.supernet, live, self.factors, self.cost)
+        states = self.supernet, live
+        thrift = self.config.thrift
+        return follow_plan(plan, progress, *states, self.factors, worth, self.cost, thrift)
+
+
+class _CountedWorth:
+    """Equal factors' worth; counts the forward passes that ``loss_without`` would take."""
+
+    def __init__(self, factors: Factors) -> None:
+        self.worth, self.forwards = flow_worth(factors), 0
+
+    def __call__(self, current: Architecture) -> dict[tuple[int, int], float]:
+        found = dict(self.worth(current))
+        self.forwards += 1 + len(found)
+        return found

@@ -1,0 +1,46 @@
+from .budgets import (
+    Budget as Budget,
+    CostFunction as CostFunction,
+    InfeasibleBudgetError as InfeasibleBudgetError,
+    check_reachable as check_reachable,
+    cost_function as cost_function,
+    fit_width as fit_width,
+    parse_count as parse_count,
+)
+from .chains import (
+    chain_from_json as chain_from_json,
+    chain_to_json as chain_to_json,
+    distinct as distinct,
+    fit_chain as fit_chain,
+    is_chain as is_chain,
+)
+from .costs import (
+    BYTES as BYTES,
+    Cost as Cost,
+    architecture_cost as architecture_cost,
+    block_cost as block_cost,
+    first_convolution_cost as first_convolution_cost,
+    head_cost as head_cost,
+    operation_cost as operation_cost,
+    reduction_cost as reduction_cost,
+    stem_cost as stem_cost,
+)
+from .edits import (
+    Place as Place,
+    connection_places as connection_places,
+    with_graph as with_graph,
+    without_connection as without_connection,
+    without_node as without_node,
+    without_operation as without_operation,
+)
+from .latency import (
+    LatencyFunction as LatencyFunction,
+    LatencyMeter as LatencyMeter,
+)
+from .latency_table import (
+    latency_from_table as latency_from_table,
+    read_table as read_table,
+)
+from .part_timing import (
+    measure_table as measure_table,
+)

@@ -1,0 +1,266 @@
+"""Batch normalisation: by folded rows for few channels on CPUs, and over several processes.
+
+Of processes that train together each has an equal part of a batch. If they are to act as one, the
+sums behind the statistics and behind their gradients are added up over them, in one small exchange
+in each direction (``torch.nn.SyncBatchNorm`` does the same, but has no CPU version).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from dsonas._utils import num_processes, sum_all_over_processes
+from dsonas.nn.cpu.rows import (
+    as_rows,
+    fold,
+    folded_moments,
+    folded_sums,
+    pixels_in_row,
+    unfold,
+    wide_rows,
+)
+
+Wants = tuple[bool, bool, bool]
+Found = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class Statistics(NamedTuple):
+    """Mean and 1 / standard deviation of each channel (C,), and how they were found."""
+
+    mean: Tensor
+    invstd: Tensor
+    folded: bool
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """``torch.nn.BatchNorm2d``, by way of folded rows where that is faster.
+
+    Attributes:
+        shortcut: whether rows may be folded.
+        synchronised: whether the statistics are those of the parts of all processes.
+    """
+
+    shortcut = True
+    synchronised = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Features (B, C, H, W) to the same shape."""
+        if self.training and (self.synchronised or self._folds(input)):
+            return _OwnBatchNorm.apply(input, self.weight, self.bias, self)  # type: ignore[no-any-return]
+        return super().forward(input)
+
+    def _folds(self, input: Tensor) -> bool:
+        return torch.is_grad_enabled() and pixels_in_row(self, input) > 0
+
+
+class _OwnBatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, bn: nn.BatchNorm2d) -> Tensor:
+        result = torch.empty_like(x, memory_format=torch.channels_last)
+        (ctx.statistics,), ctx.bn = normalise([bn], [x], [result]), bn
+        ctx.save_for_backward(x, weight)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, _ = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        wants = ctx.needs_input_grad[:3]
+        (found,) = normalise_backward([ctx.bn], [x], [ctx.statistics], [gradient], [wants])
+        return *found, None
+
+
+def is_synchronised(bn: nn.BatchNorm2d) -> bool:
+    """Whether its statistics are those of all processes."""
+    return getattr(bn, "synchronised", False)
+
+
+def normalise(
+    bns: Sequence[nn.BatchNorm2d], xs: Sequence[Tensor], outs: Sequence[Tensor]
+) -> list[Statistics]:
+    """Batch normalisation in training mode, of features side by side; updates running statistics.
+
+    Args:
+        bns: one for each, affine, with running statistics; all synchronised or none. If they are,
+            the processes exchange their sums once for all of them.
+        xs: features, each (B, C, H, W).
+        outs: where the results go, of the same shapes in channels_last.
+
+    Returns:
+        What ``normalise_backward`` needs.
+    """
+    for bn in bns:
+        if bn.num_batches_tracked is not None:
+            bn.num_batches_tracked.add_(1)
+    if is_synchronised(bns[0]):
+        sums = sum_all_over_processes([_moments(*pair) for pair in zip(bns, xs, strict=True)])
+        each = zip(bns, xs, sums, outs, strict=True)
+        return [_normalise_by(bn, x, total, out) for bn, x, total, out in each]
+    return [_normalise(bn, x, out) for bn, x, out in zip(bns, xs, outs, strict=True)]
+
+
+def _normalise(bn: nn.BatchNorm2d, x: Tensor, out: Tensor) -> Statistics:
+    rows = fold(bn, x)
+    statistics = None if rows is None else _statistics(bn, rows)
+    if rows is None or statistics is None:
+        mean, invstd = torch.empty_like(bn.bias), torch.empty_like(bn.bias)
+        torch.ops.aten.native_batch_norm.out(
+            x.detach(), bn.weight, bn.bias, bn.running_mean, bn.running_var, True,
+            bn.momentum, bn.eps, out=out, save_mean=mean, save_invstd=invstd,
+        )  # fmt: skip
+        return Statistics(mean, invstd, folded=False)
+    _write_normal(bn, rows, statistics, as_rows(out, rows.shape))
+    return statistics
+
+
+def _normalise_by(bn: nn.BatchNorm2d, x: Tensor, sums: Tensor, out: Tensor) -> Statistics:
+    """Normalise by the sums over the processes of what ``_moments`` gives."""
+    mean, square = sums / num_processes()
+    variance = square - mean.square()
+    invstd = (variance + bn.eps).rsqrt().to(bn.weight)
+    count = x.numel() // bn.num_features * num_processes()
+    statistics = Statistics(mean.to(bn.weight), invstd, folded=False)
+    _track(bn, statistics.mean, (variance * (count / (count - 1))).to(bn.weight))
+    rows = wide_rows(x)
+    _write_normal(bn, rows, statistics, as_rows(out, rows.shape))
+    return statistics
+
+
+def normalise_backward(
+    bns: Sequence[nn.BatchNorm2d],
+    xs: Sequence[Tensor],
+    statistics: Sequence[Statistics],
+    gradients: Sequence[Tensor],
+    wants: Sequence[Wants],
+) -> list[Found]:
+    """Gradients of x, gamma and beta, those that are wanted, of features side by side.
+
+    Of several processes, gamma and beta get the part of this one alone, as all other weights do.
+
+    Args:
+        bns: as in ``normalise``.
+        xs: as in ``normalise``.
+        statistics: what ``normalise`` returned.
+        gradients: of the results, each (B, C, H, W) in channels_last.
+        wants: which gradients to compute, for each of them.
+    """
+    each = list(zip(bns, xs, statistics, gradients, strict=True))
+    if not is_synchronised(bns[0]):
+        return [_backward(*one, want) for one, want in zip(each, wants, strict=True)]
+    own = [_sums(*one) for one in each]
+    asked = [sums for sums, want in zip(own, wants, strict=True) if want[0]]
+    total, found = iter(sum_all_over_processes(asked)), []
+    for one, sums, want in zip(each, own, wants, strict=True):
+        x_gradient = _backward_by(*one, next(total)) if want[0] else None
+        found.append((x_gradient, sums[0] if want[1] else None, sums[1] if want[2] else None))
+    return found
+
+
+def _sums(bn: nn.BatchNorm2d, x: Tensor, statistics: Statistics, gradient: Tensor) -> Tensor:
+    """Sums of g * xhat and of g in this process, (2, C): the gradients of gamma and beta."""
+    _, along, total = _native_backward(bn, x, statistics, gradient, (False, True, True))
+    assert along is not None
+    assert total is not None
+    return torch.stack([along, total])
+
+
+def _native_backward(
+    bn: nn.BatchNorm2d, x: Tensor, statistics: Statistics, gradient: Tensor, wants: Wants
+) -> Found:
+    return torch.ops.aten.native_batch_norm_backward(
+        gradient, x.detach(), bn.weight, bn.running_mean, bn.running_var, statistics.mean,
+        statistics.invstd, True, bn.eps, list(wants),
+    )  # fmt: skip
+
+
+def _backward(
+    bn: nn.BatchNorm2d, x: Tensor, statistics: Statistics, gradient: Tensor, wants: Wants
+) -> Found:
+    mean, invstd, folded = statistics
+    rows = fold(bn, x) if folded else None
+    if rows is None or not wants[0]:
+        return _native_backward(bn, x, statistics, gradient, wants)
+    arriving = as_rows(gradient, rows.shape)
+    product, total = folded_sums(rows, arriving, len(mean))
+    along = torch.addcmul(product, mean, total, value=-1).mul_(invstd)  # sum of g * xhat
+    count = x.numel() // len(mean)
+    result = torch.empty_like(x)
+    found = as_rows(result, rows.shape)
+    _input_gradient(bn, rows, arriving, statistics, (along, total, count), found)
+    return result, along if wants[1] else None, total if wants[2] else None
+
+
+def _backward_by(
+    bn: nn.BatchNorm2d, x: Tensor, statistics: Statistics, gradient: Tensor, sums: Tensor
+) -> Tensor:
+    """Gradient of x, from the sums over the processes of those of gamma and beta."""
+    count = x.numel() // bn.num_features * num_processes()
+    result = torch.empty_like(x, memory_format=torch.channels_last)
+    rows, arriving = wide_rows(x), wide_rows(gradient)
+    found = as_rows(result, rows.shape)
+    _input_gradient(bn, rows, arriving, statistics, (sums[0], sums[1], count), found)
+    return result
+
+
+def _write_normal(bn: nn.BatchNorm2d, rows: Tensor, statistics: Statistics, out: Tensor) -> None:
+    """Write gamma * xhat + beta, as one factor of x and an offset; all in rows."""
+    scale = bn.weight.detach() * statistics.invstd
+    shift = torch.addcmul(bn.bias.detach(), statistics.mean, scale, value=-1)
+    torch.addcmul(unfold(shift, rows), rows, unfold(scale, rows), out=out)
+
+
+def _input_gradient(
+    bn: nn.BatchNorm2d,
+    rows: Tensor,
+    arriving: Tensor,
+    statistics: Statistics,
+    sums: tuple[Tensor, Tensor, int],
+    out: Tensor,
+) -> None:
+    """Write the gradient of x, from the sums of g * xhat and g over so many pixels; all in rows.
+
+    dx = scale * (g - mean(g) - xhat * mean(g xhat)), as one factor each of g, x and 1.
+    """
+    along, total, count = sums
+    scale = bn.weight.detach() * statistics.invstd
+    slope = scale * statistics.invstd * along / -count
+    offset = -torch.addcmul(slope * statistics.mean, scale, total, value=1 / count)
+    torch.addcmul(unfold(offset, rows), rows, unfold(slope, rows), out=out)
+    out.addcmul_(arriving, unfold(scale, rows))
+
+
+def _moments(bn: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Mean and mean square of each channel in this process, (2, C).
+
+    In float64, where the mean of squares holds a variance that is small beside the mean.
+    """
+    rows = fold(bn, x)
+    found = None if rows is None else folded_moments(bn, rows)
+    mean, variance = found or torch.batch_norm_update_stats(x.detach(), None, None, 0.0)
+    return torch.stack([mean.double(), variance.double() + mean.double().square()])
+
+
+def _track(bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+    """Move the running statistics towards those of a batch."""
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    assert bn.momentum is not None
+    bn.running_mean.lerp_(mean, bn.momentum)
+    bn.running_var.lerp_(variance, bn.momentum)
+
+
+def _statistics(bn: nn.BatchNorm2d, rows: Tensor) -> Statistics | None:
+    """Statistics of a batch; None where one pass would not be accurate."""
+    moments = folded_moments(bn, rows)
+    if moments is None:
+        return None
+    mean, variance = moments
+    count = rows.numel() // bn.num_features
+    _track(bn, mean, variance * (count / (count - 1)))
+    return Statistics(mean, (variance + bn.eps).rsqrt_(), folded=True)

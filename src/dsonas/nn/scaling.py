@@ -1,0 +1,148 @@
+"""The scaling factors of a supernet and the architecture they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsonas._utils import mask_like, send
+from dsonas.graph import REDUCTION_OPERATIONS, Architecture, BlockGraph
+
+
+class ScalingFactors(nn.Module):
+    """One packed vector per set of blocks, one pair per reduction block.
+
+    A vector keeps its full length through the whole search: the entry of a removed connection is
+    exactly 0, gets no gradient, and so stays 0 under the proximal step.
+
+    Args:
+        blocks: packed vectors, one for all blocks (share) or one for each (full).
+        reductions: a vector of two for each reduction block.
+    """
+
+    def __init__(self, blocks: Sequence[Tensor], reductions: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.blocks = nn.ParameterList([nn.Parameter(vector) for vector in blocks])
+        self.reductions = nn.ParameterList([nn.Parameter(vector) for vector in reductions])
+
+    @classmethod
+    def ones(cls, architecture: Architecture, sharing: str) -> ScalingFactors:
+        """The start values: 1 everywhere, 0 where the architecture has no connection."""
+        graphs = architecture.blocks[:1] if sharing == "share" else architecture.blocks
+        return cls(
+            [torch.tensor(graph.live, dtype=torch.get_default_dtype()) for graph in graphs],
+            [
+                torch.tensor(live, dtype=torch.get_default_dtype())
+                for live in architecture.reductions
+            ],
+        )
+
+    def for_block(self, block: int) -> Tensor:
+        """The packed vector of a block."""
+        return self.blocks[0 if len(self.blocks) == 1 else block]
+
+    @torch.no_grad()
+    def architecture(self, supernet: Architecture) -> Architecture:
+        """What is left of the supernet: live connections with a positive factor, cleaned.
+
+        A reduction block whose factors are all 0 keeps its first live convolution.
+        """
+        keep = [(vector > 0).tolist() for vector in self.blocks]
+        graphs = [
+            graph.prune(keep[0 if len(keep) == 1 else i]).clean()
+            for i, graph in enumerate(supernet.blocks)
+        ]
+        reductions = [
+            _kept_reduction(vector.tolist(), live)
+            for vector, live in zip(self.reductions, supernet.reductions, strict=True)
+        ]
+        return replace(supernet, blocks=tuple(graphs), reductions=tuple(reductions))
+
+    @torch.no_grad()
+    def normalise(
+        self, architecture: Architecture, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Give the live factors of every target in a block a mean square of 1.
+
+        The factors of reduction blocks are left alone: their scale is not free, since the next
+        block adds their features to others. See ``normalise_targets``.
+        """
+        graphs = architecture.blocks[:1] if len(self.blocks) == 1 else architecture.blocks
+        for vector, graph in zip(self.blocks, graphs, strict=True):
+            normalise_targets(vector, graph, optimizer)
+
+    def groups(self, reduction_penalty: float = 0.0) -> list[dict[str, Any]]:
+        """Parameter groups for ``ProximalNAG``: reduction blocks have a penalty of their own.
+
+        Args:
+            reduction_penalty: on the factors of reduction blocks, >= 0. What follows such a block
+                takes most of their scale out, so little opposes a penalty, and both may fall to 0.
+        """
+        groups: list[dict[str, Any]] = [{"params": [vector]} for vector in self.blocks]
+        return groups + [{"params": [v], "penalty": reduction_penalty} for v in self.reductions]
+
+    @torch.no_grad()
+    def write_zeros(
+        self, architecture: Architecture, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Set the factors of all removed connections to 0 and clear their momentum."""
+        graphs = architecture.blocks[:1] if len(self.blocks) == 1 else architecture.blocks
+        flags = [graph.live for graph in graphs]
+        pairs = zip(
+            [*self.blocks, *self.reductions], [*flags, *architecture.reductions], strict=True
+        )
+        for vector, live in pairs:
+            mask = mask_like(live, vector)
+            vector.mul_(mask)
+            if optimizer is not None and "momentum_buffer" in optimizer.state.get(vector, {}):
+                optimizer.state[vector]["momentum_buffer"].mul_(mask)
+
+
+@torch.no_grad()
+def normalise_targets(
+    vector: Tensor, graph: BlockGraph, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Give the live factors of every target of a block a mean square of 1, in place.
+
+    Call it after every step of ``ProximalNAG``. The network computes the same (up to the eps of
+    BN): every target starts with a linear or positively homogeneous map and a BN, so the scale of
+    its vector is free. But the penalty then acts on the shares of a vector, not on its scale, and
+    the step size means the same all through the search. Momenta are scaled alike, and lose what
+    points along the vector: no gradient does, and a vector pulled down by it would fall faster each
+    time it is scaled up.
+
+    Args:
+        vector: packed scaling factors, shape (connections of the graph,).
+        graph: its live connections.
+        optimizer: the one that steps them.
+    """
+    sums = _target_sums(vector, graph.live, graph.target_index)
+    squares, counts = sums(vector.square()), sums(torch.ones_like(vector))
+    scale = torch.where(squares > 0, (counts / squares.clamp(min=1e-30)).sqrt(), 1.0)
+    vector.mul_(scale)
+    if optimizer is not None and "momentum_buffer" in optimizer.state.get(vector, {}):
+        momentum = optimizer.state[vector]["momentum_buffer"].mul_(scale)
+        along = sums(momentum * vector) / sums(vector.square()).clamp(min=1e-30)
+        momentum.sub_(along * vector)
+
+
+def _target_sums(
+    vector: Tensor, live: Sequence[bool], targets: Sequence[int]
+) -> Callable[[Tensor], Tensor]:
+    """A function that gives each factor the sum of values over the live factors of its target."""
+    index = send(torch.tensor(targets), vector.device)
+    mask = mask_like(live, vector)
+    zeros = vector.new_zeros(max(targets) + 1)
+    return lambda values: zeros.index_add(0, index, values * mask)[index]
+
+
+def _kept_reduction(values: Sequence[float], live: Sequence[bool]) -> tuple[bool, ...]:
+    positive = tuple(alive and value > 0 for value, alive in zip(values, live, strict=True))
+    if any(positive):
+        return positive
+    kept = max(range(len(REDUCTION_OPERATIONS)), key=lambda i: (live[i], values[i]))
+    return tuple(i == kept for i in range(len(REDUCTION_OPERATIONS)))

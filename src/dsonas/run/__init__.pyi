@@ -1,0 +1,52 @@
+from .classify import (
+    predict_images as predict_images,
+)
+from .console import (
+    Reporter as Reporter,
+    readable_count as readable_count,
+)
+from .fitting import (
+    final_latency as final_latency,
+    fit_to_budget as fit_to_budget,
+    measured_table as measured_table,
+    run_costs as run_costs,
+)
+from .fronts import (
+    FrontConfig as FrontConfig,
+    bounded_by as bounded_by,
+    front_networks as front_networks,
+    mark_best as mark_best,
+    point_budgets as point_budgets,
+    time_account as time_account,
+)
+from .interrupts import (
+    StopSignal as StopSignal,
+)
+from .pipeline import (
+    Job as Job,
+    check_fits as check_fits,
+    evaluate_run as evaluate_run,
+)
+from .recipes import (
+    recipe_names as recipe_names,
+    recipe_path as recipe_path,
+)
+from .run_batches import (
+    EVALUATION_BATCH as EVALUATION_BATCH,
+    held_out_batches as held_out_batches,
+)
+from .run_config import (
+    RunConfig as RunConfig,
+    changed_settings as changed_settings,
+    part_sizes as part_sizes,
+)
+from .runs import (
+    Preprocessing as Preprocessing,
+    RunError as RunError,
+    RunFolder as RunFolder,
+    load_chain as load_chain,
+    versions as versions,
+)
+from .transferring import (
+    transferred as transferred,
+)

@@ -1,0 +1,104 @@
+"""What a run shows on the terminal: a progress bar, and lines that also make sense in a file."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from dsonas.train import Row, Stage
+
+LINES_PER_STAGE = 10
+_TITLES = {"pretrain": "1 pretrain", "search": "2 search", "train": "3 train"}
+
+
+class Reporter:
+    """Progress of a run; the bar shows only on a terminal.
+
+    Args:
+        console: where to print.
+        silent: print nothing; for all but one of the processes of a run.
+    """
+
+    def __init__(self, console: Console | None = None, *, silent: bool = False) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True, quiet=silent)
+        self._progress = Progress(
+            TextColumn("{task.description:<11}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._tasks: dict[str, int] = {}
+
+    def __enter__(self) -> Reporter:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, markup=False)
+
+    def step(self, stage: Stage, epoch: int, batch: int, row: Row | None) -> None:
+        """The hook of ``Journal.report``."""
+        if stage.name not in self._tasks:
+            total = stage.num_epochs * stage.num_batches
+            title = _TITLES.get(stage.name, stage.name)
+            self._tasks[stage.name] = self._progress.add_task(title, total=total, note="")
+        task = self._tasks[stage.name]
+        self._progress.update(task, completed=epoch * stage.num_batches + batch)  # type: ignore[arg-type]
+        if row is None:
+            return
+        self._progress.update(task, note=_short_note(row))  # type: ignore[arg-type]
+        every = math.ceil(stage.num_epochs / LINES_PER_STAGE)
+        if (epoch + 1) % every == 0 or epoch + 1 == stage.num_epochs:
+            title = _TITLES.get(stage.name, stage.name)
+            self.say(f"{title:<11} {epoch + 1:>4}/{stage.num_epochs}  {_note(row)}")
+
+
+def _note(row: Row) -> str:
+    parts = [f"loss {row['loss']:.3f}", f"train error {row['error']:5.2f} %"]
+    if "test_error" in row:
+        parts.append(f"test error {row['test_error']:.2f} %")
+    if "live_connections" in row:
+        parts.append(f"{row['live_connections']} connections")
+    if "macs" in row:
+        parts.append(f"{readable_count(row['macs'])} multiply-adds")
+    return "  ".join(parts)
+
+
+def _short_note(row: Row) -> str:
+    """What fits beside the bar in 80 columns."""
+    text = f"error {row['error']:.2f} %"
+    if "live_connections" in row:
+        text += f", {row['live_connections']} connections"
+    return text
+
+
+def readable_count(value: float | int | str) -> str:
+    """A count in three digits.
+
+    Example:
+        >>> readable_count(1_484_539_776), readable_count(900)
+        ('1.48 G', '900')
+    """
+    number = float(value)
+    for size, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{suffix}"
+    return f"{number:.0f}"

@@ -1,0 +1,90 @@
+"""Bring what a search found to the budget of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from dsonas.cost import (
+    CostFunction,
+    LatencyFunction,
+    LatencyMeter,
+    cost_function,
+    fit_chain,
+    latency_from_table,
+    measure_table,
+    read_table,
+)
+from dsonas.graph import Architecture
+from dsonas.run.run_config import RunConfig
+from dsonas.train import Engine
+
+
+def final_latency(config: RunConfig, engine: Engine | None = None) -> LatencyFunction:
+    """Milliseconds of whole networks: by the table of another device, or measured on this one."""
+    settings = config.engine
+    if settings.latency_table is not None:
+        return latency_from_table(read_table(settings.latency_table))
+    device = str((engine or Engine(settings)).device)
+    return LatencyMeter(device, settings.latency_batch, settings.latency_threads)
+
+
+def parts_table(config: RunConfig, engine: Engine, supernet: Architecture) -> dict[str, float]:
+    """Milliseconds of parts: by the table of another device, or measured on this one."""
+    if config.engine.latency_table is not None:
+        return read_table(config.engine.latency_table)
+    return measured_table([supernet], config, engine)
+
+
+def measured_table(
+    architectures: Sequence[Architecture], config: RunConfig, engine: Engine
+) -> dict[str, float]:
+    """Milliseconds of parts on this device, by the images and threads of the configuration."""
+    return measure_table(
+        architectures,
+        str(engine.device),
+        batch_size=config.engine.latency_batch,
+        threads=config.engine.latency_threads,
+    )
+
+
+def run_costs(config: RunConfig, latency: LatencyFunction) -> CostFunction:
+    """The measures that a run needs: latency is measured only if something depends on it."""
+    timed = config.budget.latency_ms is not None or config.search.penalty_kind == "adaptive_latency"
+    return cost_function(latency if timed else None)
+
+
+def check_known(architecture: Architecture, config: RunConfig, cost: CostFunction) -> None:
+    """Refuse a latency table that lacks parts of a network, or does not reach its channels.
+
+    Raises:
+        ValueError: saying what to do.
+    """
+    table = config.engine.latency_table
+    if table is not None and not 0 < cost(architecture).get("latency_ms", 1) < math.inf:
+        widths = "-".join(map(str, architecture.skeleton.channels))
+        raise ValueError(
+            f"engine.latency_table must have milliseconds above 0 for {widths} channels, but "
+            f"{table} has not, or ends below: add wider entries (dsonas latency --widths), or "
+            "lower network.channels"
+        )
+
+
+def fit_to_budget(
+    chain: Sequence[Architecture], config: RunConfig, cost: CostFunction | None = None
+) -> Architecture:
+    """The member of a search's chain and its width for a budget, see ``fit_chain``.
+
+    Args:
+        chain: largest first.
+        config: its budget and channel multiple count.
+        cost: all measures of an architecture. None: measured as the configuration says.
+
+    Raises:
+        InfeasibleBudgetError: if no member meets the budget.
+        ValueError: if a latency table does not reach the channels of the chain.
+    """
+    cost = cost or run_costs(config, final_latency(config))
+    check_known(chain[0], config, cost)
+    multiple = config.network.channel_multiple
+    return fit_chain(chain, config.budget, multiple=multiple, cost=cost)

@@ -1,0 +1,109 @@
+"""A finished network on disk: its weights, and what it expects of an image."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+
+from dsonas._utils import write_atomically
+from dsonas.data import ImageData
+from dsonas.graph import Architecture, Skeleton
+from dsonas.nn import Network
+
+_FIELDS = ("class_names", "mean", "std")
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used as asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a network expects of an image, and what its outputs mean.
+
+    Args:
+        class_names: names of the classes, in the order of the outputs.
+        mean: per channel, in units of 0..1.
+        std: per channel, in units of 0..1.
+    """
+
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, data: ImageData) -> Preprocessing:
+        """That of a data set."""
+        return cls(data.class_names, data.mean, data.std)
+
+    def check(self, skeleton: Skeleton) -> None:
+        """Refuse what does not fit a network.
+
+        Raises:
+            ValueError: if a number or a name is missing, or a deviation is not positive.
+        """
+        numbers = [*self.mean, *self.std]
+        named = all(isinstance(name, str) for name in self.class_names)
+        if len(self.class_names) != skeleton.num_classes or not named:
+            raise ValueError(f"class_names must be {skeleton.num_classes} names")
+        if not len(self.mean) == len(self.std) == skeleton.input_channels:
+            raise ValueError(f"mean and std must be {skeleton.input_channels} numbers each")
+        if not all(math.isfinite(number) for number in numbers) or min(self.std) <= 0:
+            raise ValueError("mean and std must be finite numbers, std above 0")
+
+
+def write_weights(path: Path, network: Network, preprocessing: Preprocessing) -> None:
+    """Write the weights of a network, without an auxiliary head, and what it expects."""
+    weights = {
+        name: value.detach().cpu().contiguous()
+        for name, value in network.state_dict().items()
+        if not name.startswith("auxiliary.")
+    }
+    metadata = {name: json.dumps(getattr(preprocessing, name)) for name in _FIELDS}
+    write_atomically(path, _in_order(to_safetensors(weights, metadata)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata in order; the library writes them in a random one.
+
+    So equal networks are equal files. The head is its length in 8 bytes, then JSON, padded with
+    spaces to a multiple of 8 bytes.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    head = json.loads(content[8:end])
+    head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
+
+
+def read_network(path: Path, architecture: Architecture) -> tuple[Network, Preprocessing]:
+    """Read what ``write_weights`` wrote.
+
+    Args:
+        path: the file of the weights.
+        architecture: of the network.
+
+    Returns:
+        The network, in evaluation mode, and what it expects.
+
+    Raises:
+        RunError: if the file is damaged, or not of this architecture.
+    """
+    network = Network(architecture)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        network.load_state_dict(weights)
+        preprocessing = Preprocessing(*(tuple(json.loads(metadata[name])) for name in _FIELDS))
+        preprocessing.check(architecture.skeleton)
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{path} is damaged or not of this architecture: {reason}") from None
+    return network.eval().requires_grad_(False), preprocessing

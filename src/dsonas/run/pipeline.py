@@ -1,0 +1,268 @@
+"""The whole job: search, fit the width, train, measure; and the same steps one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from dsonas._utils import derive_seed
+from dsonas.cost import (
+    LatencyFunction,
+    architecture_cost,
+    chain_to_json,
+    check_reachable,
+    latency_from_table,
+)
+from dsonas.data import ImageData, load_data
+from dsonas.graph import Architecture, SearchSpace, draw_architecture
+from dsonas.nn import AuxiliaryHead, Network
+from dsonas.run.console import Reporter, readable_count
+from dsonas.run.fitting import check_known, final_latency, parts_table, run_costs
+from dsonas.run.run_batches import held_out_batches, training_batches
+from dsonas.run.run_config import RunConfig
+from dsonas.run.runs import Preprocessing, RunError, RunFolder, versions
+from dsonas.run.tracking import Tracking
+from dsonas.run.trials import Trials
+from dsonas.search import search
+from dsonas.train import STAGES, Engine, Journal, Training, World, evaluate, run_stage
+
+
+@dataclass
+class Job:
+    """A run in progress.
+
+    Args:
+        config: what to do.
+        folder: where it is kept.
+        reporter: where it is shown.
+        stop: polled after every step; True saves and ends.
+        world: the processes that do it together; only the first should write and show.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    reporter: Reporter
+    stop: Callable[[], bool] = lambda: False
+    world: World = field(default_factory=World)
+    engine: Engine = field(init=False)
+    data: ImageData = field(init=False)
+    journal: Journal = field(init=False)
+    resume: dict[str, Any] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tracking = Tracking(self.config, self.folder, writes=self.folder.writes)
+        self.engine = Engine(self.config.engine, self.world)
+        self.data = load_data(self.config.data, self.config.seed)
+        self.resume = self.engine.processes.decide(lambda: self.folder.last_checkpoint)
+        saved = self.resume or {}
+        self.journal = Journal(
+            rows=list(saved.get("rows", ())),
+            seconds=dict(saved.get("seconds", {})),
+            save=self._save,
+            report=self.reporter.step,
+            stop=self.stop,
+            save_every=self.config.engine.checkpoint_seconds,
+        )
+        self.cost = run_costs(self.config, self.latency)
+        self._extras: dict[str, Any] = dict(saved.get("extras", {}))
+        if self.resume:
+            stage, epoch = self.resume["stage"], self.resume["epoch"]
+            self.reporter.say(f"resuming {stage} after {epoch} epochs")
+
+    def latency(self, architecture: Architecture) -> float:
+        """Milliseconds that a budget bounds, as the first process measures them, for all."""
+        if self.config.engine.latency_table is not None:
+            return self._by_parts(architecture)
+        return self.engine.processes.decide(lambda: self._meter(architecture))
+
+    @cached_property
+    def _by_parts(self) -> LatencyFunction:
+        """By a table, given or measured, that the run keeps from its begin."""
+        if "latency_table" not in self._extras:
+            supernet = self.config.space(self.data).complete()
+            self._extras["latency_table"] = self.engine.processes.decide(
+                lambda: parts_table(self.config, self.engine, supernet)
+            )
+        return latency_from_table(self._extras["latency_table"])
+
+    @cached_property
+    def _meter(self) -> LatencyFunction:
+        return final_latency(self.config, self.engine)
+
+    def _save(self, state: dict[str, Any]) -> None:
+        self.folder.checkpoints.save({**state, "extras": self._extras})
+        self.folder.write_log(self.journal.rows)
+        self.tracking.write(self.journal.rows)
+
+    def check(
+        self, stages: tuple[str, ...] = STAGES, architecture: Architecture | None = None
+    ) -> None:
+        """Refuse, before anything is written, what cannot work.
+
+        Args:
+            stages: the steps to do.
+            architecture: what to train, if it is not to be searched.
+
+        Raises:
+            ValueError: saying what does not fit.
+        """
+        for stage in stages:
+            size = getattr(self.config, stage).batch_size
+            self.world.check_batch_size(f"{stage}.batch_size", size)
+        self.config.check_sizes(self.data, stages)
+        supernet = self.config.space(self.data).complete()
+        check_known(architecture or supernet, self.config, self.cost)
+        if architecture is None:
+            multiple = self.config.network.channel_multiple
+            check_reachable(supernet, self.config.budget, self.cost, multiple)
+        else:
+            check_fits(architecture, self.data)
+        if "train" in stages and self.config.train.auxiliary:
+            with torch.device("meta"):
+                AuxiliaryHead((architecture or supernet).skeleton)
+
+    def search(self) -> Architecture:
+        """Steps 1 and 2; the structure and width that meet the budget.
+
+        The structure is the one found, unless no width of it comes close (see ``fit_chain``).
+        """
+        if "architecture" in self._extras:
+            return Architecture.from_json(self._extras["architecture"])
+        space = self.config.space(self.data)
+        self._describe(space)
+        result = search(
+            space,
+            self.data,
+            budget=self.config.budget,
+            cost=run_costs(self.config, lambda net: self._by_parts(net)),
+            seed=self.config.seed,
+            lambda_fraction=self.config.data.lambda_fraction,
+            pretrain=self.config.pretrain,
+            config=self.config.search,
+            engine=self.engine,
+            journal=self.journal,
+            resume=self.resume,
+            workers=self.config.data.workers,
+        )
+        shown = self.folder, self.reporter, self.stop
+        trials = Trials(self.config, self.data, self.engine, self.cost, *shown)
+        chain = trials.choose(result.chain)
+        self.journal.seconds["search"] = self.journal.seconds.get("search", 0.0) + trials.seconds
+        self.folder.write("chain.json", chain_to_json(chain))
+        architecture = trials.fit(chain)
+        self._extras["architecture"] = architecture.to_json()
+        self._extras["factors"] = result.factors
+        self.resume = None
+        self.folder.write("architecture.json", architecture.to_json())
+        self.folder.write_factors(result.supernet.blocks[0], result.history)
+        self.folder.write_log(self.journal.rows)
+        return architecture
+
+    def _describe(self, space: SearchSpace) -> None:
+        cost, data = architecture_cost(space.complete()), self.data
+        size = f"{data.image_size}x{data.image_size}x{data.input_channels}"
+        self.reporter.say(
+            f"data      {len(data.train)} training and {len(data.test)} test images, {size}, "
+            f"{data.num_classes} classes\n"
+            f"supernet  {space.complete().num_live} connections, {space.num_factors} scaling "
+            f"factors ({space.sharing}), {readable_count(cost.macs)} multiply-adds, "
+            f"{readable_count(cost.params)} parameters"
+        )
+
+    def train(self, architecture: Architecture) -> dict[str, Any]:
+        """Step 3; the metrics, which are also written with the network."""
+        architecture = self.engine.processes.decide(lambda: architecture)
+        self._extras["architecture"] = architecture.to_json()
+        cost = architecture_cost(architecture)
+        self.reporter.say(
+            f"\n{draw_architecture(architecture)}\n\nnetwork   "
+            f"{'-'.join(map(str, architecture.skeleton.channels))} channels, "
+            f"{readable_count(cost.macs)} multiply-adds, {readable_count(cost.params)} parameters"
+        )
+        config, seed = self.config, self.config.seed
+        torch.manual_seed(derive_seed(seed, "network"))
+        network = Network(
+            architecture, auxiliary=config.train.auxiliary > 0, dropout=config.train.dropout
+        )
+        self.engine.place(network)
+        batches = training_batches(self.data, self.engine, config)
+        test = held_out_batches(self.data, self.engine, config.data.workers)
+        stage = Training(network, batches, test, config.train, self.engine, seed)
+        begun = self.resume is not None and self.resume["stage"] == stage.name
+        resume = self.resume if begun else None
+        run_stage(stage, self.journal, self.engine.device, resume, self.engine.processes)
+        measured = evaluate(network, test, self.engine)
+        return self._finish(network, measured)
+
+    def _latency(self, architecture: Architecture) -> dict[str, float]:
+        if self.config.budget.latency_ms is None:
+            return {}
+        return {"latency_ms": round(self.latency(architecture), 4)}
+
+    def _finish(self, network: Network, measured: dict[str, float]) -> dict[str, Any]:
+        architecture, seconds = network.architecture, self.journal.seconds
+        cost = architecture_cost(architecture)
+        supernet = Architecture.complete(
+            architecture.skeleton, architecture.operations, architecture.num_levels
+        )
+        metrics = {
+            **{name: round(value, 6) for name, value in measured.items()},
+            **asdict(cost),
+            **self._latency(architecture),
+            "live_connections": architecture.num_live,
+            "supernet_connections": supernet.num_live,
+            "channels": list(architecture.skeleton.channels),
+            "search_seconds": round(seconds.get("pretrain", 0) + seconds.get("search", 0), 3),
+            "train_seconds": round(seconds.get("train", 0), 3),
+            "seed": self.config.seed,
+            "skipped_images": len(self.data.skipped),
+            "device": str(self.engine.device),
+            "threads": torch.get_num_threads(),
+            "processes": self.world.size,
+            "versions": versions(),
+        }
+        self.folder.write_network(network, Preprocessing.of(self.data))
+        self.folder.write_log(self.journal.rows)
+        self.folder.write_metrics(metrics)
+        return metrics
+
+
+def evaluate_run(folder: RunFolder, config: RunConfig) -> dict[str, float]:
+    """Measure a finished network on the test images of its data set.
+
+    Raises:
+        RunError: if the network is not for these images.
+    """
+    engine, data = Engine(config.engine), load_data(config.data, config.seed)
+    network, preprocessing = folder.load_network()
+    if preprocessing.class_names != data.class_names:
+        raise RunError(
+            f"the network of {folder.path} knows the classes {preprocessing.class_names}, "
+            f"the data set has {data.class_names}: give the data set it was trained on"
+        )
+    check_fits(network.architecture, data)
+    # as in training, even if the folder's training images have changed since
+    data = replace(data, mean=preprocessing.mean, std=preprocessing.std)
+    engine.place(network)
+    return evaluate(network, held_out_batches(data, engine), engine)
+
+
+def check_fits(architecture: Architecture, data: ImageData) -> None:
+    """Refuse an architecture that is not for images and classes like those of a data set.
+
+    Raises:
+        RunError: if size, channels or classes differ.
+    """
+    skeleton = architecture.skeleton
+    wanted = (skeleton.image_size, skeleton.input_channels, skeleton.num_classes)
+    given = (data.image_size, data.input_channels, data.num_classes)
+    if wanted != given:
+        raise RunError(
+            f"the architecture is for images of {wanted[0]} pixels, {wanted[1]} channels and "
+            f"{wanted[2]} classes, the data set has {given[0]}, {given[1]} and {given[2]}: "
+            "give the data set it was found on, or set data.image_size or data.color"
+        )

@@ -1,0 +1,42 @@
+"""The images of a run as step 3 sees them: all training images, and the test images in order."""
+
+from __future__ import annotations
+
+from dsonas._utils import derive_seed
+from dsonas.data import Batches, ImageData
+from dsonas.run.run_config import RunConfig
+from dsonas.train import Engine
+
+EVALUATION_BATCH = 250
+
+
+def training_batches(data: ImageData, engine: Engine, config: RunConfig) -> Batches:
+    """All training images as step 3 sees them, in an order fixed by the seed."""
+    return Batches(
+        data.train,
+        data,
+        batch_size=config.train.batch_size,
+        augmentation=data.train_augmentation,
+        shuffle=True,
+        drop_last=True,
+        seed=derive_seed(config.seed, "train"),
+        device=engine.device,
+        workers=config.data.workers,
+        share=engine.processes.share,
+    )
+
+
+def held_out_batches(data: ImageData, engine: Engine, workers: int = 0) -> Batches:
+    """The test images in order."""
+    return Batches(
+        data.test,
+        data,
+        batch_size=EVALUATION_BATCH,
+        augmentation=None,
+        shuffle=False,
+        drop_last=False,
+        seed=0,
+        device=engine.device,
+        workers=workers,
+        share=engine.processes.share,
+    )

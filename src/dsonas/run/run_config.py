@@ -1,0 +1,243 @@
+"""The configuration of a whole run, and the search space it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from dsonas._utils import derive_seed
+from dsonas.cost import Budget
+from dsonas.data import DataConfig, DataError, ImageData, split_for_search
+from dsonas.graph import (
+    MAX_FILE_NODES,
+    PAPER_OPERATIONS,
+    STEMS,
+    SearchSpace,
+    Skeleton,
+    doubled_channels,
+)
+from dsonas.nn import operation_names
+from dsonas.run.tracking_config import LogConfig
+from dsonas.search import PretrainConfig, SearchConfig
+from dsonas.train import STAGES, EngineConfig, TrainConfig
+
+IMAGENET_STEM_FROM = 96
+_NEVER_FIXED = (
+    "engine.device",
+    "engine.threads",
+    "engine.checkpoint_seconds",
+    "engine.timeout_seconds",
+    "data.workers",
+    "data.memory_limit",
+    "log.trackers",
+)
+_FIRST_USE = {
+    "search.space": "pretrain",
+    "search": "search",
+    "budget": "train",  # the search looks only at which bounds there are; trials begin anew
+    "budget.bounds": "search",
+    "engine.latency_table": "search",
+    "engine.latency_batch": "search",
+    "engine.latency_threads": "search",
+    "train": "train",
+    "data.cutout": "train",
+    "architecture": "train",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The supernet.
+
+    Args:
+        levels: levels M of a block, >= 1.
+        operations: names of the N candidate operations of a level.
+        blocks: blocks in each stage; the resolution halves in between.
+        channels: channels of the supernet: of each stage, or one number for the first stage, which
+            then doubles from stage to stage; >= 1; multiples of 8 are fastest.
+        channel_multiple: channels of the final network are multiples of it, >= 1; 8 runs faster
+            on CPUs, 1 fits a budget closest.
+        stem: ``cifar`` (keeps the resolution), ``imagenet`` (quarters it), or ``auto``: imagenet
+            for images of 96 pixels and more.
+        transfer: for ``dsonas train --architecture``: put the block of that architecture, found on
+            other images, into the network that blocks, channels and stem describe, at the width
+            that meets the budget.
+
+    Raises:
+        ValueError: if a value breaks its rule.
+    """
+
+    levels: int = 4
+    operations: tuple[str, ...] = PAPER_OPERATIONS
+    blocks: tuple[int, ...] = (1, 1, 1)
+    channels: int | tuple[int, ...] = 16
+    channel_multiple: int = 1
+    stem: str = "auto"
+    transfer: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("levels", "channel_multiple"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"network.{name} must be at least 1, got {getattr(self, name)}")
+        if not self.blocks or min(self.blocks) < 1:
+            raise ValueError(
+                "network.blocks must be numbers of at least 1, one for each stage, "
+                f"got {list(self.blocks)}"
+            )
+        if min(self.stage_channels) < 1 or len(self.stage_channels) != len(self.blocks):
+            raise ValueError(
+                f"network.channels must be at least 1, or one number for each of the "
+                f"{len(self.blocks)} stages, got {self.channels}"
+            )
+        unknown = [name for name in self.operations if name not in operation_names()]
+        if unknown or not self.operations:
+            raise ValueError(
+                f"network.operations must be names out of {', '.join(operation_names())}, got "
+                f"{list(self.operations)}; --import FILE.py adds operations of your own"
+            )
+        if self.levels * len(self.operations) > MAX_FILE_NODES:
+            raise ValueError(
+                f"network.levels times the operations must be at most {MAX_FILE_NODES}, got "
+                f"{self.levels} levels of {len(self.operations)}"
+            )
+        if self.stem not in ("auto", *STEMS):
+            raise ValueError(f"network.stem must be auto or one of {STEMS}, got {self.stem!r}")
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        """Channels of each stage of the supernet."""
+        if isinstance(self.channels, int):
+            return doubled_channels(self.channels, len(self.blocks))
+        return tuple(self.channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that fixes a run.
+
+    Args:
+        data: images, split, augmentation.
+        network: the supernet.
+        pretrain: step 1.
+        search: step 2.
+        budget: upper bounds on the result.
+        train: step 3.
+        engine: device, precision, threads.
+        log: trackers beside the log.
+        seed: the one seed from which every random choice follows, >= 0.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    budget: Budget = field(default_factory=Budget)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, int):
+            raise ValueError(f"seed must be a whole number, got {self.seed!r}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+
+    def groups(self) -> dict[str, Any]:
+        """All values, nested as in a YAML file; the seed first."""
+        names = sorted((entry.name for entry in fields(self)), key=lambda name: name != "seed")
+        values = asdict(self)
+        return {name: values[name] for name in names}
+
+    def settings(self) -> dict[str, Any]:
+        """All values by their dotted names."""
+        flat: dict[str, Any] = {}
+        for group, values in self.groups().items():
+            named = values.items() if isinstance(values, dict) else ()
+            flat.update({f"{group}.{name}": value for name, value in named} or {group: values})
+        return flat
+
+    def space(self, data: ImageData) -> SearchSpace:
+        """The search space for a data set."""
+        network = self.network
+        stem = network.stem
+        if stem == "auto":
+            stem = "imagenet" if data.image_size >= IMAGENET_STEM_FROM else "cifar"
+        skeleton = Skeleton(
+            stem=stem,
+            input_channels=data.input_channels,
+            image_size=data.image_size,
+            num_classes=data.num_classes,
+            blocks=tuple(network.blocks),
+            channels=network.stage_channels,
+        )
+        return SearchSpace(
+            skeleton=skeleton,
+            operations=tuple(network.operations),
+            num_levels=network.levels,
+            sharing=self.search.space,
+        )
+
+    def check_sizes(self, data: ImageData, stages: tuple[str, ...] = STAGES) -> None:
+        """Refuse, before any training, batches that are larger than their part of the data.
+
+        Raises:
+            DataError: naming the option.
+        """
+        every = len(data.train)
+        _, factors = part_sizes(self, every)
+        if self.data.lambda_fraction and not 0 < factors < every and "search" in stages:
+            raise DataError(
+                f"data.lambda_fraction {self.data.lambda_fraction} of {every} images leaves a part "
+                "empty: use more images or another fraction"
+            )
+        parts = {"train": every}
+        if stages != ("train",):
+            split = derive_seed(self.seed, "split")
+            both = split_for_search(data.train, self.data.lambda_fraction, split)
+            parts |= {"pretrain": len(both[0]), "search": min(map(len, both))}
+        for stage in stages:
+            size = getattr(self, stage).batch_size
+            if size > parts[stage] and (stage != "pretrain" or self.pretrain.epochs):
+                raise DataError(
+                    f"fewer images than a batch: {stage}.batch_size must be at most the "
+                    f"{parts[stage]} images of this step, got {size}: lower it, or use more images"
+                )
+
+
+def part_sizes(config: RunConfig, num_train: int) -> tuple[int, int]:
+    """Images of the weight part and of the scaling-factor part."""
+    factors = round(config.data.lambda_fraction * num_train)
+    return num_train - factors, factors or num_train
+
+
+def changed_settings(
+    before: Mapping[str, Any], after: Mapping[str, Any], begun: str | None
+) -> Iterator[str]:
+    """What keeps a run from being resumed: settings that its work so far has used, now different.
+
+    Args:
+        before: settings of the run, by dotted name.
+        after: settings of the command.
+        begun: the last step of the run that has begun; None if none has.
+
+    Returns:
+        Iterator over descriptions.
+
+    Example:
+        >>> before = {"seed": 0, "train.lr": 9.0}
+        >>> list(changed_settings(before, {"seed": 1, "train.lr": 0.1}, "search"))
+        ['seed was 0 and is 1']
+    """
+    for key in sorted({*before, *after}):
+        old, new = before.get(key), after.get(key)
+        if old != new and _is_fixed(key, begun):
+            yield f"{key} was {old!r} and is {new!r}"
+
+
+def _is_fixed(key: str, begun: str | None) -> bool:
+    if begun is None or key in _NEVER_FIXED:
+        return False
+    first = _FIRST_USE.get(key) or _FIRST_USE.get(key.split(".")[0], STAGES[0])
+    return STAGES.index(first) <= STAGES.index(begun)

@@ -1,0 +1,284 @@
+"""A run on disk: what its folder holds, and how a finished network is read back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsonas._utils import write_atomically
+from dsonas.cost import chain_from_json, is_chain
+from dsonas.graph import Architecture, ArchitectureError, BlockGraph
+from dsonas.nn import Network
+from dsonas.run.locking import locked
+from dsonas.run.network_files import Preprocessing, RunError, read_network, write_weights
+from dsonas.run.stage_checkpoints import StageCheckpoints
+from dsonas.train import STAGES, Row
+
+COLUMNS: tuple[str, ...] = (
+    "stage",
+    "epoch",
+    "loss",
+    "error",
+    "test_error",
+    "test_loss",
+    "lr",
+    "live_connections",
+    "macs",
+    "params",
+    "mean_factor",
+    "pressure",
+    "seconds",
+)
+
+SUMMARY = (  # numbers of metrics.json that describe a finished run
+    "test_error",
+    "macs",
+    "params",
+    "live_connections",
+    "supernet_connections",
+    "search_seconds",
+    "train_seconds",
+)
+
+
+class RunFolder:
+    """The files of a run: all written atomically, so that none is ever half there.
+
+    Args:
+        path: the folder; it is made when the first file is written.
+        writes: whether this process does; of several that train together only one should. Without,
+            whatever would write does nothing.
+    """
+
+    def __init__(self, path: str | Path, *, writes: bool = True) -> None:
+        self.path, self.writes = Path(path), writes
+        self.checkpoints = StageCheckpoints(self.path / "checkpoints", writes=writes)
+
+    @contextmanager
+    def lock(self) -> Iterator[RunFolder]:
+        """Keep every other process from working in this folder while the context is open.
+
+        Raises:
+            FolderInUseError: if another process works there.
+        """
+        with locked(self.path) if self.writes else nullcontext():
+            yield self
+
+    @cached_property
+    def last_checkpoint(self) -> dict[str, Any] | None:
+        """The checkpoint that a run started now goes on from; None to begin from scratch."""
+        return self.checkpoints.load_last()
+
+    @property
+    def begun(self) -> str | None:
+        """The last stage that has something to go on from; None if there is nothing."""
+        if self.metrics:
+            return STAGES[-1]
+        return self.last_checkpoint["stage"] if self.last_checkpoint else None
+
+    @property
+    def found(self) -> Architecture | None:
+        """What a finished search has found; None if the run has not come so far."""
+        path = self.path / "architecture.json"
+        finished = self.begun in STAGES[1:] and path.exists()
+        return Architecture.load(path) if finished else None
+
+    def refuse(self, differences: Iterable[str]) -> None:
+        """Refuse to go on with another run than the folder's.
+
+        Args:
+            differences: what is not the same, a short description each.
+
+        Raises:
+            RunError: if there is a difference.
+        """
+        first = list(islice(differences, 3))
+        if first:
+            raise RunError(
+                f"{self.path} holds a run with other settings ({'; '.join(first)}): "
+                f"{self._remedy(first)}"
+            )
+
+    def _remedy(self, differences: Sequence[str]) -> str:
+        chain = self.path / "chain.json"
+        if chain.exists() and all(text.startswith("budget.") for text in differences):
+            config = self.path / "config.yaml"
+            return f"train from its search: dsonas train --config {config} --architecture {chain}"
+        return "choose another --out, or delete that folder"
+
+    @property
+    def held(self) -> Architecture | None:
+        """The architecture that the folder's training is about; None before there is one."""
+        text = (self.last_checkpoint or {}).get("extras", {}).get("architecture")
+        return Architecture.from_json(text) if text else self.found
+
+    def require_architecture(self, architecture: Architecture) -> None:
+        """Refuse to train another architecture than the one that the folder's run is about.
+
+        Raises:
+            RunError: if its search is not finished, or has found another one.
+        """
+        if self.begun is not None and self.held != architecture:
+            raise RunError(
+                f"{self.path} holds a run that is not about this architecture: "
+                "choose another --out, or delete that folder"
+            )
+
+    def begin(self, config_text: str, *, searches: bool, refits: bool = False) -> None:
+        """Write the configuration; what is to be found anew is removed first.
+
+        Args:
+            config_text: YAML.
+            searches: whether this run searches; from scratch if the folder holds no run yet.
+            refits: whether a finished search is to meet another budget.
+        """
+        if not self.writes:
+            return
+        if searches and self.begun is None:
+            for name in ("chain.json", "trials.json"):
+                (self.path / name).unlink(missing_ok=True)
+        if refits or (searches and self.begun is None):
+            (self.path / "architecture.json").unlink(missing_ok=True)
+        self.write("config.yaml", config_text)
+
+    def write(self, name: str, text: str) -> None:
+        """Write a text file."""
+        if self.writes:
+            write_atomically(self.path / name, text.encode())
+
+    def write_log(self, rows: Sequence[Row]) -> None:
+        """Write ``log.csv``: one line per epoch of every stage."""
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.write("log.csv", buffer.getvalue())
+
+    def write_factors(self, graph: BlockGraph, history: Sequence[Sequence[list[float]]]) -> None:
+        """Write ``factors.csv``: the scaling factors that are not 0 after each search epoch.
+
+        Args:
+            graph: a block of the supernet.
+            history: for each epoch the packed factors of each block, or one list for all blocks.
+        """
+        lines = ["epoch,block,source,target,factor"]
+        for epoch, blocks in enumerate(history, 1):
+            for place, factors in enumerate(blocks, 1):
+                block = "all" if len(blocks) == 1 else place
+                lines += [
+                    f"{epoch},{block},{source},{target},{factor:.6g}"
+                    for (source, target), factor in zip(graph.connections, factors, strict=True)
+                    if factor
+                ]
+        self.write("factors.csv", "\n".join(lines) + "\n")
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """What ``metrics.json`` holds; None if the run is not finished.
+
+        Raises:
+            RunError: if it is damaged.
+        """
+        path = self.path / "metrics.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        except (ValueError, RecursionError):
+            found = {}
+        if found is not None and not _has_numbers(found, ("test_error",)):
+            raise RunError(f"{path} is damaged: delete it and repeat the command")
+        return found
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The metrics, with every number of ``SUMMARY``; None if the run is not finished.
+
+        Raises:
+            RunError: if one is missing.
+        """
+        if self.metrics and not _has_numbers(self.metrics, SUMMARY):
+            path = self.path / "metrics.json"
+            raise RunError(f"{path} is damaged: delete it and repeat the command")
+        return self.metrics
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write ``metrics.json``: the last file of a run, so its presence means finished."""
+        self.write("metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+    def write_network(self, network: Network, preprocessing: Preprocessing) -> None:
+        """Write ``architecture.json`` and ``network.safetensors`` (no auxiliary head)."""
+        self.write("architecture.json", network.architecture.to_json())
+        if self.writes:
+            write_weights(self.path / "network.safetensors", network, preprocessing)
+
+    def load_network(self) -> tuple[Network, Preprocessing]:
+        """The trained network, in evaluation mode, and what it expects.
+
+        Raises:
+            RunError: if the folder holds no finished network, or a damaged one.
+        """
+        path = self.path / "network.safetensors"
+        if not path.exists():
+            raise RunError(
+                f"{self.path} holds no finished network (network.safetensors): "
+                "finish it with the command that began it, or with dsonas train"
+            )
+        return read_network(path, load_architecture(self.path / "architecture.json"))
+
+
+def _has_numbers(value: Any, names: Sequence[str]) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), int | float) for name in names
+    )
+
+
+def load_architecture(path: str | Path) -> Architecture:
+    """Read an architecture file.
+
+    Raises:
+        RunError: if there is none.
+        ArchitectureError: if it is malformed.
+    """
+    return load_chain(path)[-1]
+
+
+def load_chain(path: str | Path) -> list[Architecture]:
+    """Read the ``chain.json`` of a search, largest first; an architecture file is a chain of one.
+
+    Raises:
+        RunError: if there is none.
+        ArchitectureError: if it is malformed.
+    """
+    if not Path(path).is_file():
+        raise RunError(
+            f"architecture file {path} does not exist: give an architecture.json or chain.json"
+        )
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        return chain_from_json(text) if is_chain(text) else [Architecture.from_json(text)]
+    except (ArchitectureError, UnicodeDecodeError) as error:
+        raise ArchitectureError(f"{path}: {error}") from None
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    import platform
+
+    import torchvision
+
+    import dsonas
+
+    return {
+        "dsonas": dsonas.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+    }

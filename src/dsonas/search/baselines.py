@@ -1,0 +1,260 @@
+"""What a search is compared with: random architectures of its space, and plain hand-made ones.
+
+Both have the skeleton of the space at the supernet's channels; the width that meets a budget is
+fitted afterwards by ``budgets.fit_width``, as it is for the result of a search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from dsonas._utils import derive_seed
+from dsonas.cost import block_cost, without_node
+from dsonas.graph import Architecture, BlockGraph, Connection, SearchSpace
+from dsonas.nn import BatchNorm, DepthwiseConv, register_operation
+
+RANDOM_KINDS = ("connections", "cost")
+EXPANSION = 6
+INVERTED_BOTTLENECK = "inverted_bottleneck3x3"
+
+Removal = tuple[int, Connection | int]  # a graph, and one of its connections or operations
+
+
+def random_architecture(
+    space: SearchSpace,
+    generator: torch.Generator,
+    kind: str = "connections",
+    *,
+    share: float | None = None,
+) -> Architecture:
+    """Draw an architecture of a space: cleaned, with at least one operation.
+
+    In the share space all blocks get the same graph and none is empty; in the full space each gets
+    its own, and a block without operations is its shortcut.
+
+    Args:
+        space: what to draw from.
+        generator: source of randomness, on the CPU.
+        kind: ``connections``: every set of live connections, those of the reduction blocks
+            included, is equally likely. ``cost``: the share of the blocks' multiply-adds is drawn
+            from 0 to 1, and operations and connections are removed at random until it is met;
+            reduction blocks stay complete, as they do under a search's plan.
+        share: for ``cost``, the share itself, in [0, 1], instead of a drawn one.
+
+    Returns:
+        An architecture at the supernet's channels.
+
+    Raises:
+        ValueError: if the kind is unknown or the share is out of range.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> net = random_architecture(SearchSpace(), generator)
+        >>> net == net.clean(), len(set(net.blocks))
+        (True, 1)
+    """
+    if kind not in RANDOM_KINDS:
+        raise ValueError(f"kind must be one of {RANDOM_KINDS}, got {kind!r}")
+    if share is not None and not 0 <= share <= 1:
+        raise ValueError(f"share must be in [0, 1], got {share}: 0.35 keeps about a third")
+    if kind == "connections":
+        return _random_connections(space, generator)
+    if share is None:
+        share = float(torch.rand((), generator=generator, dtype=torch.float64))
+    return _random_cost(space, generator, share)
+
+
+def random_architectures(
+    space: SearchSpace,
+    seed: int,
+    kinds: Sequence[str] = RANDOM_KINDS,
+    accept: Callable[[Architecture], bool] = lambda architecture: True,
+) -> Iterator[Architecture]:
+    """An endless sequence of random architectures, the kinds in turn.
+
+    Args:
+        space: what to draw from.
+        seed: fixes the sequence; a longer one begins with the shorter one.
+        kinds: see ``random_architecture``.
+        accept: what it refuses is drawn anew; for budgets that a structure cannot meet.
+
+    Yields:
+        Architectures at the supernet's channels.
+
+    Raises:
+        ValueError: if a thousand draws in a row are refused.
+
+    Example:
+        >>> first = random_architectures(SearchSpace(), 0)
+        >>> again = random_architectures(SearchSpace(), 0)
+        >>> [next(first) == next(again) for _ in range(3)]
+        [True, True, True]
+    """
+    index = 0
+    while True:
+        kind = kinds[index % len(kinds)]
+        generator = torch.Generator().manual_seed(derive_seed(seed, "random", kind, index))
+        yield first_accepted(partial(random_architecture, space, generator, kind), accept)
+        index += 1
+
+
+MAX_REFUSED = 1000
+
+
+def first_accepted(
+    draw: Callable[[], Architecture], accept: Callable[[Architecture], bool]
+) -> Architecture:
+    """The first of the architectures drawn that is accepted.
+
+    Raises:
+        ValueError: if a thousand draws in a row are refused.
+    """
+    for _ in range(MAX_REFUSED):
+        architecture = draw()
+        if accept(architecture):
+            return architecture
+    raise ValueError(
+        f"none of {MAX_REFUSED} random architectures meets the budget at its narrowest: raise "
+        "the budget, or lower network.channel_multiple or network.levels"
+    )
+
+
+def _random_connections(space: SearchSpace, generator: torch.Generator) -> Architecture:
+    supernet = space.complete()
+
+    def coins(size: int) -> list[bool]:
+        return (torch.rand(size, generator=generator) < 0.5).tolist()
+
+    while True:
+        graphs = [graph.prune(coins(len(graph.live))).clean() for graph in complete_graphs(space)]
+        if any(graph.kept_nodes for graph in graphs):
+            break
+    reductions = []
+    for flags in supernet.reductions:
+        drawn = coins(len(flags))
+        while not any(drawn):
+            drawn = coins(len(flags))
+        reductions.append(tuple(drawn))
+    return replace(_spread(space, graphs), reductions=tuple(reductions))
+
+
+def _random_cost(space: SearchSpace, generator: torch.Generator, share: float) -> Architecture:
+    graphs = complete_graphs(space)
+    limit = share * blocks_macs(_spread(space, graphs))
+    while blocks_macs(_spread(space, graphs)) > limit:
+        options = _removable(graphs)
+        smaller: list[BlockGraph] = []
+        while options and not any(graph.kept_nodes for graph in smaller):
+            place, what = options.pop(_draw(len(options), generator))
+            smaller = [_without(g, what) if i == place else g for i, g in enumerate(graphs)]
+        if not any(graph.kept_nodes for graph in smaller):
+            break  # any removal would leave nothing
+        graphs = smaller
+    return _spread(space, graphs)
+
+
+def _draw(size: int, generator: torch.Generator) -> int:
+    return int(torch.randint(size, (), generator=generator))
+
+
+def _removable(graphs: Sequence[BlockGraph]) -> list[Removal]:
+    found: list[Removal] = []
+    for place, graph in enumerate(graphs):
+        live = zip(graph.connections, graph.live, strict=True)
+        found += [(place, connection) for connection, alive in live if alive]
+        found += [(place, node) for node in graph.kept_nodes]
+    return found
+
+
+def _without(graph: BlockGraph, what: Connection | int) -> BlockGraph:
+    if isinstance(what, Connection):
+        return graph.prune([connection != what for connection in graph.connections]).clean()
+    return without_node(graph, what)
+
+
+def complete_graphs(space: SearchSpace) -> list[BlockGraph]:
+    """The complete graphs that are drawn: one in the share space, else one for each block."""
+    blocks = space.complete().blocks
+    return list(blocks[:1] if space.sharing == "share" else blocks)
+
+
+def _spread(space: SearchSpace, graphs: Sequence[BlockGraph]) -> Architecture:
+    supernet = space.complete()
+    shared = space.sharing == "share"
+    blocks = tuple(graphs[0 if shared else i] for i in range(len(supernet.blocks)))
+    return replace(supernet, blocks=blocks)
+
+
+def blocks_macs(architecture: Architecture) -> int:
+    """Multiply-adds of the operations and outputs of all blocks: what pruning can remove.
+
+    Example:
+        >>> space = SearchSpace()
+        >>> blocks_macs(space.complete()) < 1.4845e9
+        True
+    """
+    skeleton = architecture.skeleton
+    sizes, channels = skeleton.stage_sizes, skeleton.channels
+    return sum(
+        block_cost(graph, channels[stage], sizes[stage], False).macs
+        for graph, stage in zip(architecture.blocks, skeleton.block_stages, strict=True)
+    )
+
+
+@register_operation(INVERTED_BOTTLENECK)
+def _inverted_bottleneck3x3(channels: int) -> nn.Module:
+    """1x1 to six times the channels, depthwise 3x3, 1x1 back (MobileNetV2, arXiv 1801.04381)."""
+    wide = EXPANSION * channels
+    return nn.Sequential(
+        nn.Conv2d(channels, wide, 1, bias=False),
+        BatchNorm(wide),
+        nn.ReLU6(),
+        DepthwiseConv(wide, 3),
+        BatchNorm(wide),
+        nn.ReLU6(),
+        nn.Conv2d(wide, channels, 1, bias=False),
+    )
+
+
+_CHAINS = {
+    "residual": ("separable_conv3x3", "separable_conv3x3"),
+    "mobile": (INVERTED_BOTTLENECK,),
+}
+HAND_MADE = tuple(_CHAINS)
+
+
+def hand_made(space: SearchSpace, kind: str) -> Architecture:
+    """A plain network on the skeleton of a space: every block the same chain of operations.
+
+    A block keeps what all blocks here have: a 1x1 convolution, BN and ReLU after the chain, and
+    the shortcut around it.
+
+    Args:
+        space: its skeleton is used; its operations need not hold those of the chain.
+        kind: ``residual``: two separable 3x3 convolutions, as a residual block of ResNet has two
+            convolutions. ``mobile``: one inverted bottleneck with expansion 6, as in MobileNetV2,
+            but with a ReLU after it where MobileNetV2 has none.
+
+    Returns:
+        An architecture at the supernet's channels.
+
+    Raises:
+        ValueError: if the kind is unknown.
+
+    Example:
+        >>> net = hand_made(SearchSpace(), "residual")
+        >>> net.blocks[0].inputs
+        {1: (0,), 2: (1,), 3: (2,)}
+    """
+    if kind not in _CHAINS:
+        raise ValueError(f"kind must be one of {HAND_MADE}, got {kind!r}")
+    chain = _CHAINS[kind]
+    complete = Architecture.complete(space.skeleton, chain[:1], len(chain))
+    graph = complete.blocks[0]
+    chained = graph.prune([target == source + 1 for source, target in graph.connections])
+    return replace(complete, blocks=(chained.clean(),) * len(complete.blocks))

@@ -1,0 +1,5 @@
+"""Sparse optimisation of any model: the proximal optimiser, scaled sums, tracing, pruning."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,42 @@
+from .checkpoints import (
+    CheckpointError as CheckpointError,
+    CheckpointFolder as CheckpointFolder,
+)
+from .engine import (
+    Engine as Engine,
+    EngineConfig as EngineConfig,
+)
+from .loop import (
+    STAGES as STAGES,
+    DivergedError as DivergedError,
+    Interrupted as Interrupted,
+    Journal as Journal,
+    Row as Row,
+    Stage as Stage,
+    run_stage as run_stage,
+)
+from .optimizers import (
+    restore as restore,
+    set_lr as set_lr,
+    sgd as sgd,
+)
+from .schedules import (
+    Schedule as Schedule,
+    constant as constant,
+    cosine as cosine,
+    multi_step as multi_step,
+)
+from .steps import (
+    factor_step as factor_step,
+    weight_step as weight_step,
+)
+from .training import (
+    TrainConfig as TrainConfig,
+    Training as Training,
+    evaluate as evaluate,
+)
+from .world import (
+    World as World,
+    current_world as current_world,
+    require_single as require_single,
+)

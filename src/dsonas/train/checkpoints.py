@@ -1,0 +1,137 @@
+"""Checkpoints that survive a crash: written atomically, verified when read, the last two kept."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsonas._utils import write_atomically
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+MAGIC = b"dsonas-checkpoint\n"
+KEPT = 2
+_NAME = re.compile(r"checkpoint-(\d{8})\.pt")
+_DIGEST_SIZE = hashlib.sha256().digest_size
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message is one line that says why."""
+
+
+class CheckpointFolder:
+    """The numbered checkpoints of a run.
+
+    A file is a magic line, the SHA-256 of the rest, and a ``torch.save`` archive of tensors and
+    plain values, read with ``weights_only`` so that no code in it can run.
+
+    Args:
+        folder: where they lie; made when the first is written.
+        check: called with the state of a checkpoint that was read; raises ``CheckpointError`` if
+            that cannot be used.
+
+    Example:
+        >>> checkpoints = CheckpointFolder(getfixture("tmp_path"))
+        >>> checkpoints.save({"epoch": 3})
+        >>> checkpoints.load_last()
+        {'epoch': 3}
+    """
+
+    def __init__(
+        self, folder: str | Path, check: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
+        self.folder = Path(folder)
+        self._check = check
+        self._unusable: set[Path] = set()
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the next checkpoint and delete all but the last two usable ones."""
+        buffer = io.BytesIO()
+        torch.save({"version": VERSION, "state": state}, buffer)
+        body = buffer.getvalue()
+        number = max((number for number, _ in self._files()), default=0) + 1
+        path = self.folder / f"checkpoint-{number:08d}.pt"
+        write_atomically(path, MAGIC + hashlib.sha256(body).digest() + body)
+        usable = [file for _, file in self._files() if file not in self._unusable]
+        for old in {*usable[:-KEPT], *self._unusable}:
+            old.unlink(missing_ok=True)
+        self._unusable.clear()
+
+    def load_last(self) -> dict[str, Any] | None:
+        """The state of the newest usable checkpoint; None if there is none at all.
+
+        A checkpoint that cannot be used is named in the log, and the one before is tried.
+
+        Raises:
+            CheckpointError: if there are checkpoints and none of them can be used.
+        """
+        problem = None
+        for _, path in reversed(self._files()):
+            try:
+                return self._read(path)
+            except CheckpointError as error:
+                logger.warning("%s; trying the one before", error)
+                self._unusable.add(path)
+                problem = error
+        if problem is not None:
+            raise CheckpointError(f"no usable checkpoint in {self.folder}: last problem: {problem}")
+        return None
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        state = read_checkpoint(path)
+        if self._check is not None:
+            try:
+                self._check(state)
+            except CheckpointError as error:
+                raise CheckpointError(f"checkpoint {path} cannot be used: {error}") from None
+        return state
+
+    def _files(self) -> list[tuple[int, Path]]:
+        if not self.folder.is_dir():
+            return []
+        found = [(_NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
+        return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read one checkpoint file.
+
+    Raises:
+        CheckpointError: if it is damaged, holds code, or is of another version.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from None
+    head, body = content[: len(MAGIC)], content[len(MAGIC) + _DIGEST_SIZE :]
+    if head != MAGIC:
+        raise CheckpointError(f"checkpoint {path} is not a dsonas checkpoint")
+    if hashlib.sha256(body).digest() != content[len(MAGIC) : len(MAGIC) + _DIGEST_SIZE]:
+        raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match")
+    try:
+        value = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:  # a forged file makes the reader fail in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"checkpoint {path} is refused: {reason}") from None
+    return _state(value, path)
+
+
+def _state(value: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(value, dict) or "version" not in value:
+        raise CheckpointError(f"checkpoint {path} is of no version: it is not one of a run")
+    if type(value["version"]) is not int or value["version"] != VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} is of version {str(value['version'])[:20]!r}, this dsonas reads "
+            f"version {VERSION}: go on with the dsonas that wrote it, or choose another --out"
+        )
+    if not isinstance(value.get("state"), dict):
+        raise CheckpointError(f"checkpoint {path} of version {VERSION} holds no state")
+    return value["state"]

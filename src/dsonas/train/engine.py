@@ -1,0 +1,172 @@
+"""Where and how tensors are computed: device, precision, threads, allocator."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsonas._utils import require_finite
+from dsonas.nn import BatchNorm
+from dsonas.train.processes import Processes, join
+from dsonas.train.world import World
+
+PRECISIONS = ("float32", "bfloat16")
+MAX_THREADS = 1024  # far more end a process without a message
+MAX_TIMEOUT = 7 * 24 * 3600
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Where and how to compute.
+
+    Args:
+        device: ``auto`` (an accelerator if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
+        precision: ``float32``, or ``bfloat16`` for autocast.
+        threads: CPU threads, from 1 to 1024. None: all cores, as torch decides.
+        checkpoint_seconds: time between two checkpoints of a run, >= 0: what a crash costs at
+            most. Longer where writing one is slow; 0 saves after every step.
+        accumulate: parts of a batch that a process takes one after the other, adding up their
+            gradients, to save memory, >= 1; batch normalisation then sees parts.
+        sync_batchnorm: whether several processes normalise by the statistics of the whole batch,
+            as one process would; otherwise each by those of its part.
+        timeout_seconds: how long several processes wait for one that does not answer, > 0.
+        latency_table: JSON file of milliseconds by part, as ``dsonas latency`` writes it on another
+            device: latencies are then that device's. None: measured on this one.
+        latency_batch: images at a time where latency is measured, >= 1; a table holds for what it
+            was measured with.
+        latency_threads: CPU threads there, from 1 to 1024.
+
+    Raises:
+        ValueError: if a value breaks its rule.
+
+    Example:
+        >>> EngineConfig(device="cpu", threads=2).precision
+        'float32'
+    """
+
+    device: str = "auto"
+    precision: str = "float32"
+    threads: int | None = None
+    checkpoint_seconds: float = 20.0
+    accumulate: int = 1
+    sync_batchnorm: bool = True
+    timeout_seconds: float = 600.0
+    latency_table: str | None = None
+    latency_batch: int = 1
+    latency_threads: int = 1
+
+    def __post_init__(self) -> None:
+        require_finite(self, "engine")
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"engine.precision must be one of {PRECISIONS}, got {self.precision!r}"
+            )
+        for name in ("threads", "latency_threads"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= MAX_THREADS:
+                raise ValueError(
+                    f"engine.{name} must be at least 1 and at most {MAX_THREADS}, got {value}"
+                )
+        if self.checkpoint_seconds < 0:
+            raise ValueError(
+                f"engine.checkpoint_seconds must be at least 0, got {self.checkpoint_seconds}"
+            )
+        for name in ("accumulate", "latency_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"engine.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.timeout_seconds <= MAX_TIMEOUT:
+            raise ValueError(
+                f"engine.timeout_seconds must be above 0 and at most {MAX_TIMEOUT}, got "
+                f"{self.timeout_seconds}"
+            )
+
+
+class Engine:
+    """A resolved ``EngineConfig``.
+
+    Args:
+        config: what to resolve. None: the defaults.
+        world: processes to train together with, all of which make such an engine; see
+            ``current_world``. None: this process alone.
+
+    Raises:
+        ValueError: if the device does not exist on this machine.
+        LostProcessError: if the other processes do not come.
+
+    Example:
+        >>> engine = Engine(EngineConfig(device="cpu"))
+        >>> engine.place(nn.Linear(2, 1)).weight.device
+        device(type='cpu')
+    """
+
+    def __init__(self, config: EngineConfig | None = None, world: World | None = None) -> None:
+        config = config or EngineConfig()
+        self.precision, self.accumulate = config.precision, config.accumulate
+        if world is None or world.size == 1:
+            self.processes, self.device = Processes(), _resolve_device(config.device)
+        else:
+            self.processes, self.device = join(world, config.device, config.timeout_seconds)
+        self.synchronises = config.sync_batchnorm and self.processes.share[1] > 1
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Move a module to the device, in channels_last; make it equal in all processes."""
+        module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for part in module.modules():
+            if isinstance(part, BatchNorm):
+                part.synchronised = self.synchronises
+        self.processes.align(module)
+        return module
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context for forward passes."""
+        enabled = self.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def wait(self) -> None:
+        """Until the device has done what it was given, so that a clock can be read."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def scalars(self, *values: Tensor) -> list[float]:
+        """Read numbers from the device with a single synchronisation."""
+        return torch.stack([value.float() for value in values]).tolist()
+
+
+def _resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # clocks wait for the current device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"engine.device {name!r} cannot be used here: {reason}") from None
+    return device
+
+
+def keep_freed_memory() -> bool:
+    """Ask glibc to reuse large freed buffers rather than return them to the system.
+
+    Every training step allocates the same buffers of tens of MB; by default each would be mapped
+    and zeroed by the kernel anew, a third of the time of a supernet's step.
+
+    Returns:
+        Whether the C library took the request; other libraries are left alone.
+    """
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_M_MMAP_THRESHOLD, 2**30) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))

@@ -1,0 +1,187 @@
+"""What processes that train together tell each other; a process alone asks nobody.
+
+Lightning Fabric reads the launcher's environment, picks the device and sets up the process group.
+Gradients are averaged here, in one flat buffer after backward, rather than by hooks of torch's DDP:
+those hold on to the parameters they were made for, and a search changes in every other step which
+parameters have gradients, and at every rebuild which parameters there are.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dsonas._utils import answering, flatten, sum_over_processes
+from dsonas.train.world import World
+
+Result = TypeVar("Result")
+FABRIC = 'lightning-fabric is not installed: pip install "dsonas[distributed]"'
+
+
+class Processes:
+    """The processes that train together.
+
+    Args:
+        world: the place of this one.
+        fabric: what connects them; None for one process alone.
+        control: group by which flags go, so that no step waits for an accelerator; None: the same.
+
+    Example:
+        >>> alone = Processes()
+        >>> alone.decide(lambda: "prune it"), alone.any(False, True)
+        ('prune it', (False, True))
+    """
+
+    def __init__(self, world: World | None = None, fabric: Any = None, control: Any = None) -> None:
+        self.world = world or World()
+        self._fabric, self._control = fabric, control
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """The part of every batch that is this process's: its number, and of how many."""
+        return self.world.rank, self.world.size
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process decides, writes and speaks for all."""
+        return self.world.is_first
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over the processes, the same bits in each.
+
+        Args:
+            values: of one shape in all processes; left as they are.
+        """
+        return values if self._fabric is None else sum_over_processes(values.clone())
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the processes; see ``sum``."""
+        return values if self._fabric is None else self.sum(values) / self.world.size
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag whether it is set in any process."""
+        if self._fabric is None:
+            return flags
+        values = torch.tensor(flags, dtype=torch.int32)
+        return tuple(sum_over_processes(values, self._control).gt(0).tolist())
+
+    def decide(self, choose: Callable[[], Result]) -> Result:
+        """Let the first process choose for all.
+
+        Args:
+            choose: called in the first process alone; what it returns reaches all.
+
+        Raises:
+            ValueError: in the others, if it raises something in the first.
+        """
+        if self._fabric is None:
+            return choose()
+        value, problem = None, None
+        if self.is_first:
+            try:
+                value = choose()
+            except Exception as error:  # the others wait for an answer
+                problem = error
+        with answering():
+            told = None if problem is None else str(problem)
+            value, reason = self._fabric.broadcast((value, told))
+        if problem is not None:
+            raise problem
+        if reason is not None:
+            raise ValueError(reason)
+        return value
+
+    def average_gradients(self, module: nn.Module) -> None:
+        """Make the gradients those of the mean of all processes' losses."""
+        if self._fabric is None:
+            return
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        for some in _by_type(gradients):
+            flat = sum_over_processes(flatten(some)).div_(self.world.size)
+            _write_back(flat, some)
+
+    @torch.no_grad()
+    def align(self, module: nn.Module) -> None:
+        """Give all processes the parameters and buffers of the first."""
+        if self._fabric is None:
+            return
+        for some in _by_type([*module.parameters(), *module.buffers()]):
+            flat = flatten(some)
+            with answering():
+                torch.distributed.broadcast(flat, 0)
+            _write_back(flat, some)
+
+
+def join(world: World, device: str, timeout_seconds: float) -> tuple[Processes, torch.device]:
+    """Meet the other processes.
+
+    Args:
+        world: the place of this one.
+        device: ``auto``, ``cpu`` or the name of an accelerator, without a number.
+        timeout_seconds: how long to wait for another process, now and later, > 0.
+
+    Returns:
+        The processes, and the device of this one.
+
+    Raises:
+        ValueError: if Fabric is not installed, or has no such device.
+        LostProcessError: if the others do not come.
+    """
+    try:
+        from lightning_fabric import Fabric  # takes seconds
+        from lightning_fabric.plugins.environments.kubeflow import KubeflowEnvironment
+        from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+        from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+        from lightning_fabric.strategies.ddp import DDPStrategy
+    except ImportError:
+        raise ValueError(f"training in {world.size} processes: {FABRIC}") from None
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    timeout = timedelta(seconds=timeout_seconds)
+    environments = {
+        "torchrun": TorchElasticEnvironment,
+        "srun": SLURMEnvironment,
+        "pytorchjob": KubeflowEnvironment,
+    }
+    try:
+        fabric = Fabric(
+            accelerator=device,
+            devices=world.local_size,
+            num_nodes=world.num_nodes,
+            strategy=DDPStrategy(timeout=timeout),
+            plugins=[environments[world.launcher]()],
+        )
+    except (ValueError, RuntimeError, LookupError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"engine.device {device!r} cannot be used by the {world.local_size} processes of this "
+            f"machine: {reason}"
+        ) from None
+    with answering():
+        fabric.launch()
+        on_cpu = fabric.device.type == "cpu"
+        control = None if on_cpu else torch.distributed.new_group(backend="gloo", timeout=timeout)
+    atexit.register(_part)
+    return Processes(world, fabric, control), fabric.device
+
+
+def _part() -> None:
+    """End the process group while the interpreter is whole: its threads still hold tensors."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _by_type(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    types = dict.fromkeys(tensor.dtype for tensor in tensors)
+    return [[tensor for tensor in tensors if tensor.dtype == kind] for kind in types]
+
+
+def _write_back(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.detach().copy_(part.view(tensor.shape))

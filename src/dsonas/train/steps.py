@@ -1,0 +1,103 @@
+"""One optimisation step of the weights or of the scaling factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsonas.nn import Network
+from dsonas.sparse import ProximalNAG
+from dsonas.train.engine import Engine
+
+
+def weight_step(
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    clip: float | None = None,
+    engine: Engine | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Update the weights on one batch; scaling factors get no gradient.
+
+    Args:
+        network: a supernet in training mode.
+        optimizer: of ``network.weights()``.
+        images: (B, C, H, W), normalised.
+        labels: (B,) class numbers.
+        clip: gradients are clipped to [-clip, clip] elementwise; None does not clip.
+        engine: knows the processes that share a batch, and in how many parts to take it; None: one
+            process, and the whole batch at once.
+
+    Returns:
+        The mean cross entropy and the logits (B, classes), both detached, still on the device.
+    """
+    network.train_only("weights")
+    loss, logits = _backward(network, images, labels, engine)
+    if clip is not None:
+        torch.nn.utils.clip_grad_value_(network.weights(), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss, logits
+
+
+def factor_step(
+    network: Network,
+    optimizer: ProximalNAG,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    engine: Engine | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Update the scaling factors on one batch; weights get no gradient. See ``weight_step``."""
+    network.train_only("factors")
+    loss, logits = _backward(network, images, labels, engine)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss, logits
+
+
+def _backward(
+    network: Network, images: Tensor, labels: Tensor, engine: Engine | None
+) -> tuple[Tensor, Tensor]:
+    def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = network(images)
+        return F.cross_entropy(logits, labels), logits
+
+    return backward(network, loss_of, images, labels, engine)
+
+
+def backward(
+    network: nn.Module,
+    loss_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    images: Tensor,
+    labels: Tensor,
+    engine: Engine | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Leave in the parameters the gradients of the mean loss over a batch.
+
+    Args:
+        network: whose gradients are wanted.
+        loss_of: the mean loss and the logits of images and labels.
+        images: (B, C, H, W), of this process.
+        labels: (B,).
+        engine: see ``weight_step``.
+
+    Returns:
+        The mean loss and the logits (B, classes) of this process, both detached.
+    """
+    losses, logits = [], []
+    parts = engine.accumulate if engine else 1
+    for some, answers in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+        loss, outputs = loss_of(some, answers)
+        loss = loss * (len(answers) / len(labels))
+        loss.backward()
+        losses.append(loss.detach())
+        logits.append(outputs.detach())
+    if engine:
+        engine.processes.average_gradients(network)
+    return torch.stack(losses).sum(), torch.cat(logits)

@@ -1,0 +1,213 @@
+"""Step 3: train the derived network, and measure it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsonas._utils import derive_seed, require_finite
+from dsonas.data import Batches
+from dsonas.nn import Network
+from dsonas.train.engine import Engine
+from dsonas.train.loop import Row
+from dsonas.train.optimizers import restore, set_lr, sgd
+from dsonas.train.schedules import Schedule, cosine, cosine_restarts, linear
+from dsonas.train.steps import backward
+
+SCHEDULES = ("cosine", "restarts", "linear")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Step 3.
+
+    Args:
+        epochs: passes over all training images, >= 1.
+        batch_size: images, >= 2.
+        lr: largest learning rate of Nesterov SGD with momentum 0.9, > 0.
+        lr_min: smallest, >= 0.
+        schedule: ``cosine`` after a linear warm-up, ``restarts`` (paper, CIFAR) or ``linear``
+            (paper, ImageNet: up to ``lr_peak``, then to 0).
+        warmup_epochs: of ``cosine`` and ``linear``, >= 0.
+        first_period: epochs until the first restart, doubling, >= 1.
+        lr_peak: what ``linear`` rises to, > 0.
+        weight_decay: >= 0.
+        clip: gradients are clipped to [-clip, clip] elementwise; None does not clip.
+        label_smoothing: in [0, 1).
+        auxiliary: weight of the auxiliary head's loss, >= 0; 0 builds none.
+        drop_path: probability of dropping a branch of the last block at the end, in [0, 1).
+        dropout: probability of dropping a feature before the classifier, in [0, 1).
+        evaluate_every: epochs between two measurements of the test error, >= 1; the last epoch is
+            always measured, and no choice is made by it.
+
+    Example:
+        >>> learning_rate = TrainConfig(epochs=2, warmup_epochs=0).learning_rate(steps_per_epoch=4)
+        >>> [round(learning_rate(step), 3) for step in (0, 7)]
+        [0.1, 0.0]
+    """
+
+    epochs: int = 100
+    batch_size: int = 128
+    lr: float = 0.1
+    lr_min: float = 0.0
+    schedule: str = "cosine"
+    warmup_epochs: float = 1.0
+    first_period: int = 10
+    lr_peak: float = 0.5
+    weight_decay: float = 3e-4
+    clip: float | None = None
+    label_smoothing: float = 0.0
+    auxiliary: float = 0.0
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    evaluate_every: int = 5
+
+    def __post_init__(self) -> None:
+        require_finite(self, "train")
+        for name in ("epochs", "first_period", "evaluate_every"):
+            _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _check(self.batch_size >= 2, "batch_size", "at least 2", self.batch_size)
+        for name in ("lr", "lr_peak"):
+            _check(getattr(self, name) > 0, name, "above 0", getattr(self, name))
+        for name in ("lr_min", "warmup_epochs", "weight_decay", "auxiliary"):
+            _check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        for name in ("label_smoothing", "drop_path", "dropout"):
+            _check(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
+        _check(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}", self.schedule)
+        if self.schedule == "linear":
+            rule = f"at least train.lr, {self.lr}, with this schedule"
+            _check(self.lr_peak >= self.lr, "lr_peak", rule, self.lr_peak)
+        else:
+            _check(self.lr_min <= self.lr, "lr_min", f"at most train.lr, {self.lr}", self.lr_min)
+        _check(self.clip is None or self.clip > 0, "clip", "above 0 or none", self.clip)
+
+    def learning_rate(self, steps_per_epoch: int) -> Schedule:
+        """The learning rate by update number."""
+        total = self.epochs * steps_per_epoch
+        if self.schedule == "restarts":
+            return cosine_restarts(
+                self.lr, self.lr_min, self.first_period, steps_per_epoch, num_epochs=self.epochs
+            )
+        warmup = min(self.warmup_epochs, self.epochs / 2)
+        if self.schedule == "linear":
+            return linear(self.lr, self.lr_peak, round(warmup), self.epochs, steps_per_epoch)
+        return cosine(self.lr, self.lr_min, total, round(warmup * steps_per_epoch))
+
+
+def _check(condition: bool, name: str, rule: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"train.{name} must be {rule}, got {value!r}")
+
+
+class Training:
+    """Step 3 as a stage of the loop.
+
+    Args:
+        network: a network without scaling factors.
+        train: batches of all training images.
+        test: batches for measuring the error.
+        config: how to train.
+        engine: device and precision.
+        seed: of dropout and drop path.
+    """
+
+    name = "train"
+
+    def __init__(
+        self,
+        network: Network,
+        train: Batches,
+        test: Batches,
+        config: TrainConfig,
+        engine: Engine,
+        seed: int = 0,
+    ) -> None:
+        self.network, self.train, self.test = network, train, test
+        self.config, self.engine, self.seed = config, engine, seed
+        self.num_epochs, self.num_batches = config.epochs, len(train)
+        self.schedule = config.learning_rate(self.num_batches)
+        self.optimizer = sgd(network, config.lr, config.weight_decay, 0.9)
+
+    def batches(self, epoch: int, start: int) -> Iterator[Any]:
+        """Batches of all training images."""
+        return self.train.epoch(epoch, start)
+
+    def step(self, batch: Any, epoch: int, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """An SGD step with everything that step 3 adds."""
+        images, labels = batch
+        update = epoch * self.num_batches + index
+        if self.config.drop_path or self.config.dropout:
+            rank = self.engine.processes.world.rank  # other images, so other draws
+            torch.manual_seed(derive_seed(self.seed, "drop", update, *[rank] * (rank > 0)))
+        self.network.train()
+        self.network.drop_path = (
+            self.config.drop_path * update / (self.num_epochs * self.num_batches)
+        )
+        set_lr(self.optimizer, self.schedule(update))
+        loss, logits = backward(self.network, self._loss, images, labels, self.engine)
+        if self.config.clip is not None:
+            nn.utils.clip_grad_value_(self.network.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss, logits, labels
+
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        smoothing = self.config.label_smoothing
+        with self.engine.autocast():
+            if not self.config.auxiliary:
+                logits = self.network(images)
+                return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits
+            logits, auxiliary = self.network.forward_with_auxiliary(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+            extra = F.cross_entropy(auxiliary, labels, label_smoothing=smoothing)
+            return loss + self.config.auxiliary * extra, logits
+
+    def end_epoch(self, epoch: int) -> Row:
+        """The test error, if it is due."""
+        due = (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == self.num_epochs
+        lr = self.schedule((epoch + 1) * self.num_batches - 1)
+        return {"lr": lr, **(evaluate(self.network, self.test, self.engine) if due else {})}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and momenta."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``."""
+        self.network.load_state_dict(state["network"])
+        restore(self.optimizer, state["optimizer"])
+
+
+@torch.inference_mode()
+def evaluate(network: nn.Module, batches: Batches, engine: Engine) -> dict[str, float]:
+    """Error and loss of a network on batches, in evaluation mode.
+
+    Several processes each take their part of every batch.
+
+    Returns:
+        ``test_error`` in percent and ``test_loss``, the mean cross entropy.
+    """
+    engine.processes.align(network)
+    network.eval()
+    loss = torch.zeros((), device=engine.device)
+    errors = torch.zeros((), device=engine.device)
+    images_seen = torch.zeros((), device=engine.device)
+    for images, labels in batches.epoch(0):
+        if not len(labels):  # too few for every process to have one
+            continue
+        with engine.autocast():
+            logits = network(images)
+        loss += F.cross_entropy(logits.float(), labels, reduction="sum")
+        errors += (logits.argmax(1) != labels).sum()
+        images_seen += len(labels)
+    sums = engine.processes.sum(torch.stack([loss, errors, images_seen]))
+    total_loss, total_errors, num_images = engine.scalars(*sums)
+    return {"test_error": 100 * total_errors / num_images, "test_loss": total_loss / num_images}

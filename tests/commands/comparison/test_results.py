@@ -1,0 +1,209 @@
+"""From results to JSON, table and picture: the contract, and no number from nowhere."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from dsonas.commands.comparison.plot import svg, ticks
+from dsonas.commands.comparison.results import comparison, cost, hardware
+from dsonas.commands.comparison.statistics import rank_correlation, welch_p
+from dsonas.commands.comparison.study_folder import StudyFolder, check_same, to_json
+from dsonas.commands.comparison.table import markdown
+from dsonas.commands.comparison.units import Unit, study_units
+from dsonas.cost.budgets import Budget
+from dsonas.run.runs import RunError
+
+CONTRACT = {"macs", "space", "relative_error_reduction", "p_value", "searched", "random",
+            "random_factors", "random_search", "hand_made"}  # fmt: skip
+BASE = {"searched": 8.0, "random": 10.0, "random_factors": 9.5, "random_search": 9.0,
+        "hand_made": 11.0}  # fmt: skip
+
+
+def fake_result(unit: Unit, number: int) -> dict:
+    """An error that depends on method, budget and job, so that mixing any of them up shows."""
+    value = {**asdict(unit), "work": unit.work, "core_seconds": 2.0}
+    noise = 0.1 * ((7 * number) % 5)
+    if unit.kind == "train":
+        error = BASE[unit.method] - (unit.budget or 0) + noise
+        value |= {"test_error": error, "macs": 29_000, "params": 500, "channels": [4, 8]}
+    if unit.kind == "trial":
+        value |= {"validation_error": 20 + noise, "loss": 1.0, "macs": 29_000}
+    if unit.kind == "search":
+        value |= {"live_connections": 9, "structure_share": 0.3}
+    if unit.kind == "rank":
+        value |= {"errors": {f"{unit.subject}-{i:03}": 30.0 - i for i in range(5)}}
+    return value
+
+
+@pytest.fixture
+def filled(study, tmp_path):
+    made = study(random=5, seeds=3, hand_made=3)
+    folder = StudyFolder(tmp_path, made, ["dsonas"])
+    units = study_units(made)
+    for number, unit in enumerate(units):
+        folder.folder(unit).mkdir(parents=True)
+        path = folder.folder(unit) / "result.json"
+        path.write_bytes(to_json(fake_result(unit, number)))
+    return folder, units
+
+
+def test_the_contract_and_the_numbers_behind_it(filled):
+    folder, units = filled
+    value = json.loads(to_json(comparison(folder, units, {})))
+    assert value["complete"]
+    places = [(entry["macs"], entry["space"]) for entry in value["budgets"]]
+    assert places == [(3e4, "share"), (3e4, "full"), (6e4, "share"), (6e4, "full")]
+    for entry in value["budgets"]:
+        assert entry.keys() >= CONTRACT
+        assert [len(entry[m]) for m in BASE] == [3 * 2, 5, 2, 1 * 2, 2 * 3]
+        lower = 1 if entry["macs"] == 6e4 else 0
+        for method, base in BASE.items():
+            assert all(0 <= error - (base - lower) < 0.5 for error in entry[method])
+        searched = [sum(entry["searched"][i : i + 2]) / 2 for i in (0, 2, 4)]
+        mean = sum(searched) / 3
+        assert entry["summary"]["searched"]["mean"] == pytest.approx(mean)
+        other = sum(entry["random"]) / 5
+        assert entry["relative_error_reduction"] == pytest.approx(1 - mean / other)
+        assert entry["p_value"] == pytest.approx(welch_p(searched, entry["random"]))
+        assert set(entry["against"]) == {"random", "random_factors", "random_search",
+                                         "hand_made_residual", "hand_made_mobile"}  # fmt: skip
+        tau = rank_correlation([30.0 - i for i in range(5)], entry["random"])
+        assert tau is not None
+        assert entry["kendall_tau"]["tau"] == pytest.approx(tau.tau)
+    assert len(value["networks"]) == sum(unit.kind == "train" for unit in units)
+
+
+def test_results_keep_their_budget_when_the_list_changes(filled, study):
+    folder, _ = filled
+    made = study(random=5, seeds=3, hand_made=3, budgets=(Budget(macs="60k"), Budget(macs="30k")))
+    again = StudyFolder(folder.path, made, ["dsonas"])
+    value = comparison(again, study_units(made), {})
+    assert value["complete"]
+    for entry in value["budgets"]:
+        lower = 1 if entry["macs"] == 6e4 else 0
+        assert all(0 <= e - (BASE["random"] - lower) < 0.5 for e in entry["random"])
+
+
+def test_the_cost_is_the_sum_of_its_parts(filled):
+    folder, units = filled
+    value = comparison(folder, units, {})["cost"]
+    assert value["core_hours"] == pytest.approx(2 * len(units) / 3600, abs=1e-3)
+    assert sum(s["candidates"] for s in value["random_search"].values()) == sum(
+        unit.kind == "trial" for unit in units
+    )
+    for name, search in value["random_search"].items():
+        counted = value["search"][name.split("-")[2]]["counted_macs"]
+        assert search["counted_macs"] >= counted
+    assert cost([], {"share": 7})["search"] == {"share": {"counted_macs": 7, "core_seconds": []}}
+
+
+def test_a_study_that_is_not_complete_says_so(filled):
+    folder, units = filled
+    for unit in units:
+        if unit.kind == "rank" or unit.method == "random_search":
+            (folder.folder(unit) / "result.json").unlink()
+    value = comparison(folder, units, {"rank-full-5": "exit code 1"})
+    assert not value["complete"]
+    assert value["budgets"][0]["random_search"] == []
+    assert "random_search" not in value["budgets"][0]["against"]
+    assert value["budgets"][0]["kendall_tau"]["tau"] is None
+    page = markdown(value)
+    assert "Not complete" in page
+    assert "rank-full-5: exit code 1" in page
+    ElementTree.fromstring(svg(value))
+
+
+def test_a_study_without_any_result_is_no_error(study, tmp_path):
+    made = study()
+    value = comparison(StudyFolder(tmp_path, made, []), study_units(made), {})
+    assert value["budgets"][0]["p_value"] is None
+    ElementTree.fromstring(svg(value))
+    assert "Not complete" in markdown(value)
+
+
+def test_the_table_shows_what_the_json_holds(filled):
+    folder, units = filled
+    value = comparison(folder, units, {})
+    rows = [line for line in markdown(value).splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + 4 * 6
+    summary = value["budgets"][0]["summary"]["searched"]
+    assert f"{summary['mean']:.2f} ± {summary['std']:.2f}" in rows[1]
+    reduction = value["budgets"][0]["relative_error_reduction"]
+    assert f"{100 * reduction:.1f} %" in rows[2]
+    assert f"{value['cost']['core_hours']:.2f} core-hours" in markdown(value)
+
+
+def test_the_picture_has_a_dot_for_each_training(filled):
+    folder, units = filled
+    value = comparison(folder, units, {})
+    root = ElementTree.fromstring(svg(value))
+    circles = [e for e in root if e.tag.endswith("circle") and e.get("r") == "2.5"]
+    shown = sum(len(entry[method]) for entry in value["budgets"] for method in BASE)
+    assert len(circles) == shown
+    width, height = map(float, root.attrib["viewBox"].split()[2:])
+    for circle in circles:
+        assert 0 < float(circle.attrib["cx"]) < width
+        assert 0 < float(circle.attrib["cy"]) < height
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert {"share space", "full space", "30 k", "60 k", "searched"} <= set(texts)
+
+
+def test_ticks_are_round_and_inside():
+    for low, high in ((7.1, 7.4), (0.0, 100.0), (2.5, 11.0)):
+        found = ticks(low, high)
+        assert 3 <= len(found) <= 11
+        assert all(low <= tick <= high for tick in found)
+
+
+def test_the_winner_of_a_random_search_is_chosen_by_held_out_images(filled):
+    """The lowest held-out error; the test error of a trial is not even known."""
+    folder, units = filled
+    folder.begin("seed: 0\n")
+    name = "train-random-search-share-0-30k-at-30k-0"
+    unit = next(unit for unit in units if unit.name == name)
+    trials = [json.loads((folder.path / "jobs" / n / "result.json").read_text())
+              for n in unit.needs]  # fmt: skip
+    assert not any("test_error" in trial for trial in trials)
+    best = min(trials, key=lambda trial: trial["validation_error"])["subject"]
+    command = folder.command(unit)
+    given = Path(command[command.index("--architecture") + 1]).read_text()
+    kept = (folder.path / "architectures" / f"{unit.subject}.json").read_text()
+    assert kept == (folder.path / "architectures" / f"{best}.json").read_text()
+    candidates = folder.study.candidates("share", 0, folder.study.config.budgets[0])
+    fitted = folder.study.fit([candidates[int(best[-3:])]], folder.study.config.budgets[0])
+    assert given == fitted.to_json()
+
+
+def test_other_random_architectures_are_refused(filled, study):
+    folder, _ = filled
+    folder.begin("seed: 0\n")
+    other = folder.path / "architectures" / "random-share-000.json"
+    other.write_text((folder.path / "architectures" / "random-share-001.json").read_text())
+    with pytest.raises(RunError, match="not what this study would draw"):
+        folder.begin("seed: 0\n")
+
+
+def test_other_settings_are_refused(tmp_path):
+    check_same({"a": 1, "b": 2}, {"a": 1}, tmp_path)
+    with pytest.raises(RunError, match="a was 1 and is 2"):
+        check_same({"a": 1}, {"a": 2}, tmp_path)
+
+
+def test_the_hardware_has_no_name_of_the_machine():
+    import platform
+
+    assert hardware()["cores"] >= 1
+    assert platform.node() not in json.dumps(hardware()).split('"')
+
+
+def test_jobs_import_the_same_operations(study, tmp_path):
+    made = study()
+    folder = StudyFolder(tmp_path, made, ["dsonas"], ["--import", "mine.py"])
+    folder.begin("seed: 0\n")
+    first = {unit.kind: unit for unit in study_units(made) if not unit.needs}
+    for unit in first.values():
+        command = folder.command(unit)
+        assert command[command.index("--import") + 1] == "mine.py"

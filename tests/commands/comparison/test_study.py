@@ -1,0 +1,194 @@
+"""What a study consists of: the same list every time, and nothing twice."""
+
+from dataclasses import replace
+
+import pytest
+
+from dsonas.commands.comparison.study import Study, budget_label
+from dsonas.commands.comparison.units import known_subjects, study_units
+from dsonas.commands.comparison.work import part_sizes, search_work, training_work
+from dsonas.cost.budgets import Budget, InfeasibleBudgetError, fit_width
+from dsonas.cost.costs import architecture_cost
+from dsonas.graph.architecture import Architecture
+from dsonas.run.run_config import RunConfig
+from dsonas.run.runs import RunFolder, load_chain
+from dsonas.search.baselines import HAND_MADE
+from dsonas.search.search_stages import alternation
+
+
+def kinds(study: Study) -> dict[str, int]:
+    units = study_units(study)
+    return {kind: sum(u.kind == kind for u in units) for kind in ("search", "train", "rank")}
+
+
+def test_the_jobs_are_those_of_the_protocol(study):
+    """2 spaces, 2 budgets: 4 places; hand-made networks are shared by the spaces."""
+    counts = kinds(study(train_seeds=2, random=3, random_searches=1))
+    assert counts == {
+        "search": 2 * 2,
+        "train": 4 * 2 * 2 + 4 * 3 + 4 * 2 + 4 * 1 * 2 + 2 * 2 * 2,
+        "rank": 2,
+    }
+    assert kinds(study(random=2, random_searches=0))["rank"] == 0
+
+
+def test_the_list_is_deterministic_and_its_names_are_unique(study):
+    first, second = study_units(study()), study_units(study())
+    assert first == second
+    assert [unit.work for unit in first] == [unit.work for unit in second]
+    assert len({unit.name for unit in first}) == len(first)
+    known = known_subjects(study())
+    assert known == known_subjects(study())
+    assert len({subject.name for subject in known}) == len(known)
+
+
+def test_every_job_needs_jobs_of_the_list_that_stand_before_it(study):
+    seen = set()
+    for unit in study_units(study()):
+        assert set(unit.needs) <= seen
+        assert unit.work > 0
+        seen.add(unit.name)
+
+
+def test_a_larger_study_holds_the_smaller_one(study):
+    small = study(seeds=1, train_seeds=1, random=3, spaces=("share",), budgets=(Budget(macs=3e4),))
+    large = study_units(study(seeds=3, train_seeds=2, random=3))
+    assert set(study_units(small)) <= set(large)
+    architectures = {s.name: s.architecture for s in known_subjects(study(random=5))}
+    assert all(architectures[s.name] == s.architecture for s in known_subjects(small))
+
+
+def test_seeds_of_trainings_differ(study):
+    seeds = [unit.seed for unit in study_units(study()) if unit.kind in ("train", "trial")]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_another_seed_draws_other_architectures(study, run_config):
+    before, after = study(), study(run=replace(run_config, seed=1))
+    assert before.random("full") != after.random("full")
+    assert before.hand_made() == after.hand_made()
+
+
+def test_a_random_search_costs_what_a_search_costs(study):
+    """At least as much, and more by less than one trial."""
+    made = study(trial_epochs=1)
+    for space in made.spaces:
+        for budget in made.config.budgets:
+            trials = [made.trial_work(c, budget) for c in made.candidates(space, 0, budget)]
+            assert sum(trials) >= made.search_work(space)
+            assert len(trials) == 2 or sum(trials[:-1]) < made.search_work(space)
+
+
+def test_networks_of_random_factors_are_as_sparse_as_the_plan_and_differ(study):
+    made = study(random_factors=4)
+    for space in ("share", "full"):
+        found = made.random_factors(space)
+        assert found == made.random_factors(space)
+        assert found[:2] == study(random_factors=2).random_factors(space)
+        assert len(set(found)) > 1
+    without = replace(made.config.run, search=replace(made.config.run.search, structure=None))
+    assert study(run=without).random_factors("share") == []
+
+
+def test_networks_that_meet_the_budget_at_no_width_are_drawn_anew(study, run_config):
+    """The fit would have taken operations from them, down to what meets it."""
+    network = replace(run_config.network, channel_multiple=4)
+    budget = Budget(macs="9k")
+    tight = study(run=replace(run_config, network=network), budgets=(budget,), random=8)
+    with pytest.raises(InfeasibleBudgetError):
+        fit_width(tight.spaces["share"].complete(), budget, multiple=4)
+    for drawn in (*tight.random("share"), *tight.random_factors("share")):
+        fit_width(drawn, budget, multiple=4)
+
+
+def test_a_hand_made_network_that_meets_a_budget_at_no_width_is_left_out_there(study, run_config):
+    network = replace(run_config.network, channel_multiple=8)
+    budgets = Budget(macs="60k"), Budget(macs="200k")
+    made = study(run=replace(run_config, network=network), budgets=budgets, random=0)
+    trained = {(u.subject, u.budget) for u in study_units(made) if u.method == "hand_made"}
+    assert trained == {("hand-made-residual", 0), *((f"hand-made-{k}", 1) for k in HAND_MADE)}
+
+
+def test_candidates_are_not_those_of_the_random_baseline(study):
+    made = study()
+    first, second = (made.candidates("full", i, made.config.budgets[0]) for i in (0, 1))
+    assert first[:2] != second[:2]
+    assert first[:2] != made.random("full")[:2]
+
+
+def test_all_are_fitted_to_the_budget_alike(study):
+    made, budget = study(), Budget(macs="60k")
+    for architecture in (*made.random("share"), *made.hand_made().values()):
+        fitted = made.fit([architecture], budget)
+        assert 45_000 < architecture_cost(fitted).macs <= 60_000
+        other = made.fit([architecture.with_channels((7, 9))], budget)
+        assert fitted == other  # whatever width it came with
+
+
+def test_work_of_a_search_without_a_plan_is_that_of_the_supernet(study, run_config: RunConfig):
+    made = study()
+    space = made.spaces["share"]
+    dense = replace(run_config, search=replace(run_config.search, structure=None))
+    weights, factors = part_sizes(dense, 200)
+    images = 2 * 96 + 4 * 16 * len(alternation(weights // 16, factors // 16, 1))
+    macs = architecture_cost(space.complete()).macs
+    assert search_work(space, dense, 200) == 3 * images * macs
+    assert search_work(space, run_config, 200) < 3 * images * macs
+    unshrunk = replace(run_config, search=replace(run_config.search, shrink=False))
+    assert search_work(space, unshrunk, 200) == search_work(space, dense, 200)
+
+
+def test_work_of_a_search_counts_its_trials_at_the_first_budget(study, run_config: RunConfig):
+    tried = replace(run_config, search=replace(run_config.search, trials=3, trial_epochs=2))
+    more = study(run=tried).search_work("share") - study().search_work("share")
+    one = training_work(30_000, 2, 100, 16, 100)
+    assert more == 3 * one
+    candidates = [len(made.candidates("share", 0, Budget(macs="30k")))
+                  for made in (study(), study(run=tried))]  # fmt: skip
+    assert candidates[1] > candidates[0]
+
+
+def test_work_follows_the_plan_and_so_the_log_of_a_search(study, run_config, digits, tmp_path):
+    """What a real search logged costs no more than what is counted, and not much less."""
+    from dsonas.run.console import Reporter
+    from dsonas.run.pipeline import Job
+
+    job = Job(replace(run_config, budget=Budget(macs="30k")), RunFolder(tmp_path), Reporter())
+    job.search()
+    macs = [row["macs"] for row in job.journal.rows if row["stage"] == "search"]
+    supernet = architecture_cost(study().spaces["share"].complete()).macs
+    steps = 16 * len(alternation(6, 6, 1))
+    real = 3 * (2 * 96 * supernet + sum(steps * m for m in [supernet, *macs[:-1]]))
+    counted = study().search_work("share")
+    assert 0.85 * counted < real <= counted
+    found = Architecture.load(tmp_path / "architecture.json")
+    assert study().fit(load_chain(tmp_path / "chain.json"), Budget(macs="30k")) == found
+
+
+def test_training_work_counts_whole_batches():
+    assert training_work(10, 3, 100, 32, 50) == 10 * (3 * 3 * 96 + 50)
+
+
+def test_budgets_have_short_labels():
+    assert budget_label(Budget(macs=1e6)) == "1M"
+    assert budget_label(Budget(macs=1_250_000, memory_bytes=2e9)) == "1.25M-2G-memory_bytes"
+    assert budget_label(Budget(params=999)) == "999-params"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"random": -1}, "random must be at least 0"),
+        ({"trial_epochs": 0}, "trial_epochs must be at least 1"),
+        ({"held_out": 1.0}, "held_out must be above 0"),
+        ({"spaces": ("half",)}, "spaces must be names out of"),
+        ({"spaces": ("share", "share")}, "spaces must not repeat"),
+        ({"budgets": ()}, "budgets must be given"),
+        ({"budgets": (Budget(),)}, "budgets must be given"),
+        ({"budgets": (Budget(latency_ms=1),)}, "latency_ms must be left out"),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused(study, changes, words):
+    with pytest.raises(ValueError, match=words):
+        study(**changes)

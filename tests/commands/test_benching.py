@@ -1,0 +1,82 @@
+"""The benchmark harness: what it reports, at a size that takes seconds."""
+
+import json
+
+import pytest
+import torch
+
+from dsonas.commands.benching import BENCHES, BenchConfig, Stepper, time_in_turn
+from dsonas.commands.cli import main
+from dsonas.cost.costs import architecture_cost
+from dsonas.train.engine import Engine, EngineConfig
+
+TINY = BenchConfig(levels=2, blocks=(1, 1), channels=4, batch_size=4, image_size=8, repeats=2)
+
+
+def test_variants_are_called_in_turn_and_the_first_round_is_not_counted():
+    calls = []
+    times = time_in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b"] * 4
+    assert all(value["median"] >= 0 for value in times.values())
+
+
+def test_bench_step_reports_the_contract():
+    measured = BENCHES["step"](TINY)
+    wanted = {"images_per_second", "speedup_vs_reference", "memory_vs_reference"}
+    wanted |= {"lambda_vs_weight_step", "device", "threads", "roofline"}
+    assert wanted <= set(measured)
+    json.dumps(measured)
+    for shares in measured["components"].values():
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+    assert measured["images_per_second"] == pytest.approx(
+        TINY.batch_size / measured["seconds"]["fused_weight"]["median"]
+    )
+
+
+def test_a_search_ends_in_the_same_architecture_with_and_without_shrinking():
+    measured = BENCHES["search"](TINY)
+    assert measured["same_architecture"]
+    assert measured["seconds_shrinking"] > 0
+
+
+def test_the_command_prints_one_json_object(capsys):
+    options = "--levels 2 --channels 4 --batch_size 4 --image_size 8 --repeats 1 --json"
+    assert main(["bench", "sparse", *options.split()]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["threads"] >= 1
+
+
+def test_sparse_steps_and_growth_report_every_point():
+    rows = BENCHES["sparse"](TINY)["rows"]
+    assert [row["share"] <= share for row, share in zip(rows, (1, 0.5, 0.25, 0.1), strict=True)]
+    growth = BENCHES["growth"](TINY)
+    assert sorted(growth["seconds_by_levels"]) == [2, 3, 4, 5, 6]
+    assert growth["batch_exponent"] == growth["batch_exponent"]
+    json.dumps(growth)
+
+
+@pytest.mark.parametrize("kind", ["recompute", "frozen", "plain"])
+def test_every_kind_takes_the_same_steps(kind: str):
+    steppers = [Stepper(TINY.complete(), TINY, Engine(EngineConfig()), k) for k in ("fused", kind)]
+    for stepper in steppers:
+        stepper.weight()
+        stepper.factor()
+    one, two = (dict(stepper.network.named_parameters()) for stepper in steppers)
+    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="kind must be one of"):
+        Stepper(TINY.complete(), TINY, Engine(EngineConfig()), "fast")
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.25])
+def test_a_sparse_supernet_keeps_to_its_share(share: float):
+    wide = BenchConfig()
+    cost = architecture_cost(wide.sparse(share)).macs / architecture_cost(wide.complete()).macs
+    assert 0.5 * share < cost <= share
+
+
+@pytest.mark.parametrize("arguments", [["bench", "nothing"], ["bench", "step", "--levels", "0"]])
+def test_bad_arguments_are_one_line(arguments, capsys):
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,287 @@
+"""The fast path of a block equals the plain one: outputs, every gradient, BN statistics."""
+
+import copy
+from random import Random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dsonas.graph.architecture import Architecture, BlockGraph, Skeleton
+from dsonas.graph.spaces import PAPER_OPERATIONS
+from dsonas.nn.cpu.layout import Layout
+from dsonas.nn.network import Network
+from dsonas.nn.operations import register_operation
+from helpers.builders import images, random_architecture, random_graph, randomise
+
+
+@register_operation("mixing_test_gate")
+class Gate(nn.Module):
+    """Parameters of its own, a buffer that training changes, and no convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.eye(channels) + 0.1)
+        self.gain = nn.Parameter(torch.full((1,), 0.7))
+        self.frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls += 1
+        mixed = torch.einsum("bchw,dc->bdhw", x, self.matrix)
+        return torch.sin(self.gain * mixed) * self.frozen + x.mean((2, 3), keepdim=True)
+
+
+register_operation("mixing_test_identity", lambda channels: nn.Identity())
+
+
+@register_operation("mixing_test_zero")
+class Zero(nn.Module):
+    """Looks neither at its input nor at its parameter."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        return torch.zeros_like(x)
+
+
+OWN = ("mixing_test_gate", "mixing_test_identity", "mixing_test_zero", "max_pool3x3")
+SKELETON = Skeleton(image_size=6, num_classes=4, blocks=(2, 1), channels=(3, 5))
+PARTS = ["weights", "factors", None]
+
+
+def pair(architecture: Architecture, sharing: str, seed: int, part=None):
+    """A fused network and the same one that runs the reference path; some factors are 0."""
+    torch.manual_seed(seed)
+    fused = randomise(Network(architecture, sharing=sharing), seed)
+    for vector in fused.scaling.blocks:
+        zero = torch.rand(vector.shape, generator=torch.Generator().manual_seed(seed)) < 0.25
+        vector.data[zero] = 0
+    plain = Network(architecture, sharing=sharing, reference=True)
+    plain.load_state_dict(fused.state_dict())
+    for network in (fused, plain):
+        network.train()
+        list(network.weights())
+        if part is not None:
+            network.train_only(part)
+    return fused, plain
+
+
+def run(network: Network, x, labels):
+    x = x.clone().requires_grad_()
+    logits = network(x)
+    F.cross_entropy(logits, labels).backward()
+    gradients = {name: p.grad for name, p in network.named_parameters()}
+    return logits.detach(), gradients | {"x": x.grad}
+
+
+def close(one: torch.Tensor, two: torch.Tensor, relative: float) -> bool:
+    return (one - two).norm() <= relative * max(two.norm().item(), 1e-3)
+
+
+def assert_equal_runs(fused: Network, plain: Network, relative: float, batch) -> None:
+    (y, gradients), (z, expected) = run(fused, *batch), run(plain, *batch)
+    assert close(y, z, relative)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        if gradient is None:
+            assert gradients[name] is None, name
+        elif gradients[name] is None:
+            assert not gradient.any(), name
+        else:
+            assert close(gradients[name], gradient, relative), name
+    statistics = dict(plain.named_buffers())
+    for name, buffer in fused.named_buffers():
+        assert close(buffer.double(), statistics[name].double(), relative), name
+
+
+def drawn(seed: int, sharing: str, operations=None) -> Architecture:
+    return random_architecture(
+        Random(seed), SKELETON, shared=sharing == "share", operations=operations
+    )
+
+
+@pytest.mark.parametrize("sharing", ["share", "full"])
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("seed", range(8))
+def test_equals_the_reference_in_float64(seed: int, part, sharing: str, float64):
+    architecture = drawn(seed, sharing)
+    batch = images(SKELETON, 4, seed)
+    assert_equal_runs(*pair(architecture, sharing, seed, part), 1e-10, batch)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("part", PARTS)
+def test_equals_the_reference_in_float32(seed: int, part):
+    architecture = drawn(seed, "share")
+    batch = images(SKELETON, 4, seed)
+    assert_equal_runs(*pair(architecture, "share", seed, part), 1e-4, batch)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("seed", range(3))
+def test_registered_operations_run_in_the_fast_path(seed: int, part, float64):
+    architecture = random_architecture(
+        Random(seed), SKELETON, shared=False, operations=OWN, num_levels=3, density=0.7
+    )
+    batch = images(SKELETON, 4, seed)
+    assert_equal_runs(*pair(architecture, "full", seed, part), 1e-10, batch)
+
+
+@pytest.mark.parametrize("operations", [PAPER_OPERATIONS, OWN[1:]])
+def test_recomputing_changes_nothing(operations, float64):
+    architecture = drawn(5, "share", operations)
+    kept, _ = pair(architecture, "share", 5)
+    again = Network(architecture, sharing="share", recompute=True)
+    again.load_state_dict(kept.state_dict())
+    assert_equal_runs(again.train(), kept, 1e-12, images(SKELETON, 4, 5))
+
+
+def test_recomputing_in_bfloat16_outside_autocast():
+    architecture = drawn(5, "share")
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = Network(architecture, sharing="share", recompute=recompute).train()
+        x, labels = images(SKELETON, 4, 5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = F.cross_entropy(network(x), labels)
+        loss.backward()
+        found.append([p.grad for p in network.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def one_block(graph: BlockGraph) -> Architecture:
+    return Architecture(Skeleton(image_size=6, blocks=(1,), channels=(3,)), (graph,), ())
+
+
+def graph_of(levels: int, count: int, *live: tuple[int, int]) -> BlockGraph:
+    whole = BlockGraph.complete(PAPER_OPERATIONS[:count], levels)
+    return whole.prune([pair in live for pair in whole.connections])
+
+
+EDGES = {
+    "complete": BlockGraph.complete(PAPER_OPERATIONS, 3),
+    "one operation": graph_of(1, 1, (1, 2)),
+    "chain whose first nodes do not feed the output": graph_of(3, 1, (1, 2), (2, 3), (3, 4)),
+    "nothing in the first level": graph_of(3, 1, (0, 2), (2, 3), (3, 4)),
+    "last level only": graph_of(3, 2, (0, 6), (6, 7)),
+    "nothing in the middle": graph_of(3, 2, (1, 6), (0, 5), (5, 7), (6, 7)),
+    "nothing kept": graph_of(2, 2),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+@pytest.mark.parametrize("part", PARTS)
+def test_edge_cases_of_graphs(name: str, part, float64):
+    graph = EDGES[name]
+    assert graph.clean() == graph
+    batch = images(Skeleton(image_size=6), 4)
+    assert_equal_runs(*pair(one_block(graph), "share", 2, part), 1e-10, batch)
+
+
+def test_images_need_not_be_square_and_may_be_a_single_one(float64):
+    networks = pair(one_block(EDGES["complete"]), "share", 0)
+    x = torch.randn(1, 3, 5, 9, generator=torch.Generator().manual_seed(0))
+    assert_equal_runs(*networks, 1e-10, (x, torch.tensor([1])))
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("placed", [True, False])
+def test_memory_format_does_not_matter(memory_format, placed: bool, float64):
+    x, labels = images(SKELETON, 4)
+    fused, plain = pair(drawn(1, "share"), "share", 1)
+    if placed:
+        fused.to(memory_format=torch.channels_last)
+    (y, gradients), (z, expected) = (
+        run(fused, x.to(memory_format=memory_format), labels),
+        run(plain, x, labels),
+    )
+    assert close(y, z, 1e-10)
+    assert all(close(gradients[k], v, 1e-10) for k, v in expected.items() if v is not None)
+
+
+def test_nothing_is_computed_that_was_not_asked_for(float64):
+    x, labels = images(SKELETON, 4)
+    fused, _ = pair(drawn(3, "full"), "full", 3, "weights")
+    _, gradients = run(fused, x, labels)
+    assert all(g is None for name, g in gradients.items() if name.startswith("scaling."))
+    fused, _ = pair(drawn(3, "full"), "full", 3, "factors")
+    _, gradients = run(fused, x, labels)
+    found = {name for name, g in gradients.items() if g is not None} - {"x"}
+    assert found
+    assert all(name.startswith("scaling.") for name in found)
+
+
+def test_everything_frozen_still_gives_the_gradient_of_the_images(float64):
+    networks = pair(drawn(5, "share"), "share", 5)
+    for network in networks:
+        network.requires_grad_(False)
+    assert_equal_runs(*networks, 1e-10, images(SKELETON, 4))
+
+
+def test_bfloat16_autocast_is_close():
+    architecture = random_architecture(
+        Random(0), SKELETON, shared=True, operations=PAPER_OPERATIONS, num_levels=3, density=0.5
+    )
+    fused, plain = pair(architecture, "share", 0)
+    batch = images(SKELETON, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, gradients = run(fused, *batch)
+    z, expected = run(plain, *batch)
+    assert (y.float() - z).norm() < 0.1 * z.norm()
+    names = [name for name in expected if name.startswith("scaling.")]
+    ours, theirs = (torch.cat([g[name] for name in names]) for g in (gradients, expected))
+    assert ours.dtype == torch.float32
+    assert F.cosine_similarity(ours, theirs, dim=0) > 0.9
+    assert all(g.isfinite().all() for g in gradients.values() if g is not None)
+
+
+def test_a_second_backward_pass_is_refused_clearly():
+    fused, _ = pair(one_block(EDGES["complete"]), "share", 0)
+    loss = fused(torch.randn(2, 3, 6, 6)).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="only once per forward pass"):
+        loss.backward()
+
+
+def test_two_forward_passes_before_their_backward_passes(float64):
+    fused, plain = pair(drawn(2, "share"), "share", 2)
+    losses = []
+    for network in (fused, plain):
+        one, two = (network(images(SKELETON, 4, seed)[0]) for seed in (1, 2))
+        (one.square().sum() + two.square().sum()).backward()
+        losses.append({name: p.grad for name, p in network.named_parameters()})
+    assert all(close(losses[0][k], v, 1e-10) for k, v in losses[1].items() if v is not None)
+
+
+def test_a_copy_of_a_network_is_independent(float64):
+    fused, _ = pair(drawn(4, "share"), "share", 4)
+    twin = copy.deepcopy(fused)
+    batch = images(SKELETON, 4)
+    y, gradients = run(twin, *batch)
+    assert all(p.grad is None for p in fused.parameters())
+    z, expected = run(fused, *batch)
+    assert torch.equal(y, z)
+    assert all(torch.equal(gradients[k], v) for k, v in expected.items() if v is not None)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_layout_has_each_connection_in_its_place(seed: int):
+    rng = Random(seed)
+    graph = random_graph(rng, "abc", rng.randint(1, 4), rng.choice((0.2, 0.5, 1.0)))
+    layout = Layout.of(graph)
+    planes = dict(enumerate((0, *layout.nodes)))
+    found = set()
+    for level in layout.levels:
+        for target, row in zip(range(*level.planes), level.positions, strict=bool(level.positions)):
+            for plane, place in enumerate(row):
+                assert place <= len(graph.connections)
+                if place < len(graph.connections):
+                    assert graph.connections[place] == (planes[plane], planes[target])
+                    found.add(place)
+    found |= set(layout.output_positions)
+    assert found == {i for i, alive in enumerate(graph.live) if alive}

@@ -1,0 +1,104 @@
+"""Every value out of its range is refused, and the message names the option as a user types it."""
+
+import pytest
+
+from dsonas.graph.spaces import SearchSpace, cifar_space, imagenet_space
+from dsonas.search.search_config import PretrainConfig, SearchConfig
+from dsonas.train.engine import Engine, EngineConfig
+
+NAN = float("nan")
+SEARCH = {
+    "space": ["both", ""],
+    "epochs": [0, -1],
+    "lr": [0.0, -0.1, NAN],
+    "schedule": ["step"],
+    "milestones": [(0,), (30, -1)],
+    "momentum": [-0.1, 1.0, NAN],
+    "weight_decay": [-1e-9, NAN],
+    "batch_size": [1, 0],
+    "clip": [0.0, -1.0, NAN],
+    "ratio": [0, -1],
+    "penalty": [-1e-9, NAN],
+    "penalty_kind": ["magic"],
+    "rank": ["luck"],
+    "rank_batches": [0],
+    "thrift": [-0.1, NAN],
+    "rebuild_every": [0],
+    "structure": [0.0, -0.5, 1.01, NAN],
+    "connections": [0.0, 1.01, NAN],
+    "reached_at": [0.0, 1.01],
+    "trials": [-1],
+    "trial_epochs": [0],
+}
+PRETRAIN = {"epochs": [-1], "lr": [0.0, NAN], "weight_decay": [-1.0, NAN], "batch_size": [1]}
+ENGINE = {"precision": ["float16"], "threads": [0, -2]}
+CASES = [
+    (kind, section, name, value)
+    for kind, section, table in (
+        (SearchConfig, "search", SEARCH),
+        (PretrainConfig, "pretrain", PRETRAIN),
+        (EngineConfig, "engine", ENGINE),
+    )
+    for name, values in table.items()
+    for value in values
+]
+
+
+@pytest.mark.parametrize(("kind", "section", "name", "value"), CASES)
+def test_values_out_of_range_are_refused_by_name(kind, section: str, name: str, value):
+    with pytest.raises(ValueError, match=rf"^{section}\.{name} must be .*got "):
+        kind(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "table", "free"),
+    [
+        (SearchConfig, SEARCH, {"shrink", "normalise", "recompute"}),
+        (PretrainConfig, PRETRAIN, set()),
+    ],
+)
+def test_every_option_has_a_rule(kind, table: dict, free: set):
+    assert set(kind.__dataclass_fields__) - free == set(table)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"structure": None, "penalty": 0.0}, {"structure": 1.0, "connections": 1.0},
+        {"momentum": 0.0, "weight_decay": 0.0}, {"reached_at": 1.0, "ratio": 9},
+    ],
+)  # fmt: skip
+def test_the_ends_of_the_ranges_are_allowed(values: dict):
+    config = SearchConfig(**values)
+    assert {name: getattr(config, name) for name in values} == values
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_refused_by_name(device: str):
+    with pytest.raises(ValueError, match=rf"engine\.device '{device}' cannot be used here"):
+        Engine(EngineConfig(device=device))
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"sharing": "half"}, "search space"), ({"num_levels": 0}, "num_levels"),
+        ({"operations": ()}, "operations"), ({"operations": ("conv9x9",)}, "operations"),
+    ],
+)  # fmt: skip
+def test_a_space_refuses_by_name(values: dict, name: str):
+    with pytest.raises(ValueError, match=f"{name} must be .*got"):
+        SearchSpace(**values)
+
+
+@pytest.mark.parametrize("space", [cifar_space, imagenet_space])
+@pytest.mark.parametrize("sharing", ["share", "full"])
+def test_presets_take_what_they_are_given(space, sharing: str):
+    found = space(sharing=sharing, channels=4, blocks=(1, 2), num_classes=7)
+    skeleton = found.complete().skeleton
+    assert (skeleton.channels, skeleton.blocks, skeleton.num_classes) == ((4, 8), (1, 2), 7)
+    assert found.sharing == sharing
+    assert (
+        found.complete().num_live
+        == sum(len(graph.connections) for graph in found.complete().blocks) + 2
+    )

@@ -1,0 +1,123 @@
+"""A front: evenly spread costs from one chain, and honest accounts."""
+
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from cost.test_chains import cost, searched
+from dsonas.commands.front_plot import front_svg
+from dsonas.cost.budgets import Budget
+from dsonas.cost.chains import fit_chain
+from dsonas.run.fronts import (
+    FrontConfig,
+    bounded_by,
+    front_networks,
+    mark_best,
+    point_budgets,
+    time_account,
+)
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 10**6), st.integers(2, 9), st.floats(0.03, 0.3))
+def test_the_networks_of_a_front_are_spread_evenly_up_to_the_supernet(seed, points, share):
+    chain = searched(seed)
+    whole = {"macs": cost(chain[0], "macs")}
+    budget = Budget(macs=share * whole["macs"])
+    span = FrontConfig(points=points).span(budget, whole)
+    budgets = point_budgets(budget, span, points)
+    networks = front_networks(chain, fit_chain(chain, budget), budgets)
+    assert len(networks) == points
+    for (network, bound), wanted in zip(networks, budgets, strict=True):
+        assert bound == wanted
+        assert 0.95 * wanted.macs <= cost(network, "macs") <= wanted.macs
+    assert budgets[-1].macs == pytest.approx(whole["macs"])
+    ratios = [b.macs / a.macs for a, b in pairwise(budgets)]
+    assert ratios == pytest.approx([ratios[0]] * len(ratios))
+
+
+def test_large_networks_keep_the_supernets_width_and_small_ones_the_structure_found():
+    chain = searched(5, shared=True)
+    whole, found = cost(chain[0], "macs"), cost(chain[-1], "macs")
+    budgets = point_budgets(Budget(macs=found / 4), 4 * whole / found, 9)
+    for network, budget in front_networks(chain, fit_chain(chain, budgets[0]), budgets):
+        ratio = network.skeleton.channels[-1] / chain[0].skeleton.channels[-1]
+        if budget.macs > found:
+            assert 0.75 < ratio < 1.35
+        else:
+            assert ratio < 1.1
+            assert cost(network.with_channels(chain[0].skeleton.channels), "macs") < 1.2 * found
+
+
+def test_all_bounds_grow_alike():
+    budgets = point_budgets(Budget(macs=100, params=10), 16.0, 3)
+    assert [(b.macs, b.params) for b in budgets] == [(100, 10), (400, 40), (1600, 160)]
+
+
+def test_the_last_network_costs_what_is_asked_or_what_the_supernet_does():
+    budget, whole = Budget(macs=100, params=10), {"macs": 1000.0, "params": 200.0}
+    assert FrontConfig(points=3).span(budget, whole) == 20
+    assert FrontConfig(points=3, largest=300).span(budget, whole) == 3
+    assert bounded_by(Budget(), {"macs": 70.0}).bounds == {"macs": 70.0}
+    assert bounded_by(budget, {"macs": 70.0}) is budget
+
+
+@pytest.mark.parametrize("largest", [None, 50, 100])
+def test_a_front_without_room_is_refused(largest):
+    with pytest.raises(ValueError, match="lower the budget or raise --pareto_to"):
+        FrontConfig(points=3, largest=largest).span(Budget(macs=100), {"macs": 100.0})
+
+
+@pytest.mark.parametrize("points", [1, 0, -3])
+def test_a_front_has_two_networks_at_least(points):
+    with pytest.raises(ValueError, match=f"pareto must be at least 2 networks, got {points}"):
+        FrontConfig(points=points)
+
+
+results = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=8)
+
+
+@given(results)
+def test_the_best_points_are_those_that_none_beats(pairs):
+    points = [{"params": c, "test_error": e, "channels": [c]} for c, e in pairs]
+    mark_best(points, "params")
+    best = {(p["params"], p["test_error"]) for p in points if p["on_front"]}
+    assert best
+    for c, e in set(pairs):
+        beaten = any(c2 <= c and e2 <= e and (c2, e2) != (c, e) for c2, e2 in pairs)
+        assert ((c, e) in best) == (not beaten)
+
+
+@given(st.floats(0, 1e5), st.lists(st.floats(0, 1e5), min_size=1, max_size=9))
+def test_the_time_of_separate_searches_is_that_of_one_and_the_others(search, trained):
+    times = time_account(search, trained)
+    difference = times["separate_seconds"] - times["total_seconds"]
+    assert difference == pytest.approx((len(trained) - 1) * search, abs=0.01)
+    assert times["separate_searches"] == len(trained)
+
+
+@pytest.mark.parametrize("measure", ["macs", "params", "memory_bytes", "latency_ms"])
+def test_the_picture_shows_every_point_in_order(measure):
+    points = [
+        {measure: c, "test_error": e, "channels": [8, 16]}
+        for c, e in ((1e5, 12.0), (4e5, 9.0), (2e5, 13.0), (9e5, 8.0))
+    ]
+    mark_best(points, measure)
+    root = ElementTree.fromstring(front_svg(points, measure))
+    name = "{http://www.w3.org/2000/svg}"
+    circles = root.findall(f"{name}circle")
+    assert [circle.get("class") for circle in circles] == ["best", "best", "beaten", "best"]
+    places = [(float(c.get("cx", 0)), float(c.get("cy", 0))) for c in circles]
+    by_cost = [places[i] for i in (0, 2, 1, 3)]
+    assert by_cost == sorted(by_cost)
+    assert places[3][1] > places[1][1] > places[0][1] > places[2][1]
+    path = root.find(f"{name}path")
+    assert path is not None
+    assert path.get("d", "").count("L") == 2
+
+
+def test_one_point_is_a_picture_too():
+    point = {"macs": 1e6, "test_error": 9.0, "channels": [8], "on_front": True}
+    assert "<circle" in front_svg([point], "macs")

@@ -1,0 +1,368 @@
+"""The plan is followed, by removal only, and the same way every time."""
+
+from dataclasses import replace
+from itertools import pairwise
+from random import Random
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from dsonas.cost.costs import architecture_cost
+from dsonas.cost.edits import operation_costs, without_node
+from dsonas.graph.architecture import Architecture, Skeleton
+from dsonas.graph.spaces import PAPER_OPERATIONS
+from dsonas.search.importance import connection_flows, node_importance
+from dsonas.search.removal import Plan, drop_smallest, follow_plan
+from helpers.builders import random_architecture, random_skeleton
+
+OPERATIONS = ("separable_conv3x3", "separable_conv5x5", "max_pool3x3")
+seeds = st.integers(0, 10**6)
+shares = st.floats(0.05, 1)
+
+
+def case(seed: int):
+    """A supernet, a contained live architecture with positive factors, and those factors."""
+    rng = Random(seed)
+    shared, levels = rng.random() < 0.5, rng.randint(1, 3)
+    operations = OPERATIONS[: rng.randint(1, 3)]
+    skeleton = random_skeleton(rng, largest=12)
+    supernet = Architecture.complete(skeleton, operations, levels)
+    current = random_architecture(
+        rng, skeleton, shared=shared, operations=operations, num_levels=levels, density=0.8
+    )
+    graphs = current.blocks[:1] if shared else current.blocks
+    factors = [[rng.uniform(0.05, 1) if a else 0.0 for a in graph.live] for graph in graphs]
+    return supernet, current, factors
+
+
+def cost(architecture: Architecture, measure: str) -> int:
+    return getattr(architecture_cost(architecture), measure)
+
+
+def connections(architecture: Architecture, shared: bool) -> int:
+    graphs = architecture.blocks[:1] if shared else architecture.blocks
+    return sum(graph.num_live for graph in graphs)
+
+
+def contained(small: Architecture, large: Architecture) -> bool:
+    pairs = zip(small.blocks, large.blocks, strict=True)
+    return all(
+        b or not a for one, two in pairs for a, b in zip(one.live, two.live, strict=True)
+    ) and (small.skeleton, small.reductions) == (large.skeleton, large.reductions)
+
+
+@settings(max_examples=60)
+@given(
+    seeds, shares, shares, st.sampled_from([0.3, 0.75, 1.0]), st.sampled_from(["macs", "params"])
+)
+def test_the_plan_is_followed_as_far_as_it_can_be(seed, structure, links, reached_at, measure):
+    def planned(architecture: Architecture) -> float:
+        return cost(architecture, measure)
+
+    supernet, current, factors = case(seed)
+    shared = len(factors) == 1
+    plan = Plan(structure=structure, connections=links, reached_at=reached_at)
+    for progress in (0.2, 0.5, 1.0):
+        found = follow_plan(plan, progress, supernet, current, factors, None, planned)
+        assert found == follow_plan(plan, progress, supernet, current, factors, None, planned)
+        assert follow_plan(plan, progress, supernet, found, factors, None, planned) == found
+        assert contained(found, current)
+        assert found.clean() == found
+        allowed = allowed_cost(plan, progress, supernet, measure)
+        if cost(found, measure) > allowed:
+            assert cannot_be_cheaper(found, measure, shared)
+        limit = plan.share(links, progress) * connections(supernet, shared)
+        if connections(found, shared) > limit:
+            assert every_connection_is_needed(found, shared)
+        if shared:
+            assert len(set(found.blocks)) == 1
+            assert bool(found.blocks[0].kept_nodes) == bool(current.blocks[0].kept_nodes)
+        current = found
+
+
+def fixed_cost(supernet: Architecture, measure: str = "macs") -> int:
+    """Stem, shortcuts, reductions and head."""
+    empty = [graph.prune([False] * len(graph.live)) for graph in supernet.blocks]
+    return cost(replace(supernet, blocks=tuple(empty)), measure)
+
+
+def allowed_cost(plan: Plan, progress: float, supernet: Architecture, measure: str) -> float:
+    fixed = fixed_cost(supernet, measure)
+    return fixed + plan.share(plan.structure, progress) * (cost(supernet, measure) - fixed)
+
+
+def plan_for(supernet: Architecture, macs: float) -> Plan:
+    """The plan that allows so many multiply-adds at the end."""
+    fixed = fixed_cost(supernet)
+    structure = (macs - fixed) / (cost(supernet, "macs") - fixed)
+    return Plan(structure=structure, connections=1.0, reached_at=1.0)
+
+
+def cannot_be_cheaper(architecture: Architecture, measure: str, shared: bool) -> bool:
+    """No removal of one operation is left that keeps an operation in every shared block."""
+    graphs = architecture.blocks[:1] if shared else architecture.blocks
+    rests = [without_node(graph, node) for graph in graphs for node in graph.kept_nodes]
+    return not any(rest.kept_nodes or not shared for rest in rests)
+
+
+def every_connection_is_needed(architecture: Architecture, shared: bool) -> bool:
+    for graph in architecture.blocks[:1] if shared else architecture.blocks:
+        for i, alive in enumerate(graph.live):
+            rest = graph.prune([j != i for j in range(len(graph.live))]).clean()
+            if alive and rest.kept_nodes == graph.kept_nodes:
+                return False
+    return True
+
+
+@settings(max_examples=30)
+@given(seeds)
+def test_nothing_is_removed_when_the_plan_allows_everything(seed: int):
+    supernet, current, factors = case(seed)
+    plan = Plan(structure=1.0, connections=1.0)
+    assert follow_plan(plan, 1.0, supernet, current, factors) == current
+    tight = Plan(structure=0.1, connections=0.1)
+    assert follow_plan(tight, 0.0, supernet, current, factors) == current
+
+
+def test_what_is_worth_least_per_cost_goes_first():
+    """Both convolutions are worth the same; the larger one saves more, so it goes."""
+    skeleton = Skeleton(image_size=8, blocks=(1,), channels=(64,))
+    supernet = Architecture.complete(skeleton, OPERATIONS, 1)
+    without = {
+        node: cost(replace(supernet, blocks=(without_node(supernet.blocks[0], node),)), "macs")
+        for node in (1, 2, 3)
+    }
+    plan = plan_for(supernet, without[1])
+    assert plan.structure < 1
+    found = follow_plan(plan, 1.0, supernet, supernet, [[1.0, 1.0, 1.0]])
+    assert found.blocks[0].kept_nodes == (1, 3)
+    found = follow_plan(plan, 1.0, supernet, supernet, [[0.01, 1.0, 1.0]])
+    assert found.blocks[0].kept_nodes == (2, 3)
+
+
+def test_a_given_worth_replaces_the_flow_and_is_asked_for_every_removal():
+    skeleton = Skeleton(image_size=8, blocks=(1,), channels=(8,))
+    supernet = Architecture.complete(skeleton, ("max_pool3x3",) * 4, 1)
+    asked = []
+
+    def worth(current: Architecture):
+        asked.append(current)
+        return {(0, node): float(node) for node in current.blocks[0].kept_nodes}
+
+    half = (cost(supernet, "macs") + fixed_cost(supernet)) / 2
+    plan = plan_for(supernet, half)
+    found = follow_plan(plan, 1.0, supernet, supernet, [[1.0, 2.0, 0.1, 0.1]], worth)
+    assert found.blocks[0].kept_nodes == (3, 4)
+    assert [graph.blocks[0].kept_nodes for graph in asked] == [(1, 2, 3, 4), (2, 3, 4)]
+
+
+@pytest.mark.parametrize(("thrift", "kept"), [(1.0, 2), (0.0, 1)])
+def test_thrift_decides_whether_the_dear_or_the_useless_goes(thrift: float, kept: int):
+    """The convolution is worth a little more than the pooling, and costs much more."""
+    skeleton = Skeleton(image_size=8, blocks=(1,), channels=(8,))
+    supernet = Architecture.complete(skeleton, ("separable_conv5x5", "max_pool3x3"), 1)
+    plan = Plan(structure=0.1, connections=0.1, reached_at=1.0)  # either may go at the beginning
+
+    def worth(current: Architecture):
+        return {(0, node): {1: 1.1, 2: 1.0}[node] for node in current.blocks[0].kept_nodes}
+
+    found = follow_plan(plan, 0.05, supernet, supernet, [[1.0, 1.0]], worth, thrift=thrift)
+    assert found.blocks[0].kept_nodes == (kept,)
+
+
+def test_removals_far_below_the_target_are_the_last_resort():
+    """The large operation is worth nothing, but without it the network would be too small."""
+    skeleton = Skeleton(image_size=8, blocks=(1,), channels=(8,))
+    supernet = Architecture.complete(skeleton, ("separable_conv5x5", *["max_pool3x3"] * 4), 1)
+    graph = supernet.blocks[0]
+    less = replace(supernet, blocks=(without_node(graph, 5),))
+    plan = plan_for(supernet, cost(less, "macs") + 1)
+    found = follow_plan(plan, 1.0, supernet, supernet, [[0.01, 1.0, 1.0, 1.0, 0.9]])
+    assert found == less
+    alone = replace(supernet, blocks=(graph.prune([s in (1, 2) for s, _ in graph.connections]),))
+    found = follow_plan(
+        plan_for(supernet, cost(alone, "macs") - 1), 1.0, supernet, alone, [[1.0] * 5]
+    )
+    assert len(found.blocks[0].kept_nodes) == 1
+
+
+@given(st.floats(0.01, 10), st.integers(0, 100), st.integers(0, 100))
+def test_the_pressure_grows_while_the_proximal_step_lags(pressure, planned, positive):
+    plan = Plan(structure=0.3, connections=0.3)
+    found = plan.adapt(pressure, planned, positive)
+    assert 0.01 <= found <= 10
+    assert found >= pressure if positive > planned else found <= pressure
+    assert found != pressure or pressure in (0.01, 10)
+
+
+def test_the_weakest_connections_go_and_every_operation_keeps_an_input():
+    skeleton = Skeleton(image_size=8, blocks=(1,), channels=(8,))
+    supernet = Architecture.complete(skeleton, OPERATIONS[:2], 2)
+    graph = supernet.blocks[0]
+    weak = {(0, 3), (2, 4)}
+    factors = [0.1 if pair in weak else 1.0 for pair in graph.connections]
+    plan = Plan(structure=1.0, connections=0.8, reached_at=1.0)
+    found = follow_plan(plan, 1.0, supernet, supernet, [factors])
+    dead = {pair for pair, a in zip(graph.connections, found.blocks[0].live, strict=True) if not a}
+    assert dead == weak
+    least = Plan(structure=1.0, connections=0.01, reached_at=1.0)
+    found = follow_plan(least, 1.0, supernet, supernet, [factors])
+    assert found.blocks[0].kept_nodes == graph.kept_nodes
+    assert all(found.blocks[0].inputs[node] for node in graph.kept_nodes)
+
+
+def test_in_a_full_space_each_block_is_judged_by_its_own_factors():
+    skeleton = Skeleton(image_size=8, blocks=(2,), channels=(8,))
+    supernet = Architecture.complete(skeleton, ("separable_conv3x3",) * 2, 1)
+    one = without_node(supernet.blocks[0], 2)
+    smaller = Architecture(skeleton, (supernet.blocks[0], one), ())
+    plan = plan_for(supernet, cost(smaller, "macs"))
+    found = follow_plan(plan, 1.0, supernet, supernet, [[1.0, 1.0], [1.0, 0.1]])
+    assert found == smaller
+    found = follow_plan(plan, 1.0, supernet, supernet, [[0.1, 1.0], [1.0, 1.0]])
+    assert [graph.kept_nodes for graph in found.blocks] == [(2,), (1, 2)]
+
+
+@settings(max_examples=40)
+@given(seeds)
+def test_the_first_removal_is_the_best_ratio(seed: int):
+    """Operations first; outputs where every operation saves too much; no block is emptied."""
+    supernet, current, factors = case(seed)
+    shared = len(factors) == 1
+    before = cost(current, "macs")
+    options: dict[str, dict[Architecture, float]] = {"operations": {}, "outputs": {}}
+    for place, graph in enumerate(current.blocks[:1] if shared else current.blocks):
+        flows = connection_flows(graph, factors[place])
+        worth = node_importance(graph, flows)
+        rests = [("operations", without_node(graph, node), value) for node, value in worth.items()]
+        for i, (_, target) in enumerate(graph.connections):
+            if graph.live[i] and target == graph.output_node:
+                rest = graph.prune([j != i for j in range(len(graph.live))]).clean()
+                rests.append(("outputs", rest, flows[i]))
+        for kind, rest, value in rests:
+            blocks = [rest if shared or i == place else g for i, g in enumerate(current.blocks)]
+            smaller = Architecture(current.skeleton, tuple(blocks), current.reductions)
+            if rest.kept_nodes:
+                ratio = value / max(1, before - cost(smaller, "macs"))
+                options[kind][smaller] = min(ratio, options[kind].get(smaller, ratio))
+    plan = plan_for(supernet, before - 0.5)
+    fixed = fixed_cost(supernet)
+    floor = fixed + 0.9 * plan.structure * (cost(supernet, "macs") - fixed)
+    for kind in ("operations", "outputs"):
+        gentle = {net: r for net, r in options[kind].items() if cost(net, "macs") >= floor}
+        if gentle:
+            found = follow_plan(plan, 1.0, supernet, current, factors)
+            assert cost(found, "macs") < before
+            first = min(gentle.values())
+            assert any(
+                ratio == pytest.approx(first) and contained(found, net)
+                for net, ratio in gentle.items()
+            )
+            return
+
+
+@given(st.floats(0.01, 1), st.floats(0.05, 1))
+def test_shares_fall_in_equal_ratios_and_are_then_held(final: float, reached_at: float):
+    plan = Plan(structure=final, connections=1.0, reached_at=reached_at)
+    times = [i / 20 * reached_at for i in range(21)]
+    values = [plan.share(final, t) for t in times]
+    assert values[0] == 1
+    assert values[-1] == pytest.approx(final)
+    assert all(b / a == pytest.approx(values[1]) for a, b in pairwise(values))
+    assert plan.share(final, 1.0) == pytest.approx(final)
+    assert plan.is_held(reached_at)
+    assert not plan.is_held(reached_at * 0.99)
+
+
+def walk(rng: Random, factors: list[list[float]], current: Architecture) -> None:
+    """What training may do to the factors until the next rebuild."""
+    for place, vector in enumerate(factors):
+        live = current.blocks[place].live
+        for i, value in enumerate(vector):
+            vector[i] = max(0.0, value + rng.gauss(-0.05, 0.3)) if live[i] else 0.0
+
+
+def simulated_search(seed: int):
+    """A search without training: its plan, the chain it passes through, and the factors left."""
+    rng = Random(seed)
+    shared, stages = rng.random() < 0.5, rng.randint(1, 3)
+    skeleton = Skeleton(
+        image_size=rng.choice((8, 16)),
+        blocks=tuple(rng.randint(1, 2) for _ in range(stages)),
+        channels=tuple(rng.choice((4, 8, 16)) for _ in range(stages)),
+    )
+    supernet = Architecture.complete(skeleton, PAPER_OPERATIONS, rng.randint(2, 3))
+    plan = Plan(
+        structure=rng.uniform(0.1, 0.9),
+        connections=1.0 if rng.random() < 0.7 else rng.uniform(0.2, 0.9),
+        reached_at=rng.uniform(0.3, 1.0),
+    )
+    graphs = supernet.blocks[:1] if shared else supernet.blocks
+    factors = [[rng.uniform(0, 2) for _ in graph.live] for graph in graphs]
+    chain, epochs = [supernet], rng.randint(2, 5)
+    for epoch in range(epochs):
+        walk(rng, factors, chain[-1])
+        chain.append(follow_plan(plan, (epoch + 1) / epochs, supernet, chain[-1], factors))
+    return plan, chain, factors
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_simulated_search_ends_on_its_plan(part: int):
+    """Never above it while anything can go, and below it by 10 % or one operation at most."""
+    for seed in range(50 * part, 50 * part + 50):
+        plan, chain, factors = simulated_search(seed)
+        supernet, found, shared = chain[0], chain[-1], len(factors) == 1
+        fixed, goal = fixed_cost(supernet), plan.allowed(1.0, supernet)
+        reached = (cost(found, "macs") - fixed) / (goal - fixed)
+        largest = max(c.macs for c in operation_costs(found, shared=shared).values())
+        assert reached <= 1 or every_operation_is_the_last(found, shared), seed
+        if plan.connections == 1:
+            assert reached >= 1 - max(0.1, largest / (goal - fixed)), seed
+        assert all(contained(small, large) for large, small in pairwise(chain))
+        assert all(member.clean() == member for member in chain)
+        assert all(graph.kept_nodes for graph in found.blocks), seed
+        if shared:
+            assert len(set(found.blocks)) == 1
+
+
+def every_operation_is_the_last(architecture: Architecture, shared: bool) -> bool:
+    graphs = architecture.blocks[:1] if shared else architecture.blocks
+    return all(not without_node(g, node).kept_nodes for g in graphs for node in g.kept_nodes)
+
+
+def test_most_simulated_searches_end_within_a_tenth_of_the_plan():
+    near, total = 0, 0
+    for seed in range(40):
+        plan, chain, _ = simulated_search(seed)
+        if plan.connections == 1:
+            fixed, goal = fixed_cost(chain[0]), plan.allowed(1.0, chain[0])
+            near += 0.9 <= (cost(chain[-1], "macs") - fixed) / (goal - fixed) <= 1
+            total += 1
+    assert near >= 0.8 * total > 0
+
+
+@settings(max_examples=20)
+@given(seeds)
+def test_the_smallest_factors_go_first_by_the_obvious_rule(seed: int):
+    supernet, current, factors = case(seed)
+    shared = len(factors) == 1
+    plan = Plan(structure=0.4, connections=1.0, reached_at=1.0)
+    found = drop_smallest(plan, 1.0, supernet, current, factors)
+    assert contained(found, current)
+    assert found.clean() == found
+    if cost(found, "macs") > plan.allowed(1.0, supernet):
+        assert not shared or len(found.blocks[0].kept_nodes) <= 1 or found == current
+    assert drop_smallest(plan, 0.0, supernet, current, factors) == current
+
+
+def test_the_obvious_rule_takes_many_inputs_before_the_cost_moves():
+    """Inputs are small here and outputs large: half of the cost is left with few connections."""
+    skeleton = Skeleton(image_size=8, blocks=(1,), channels=(8,))
+    supernet = Architecture.complete(skeleton, OPERATIONS, 3)
+    graph = supernet.blocks[0]
+    factors = [[0.9 if target == graph.output_node else 0.1 + 0.001 * source
+                for source, target in graph.connections]]  # fmt: skip
+    plan = Plan(structure=0.8, connections=1.0, reached_at=1.0)
+    left = drop_smallest(plan, 1.0, supernet, supernet, factors)
+    planned = follow_plan(plan, 1.0, supernet, supernet, factors)
+    assert left.num_live < 0.6 * planned.num_live
