@@ -11,17 +11,14 @@ file holds all rows, and the same command goes on where it was cut off.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
 
-from dsonas.graph.architecture import Architecture
 from dsonas.search.baselines import HAND_MADE, INVERTED_BOTTLENECK, hand_made, random_architectures
-from pilot import TRIAL_EPOCHS, Pilot, Row, kept_share
+from pilot import Pilot, Row, kept_share
 from small_study import Study, mean_and_spread
 
 PROBES = {  # sources of each target; nodes are 1 to 4 (3x3, 5x5, maximum, average), 5 to 8, ...
@@ -170,19 +167,6 @@ def reduction_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
             yield {**case, **pilot.train([network], 9000 + place)}
 
 
-def trial_rank_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
-    """A short trial of every structure trained so far: how well does it foretell the error?"""
-    known: dict[Architecture, list[float]] = {}
-    for row in results.rows:
-        if row["group"] in ("random", "again", "rules", "probes"):
-            known.setdefault(pilot.rebuilt(row), []).append(row["error"])
-    for index, (network, errors) in enumerate(known.items()):
-        case = {"group": "trial-rank", "index": index}
-        if not results.has(**case):
-            loss = pilot.trial(network, index)
-            yield {**case, "loss": round(loss, 4), "error": statistics.mean(errors)}
-
-
 def sparse_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
     """Searches that remove operations by flow, whatever they cost, and leave few connections."""
     for seed in range(pilot.options.seeds):
@@ -196,42 +180,6 @@ def sparse_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
                 yield {**case, **row, "search_seconds": round(seconds, 1)}
 
 
-def trials_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
-    """Shorter searches whose last choice is made by trials."""
-    for seed in range(pilot.options.seeds):
-        cases = [{"group": "trials-repeated", "search": seed, "index": i} for i in range(2)]
-        if all(results.has(**case) for case in cases):
-            continue
-        short = {"epochs": 3, "trials": 20, "trial_epochs": TRIAL_EPOCHS}
-        chain, seconds = pilot.search(seed, pretrain=1, **CHAIN, **short)
-        for index, case in enumerate(cases):
-            if not results.has(**case):
-                row = pilot.train(chain, 5000 + 10 * seed + index)
-                yield {**case, **row, "search_seconds": round(seconds, 1)}
-
-
-def chosen_rows(pilot: Pilot, results: Study) -> Iterator[Row]:
-    """Searches by flow down to a tenth of the structure, and what trials made of their chains."""
-    for seed in range(pilot.options.first_seed, pilot.options.seeds):
-        kinds = product(("chain", "trials"), range(2))
-        cases = [{"group": "chosen", "kind": k, "search": seed, "index": i} for k, i in kinds]
-        if all(results.has(**case) for case in cases):
-            continue
-        few = {**SPARSE, "structure": 0.1}
-        chain, seconds = pilot.search(seed, pretrain=2, epochs=5, **few)
-        start = time.process_time()
-        tried, losses = pilot.trials(chain, seed, trials=16, trial_epochs=1)
-        spent = {
-            "search_seconds": round(seconds, 1),
-            "trial_seconds": round(time.process_time() - start, 1),
-        }
-        for place, case in enumerate(cases):
-            if not results.has(**case):
-                found = tried if case["kind"] == "trials" else chain
-                row = pilot.train(found, 8000 + 10 * seed + place)
-                yield {**case, **row, **spent, "losses": losses}
-
-
 GROUPS: dict[str, Group] = {
     "random": random_rows,
     "again": again_rows,
@@ -243,9 +191,6 @@ GROUPS: dict[str, Group] = {
     "deeper": deeper_rows,
     "bottlenecks": bottleneck_rows,
     "sparse": sparse_rows,
-    "trials-repeated": trials_rows,
-    "trial-rank": trial_rank_rows,
-    "chosen": chosen_rows,
 }
 
 
@@ -265,12 +210,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--random", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first_seed", type=int, default=0, help="of the group chosen")
     parser.add_argument("--trainings", type=int, default=3)
     written = [*PROBES, *CHAINS, *DEEPER, *BOTTLENECKS]
     parser.add_argument("--only", action="append", choices=written, metavar="NAME")
     options = parser.parse_args()
-    growing = ("groups", "random", "trainings", "first_seed", "only")
+    growing = ("groups", "random", "trainings", "only")
     pilot, results = Pilot(options), Study(options, growing)
     for name in options.groups:
         for row in GROUPS[name](pilot, results):

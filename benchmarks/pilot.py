@@ -10,28 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from dsonas.commands.configuring import config_parser, parse, to_config
-from dsonas.cost.budgets import Budget, cost_function
+from dsonas.cost.budgets import Budget
 from dsonas.cost.chains import fit_chain
 from dsonas.cost.costs import architecture_cost
 from dsonas.data import ImageData, load_data
 from dsonas.graph.architecture import Architecture
 from dsonas.graph.spaces import SearchSpace
-from dsonas.run.console import Reporter
 from dsonas.run.pipeline import Job
 from dsonas.run.run_config import RunConfig
-from dsonas.run.runs import RunFolder, load_chain
-from dsonas.run.trials import Trials
+from dsonas.run.runs import load_chain
 from dsonas.search.baselines import blocks_macs
 from dsonas.search.search_config import PretrainConfig, SearchConfig
-from dsonas.train.engine import Engine
 from small_study import EARLIER, silent_job
 
 Row = dict[str, Any]
 YAML = Path(__file__).parent / "compare_fashion_mnist.yaml"
-TRIAL_EPOCHS = 2
 
 
 class Pilot:
@@ -125,21 +119,6 @@ class Pilot:
         with tempfile.TemporaryDirectory() as folder:
             self._job(config, folder).search()
             return load_chain(Path(folder) / "chain.json"), time.process_time() - start
-
-    def trial(self, network: Architecture, number: int) -> float:
-        """The loss of one trial, as a search makes it."""
-        return self.trials([network], 1000 + number, trials=1, trial_epochs=TRIAL_EPOCHS)[1][0]
-
-    def trials(
-        self, chain: Sequence[Architecture], seed: int, **settings: Any
-    ) -> tuple[list[Architecture], list[float]]:
-        """The chain that ends with what trials choose, and the losses of all trials."""
-        config = replace(self.config, search=replace(self.config.search, **settings), seed=seed)
-        quiet = Reporter(Console(quiet=True))
-        with tempfile.TemporaryDirectory() as folder:
-            run, engine = RunFolder(folder), Engine(config.engine)
-            trials = Trials(config, self.data, engine, cost_function(), run, quiet, lambda: False)
-            return trials.choose(chain), trials.losses
 
 
 def kept_share(member: Architecture, supernet: Architecture) -> float:

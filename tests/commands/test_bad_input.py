@@ -281,7 +281,7 @@ def test_a_new_budget_that_cannot_be_met_is_refused_each_time(dsonas, tiny, tmp_
     def refuse(*arguments):
         raise InfeasibleBudgetError("budget is out of reach of every member")
 
-    monkeypatch.setattr("dsonas.run.trials.fit_to_budget", refuse)
+    monkeypatch.setattr("dsonas.run.pipeline.fit_to_budget", refuse)
     for _ in range(2):
         ended = dsonas("search", *tiny, *out, "--budget.params", 900)
         check_refused(ended, "out of reach")

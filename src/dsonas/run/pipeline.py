@@ -21,12 +21,17 @@ from dsonas.data import ImageData, load_data
 from dsonas.graph import Architecture, SearchSpace, draw_architecture
 from dsonas.nn import AuxiliaryHead, Network
 from dsonas.run.console import Reporter, readable_count
-from dsonas.run.fitting import check_known, final_latency, parts_table, run_costs
+from dsonas.run.fitting import (
+    check_known,
+    final_latency,
+    fit_to_budget,
+    parts_table,
+    run_costs,
+)
 from dsonas.run.run_batches import held_out_batches, training_batches
 from dsonas.run.run_config import RunConfig
 from dsonas.run.runs import Preprocessing, RunError, RunFolder, versions
 from dsonas.run.tracking import Tracking
-from dsonas.run.trials import Trials
 from dsonas.search import search
 from dsonas.train import STAGES, Engine, Journal, Training, World, evaluate, run_stage
 
@@ -148,12 +153,8 @@ class Job:
             resume=self.resume,
             workers=self.config.data.workers,
         )
-        shown = self.folder, self.reporter, self.stop
-        trials = Trials(self.config, self.data, self.engine, self.cost, *shown)
-        chain = trials.choose(result.chain)
-        self.journal.seconds["search"] = self.journal.seconds.get("search", 0.0) + trials.seconds
-        self.folder.write("chain.json", chain_to_json(chain))
-        architecture = trials.fit(chain)
+        self.folder.write("chain.json", chain_to_json(result.chain))
+        architecture = fit_to_budget(result.chain, self.config, self.cost)
         self._extras["architecture"] = architecture.to_json()
         self._extras["factors"] = result.factors
         self.resume = None

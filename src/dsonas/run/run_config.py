@@ -35,7 +35,7 @@ _NEVER_FIXED = (
 _FIRST_USE = {
     "search.space": "pretrain",
     "search": "search",
-    "budget": "train",  # the search looks only at which bounds there are; trials begin anew
+    "budget": "train",  # the search looks only at which bounds there are
     "budget.bounds": "search",
     "engine.latency_table": "search",
     "engine.latency_batch": "search",

@@ -144,8 +144,7 @@ class RunFolder:
         if not self.writes:
             return
         if searches and self.begun is None:
-            for name in ("chain.json", "trials.json"):
-                (self.path / name).unlink(missing_ok=True)
+            (self.path / "chain.json").unlink(missing_ok=True)
         if refits or (searches and self.begun is None):
             (self.path / "architecture.json").unlink(missing_ok=True)
         self.write("config.yaml", config_text)
