@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from dataclasses import fields
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the command line and the configuration start without torch
+    import torch
+    from torch import Tensor
 
 FEW_BYTES = 2**14  # of a tensor, up to which gathering is faster than gloo's sum (measured)
 
@@ -86,6 +87,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
         device: where it is wanted; if that is the CPU, the tensor itself is returned.
 
     Example:
+        >>> import torch
         >>> send(torch.ones(2), torch.device("cpu"))
         tensor([1., 1.])
     """
@@ -98,9 +100,12 @@ def mask_like(live: Sequence[bool], like: Tensor) -> Tensor:
     """1 where something is live and 0 elsewhere, of the type and on the device of a tensor.
 
     Example:
+        >>> import torch
         >>> mask_like([True, False], torch.zeros(3))
         tensor([1., 0.])
     """
+    import torch
+
     return send(torch.tensor(live, dtype=like.dtype), like.device)
 
 
@@ -159,6 +164,8 @@ class LostProcessError(ConnectionError):
 
 def num_processes() -> int:
     """Of those that have met; 1 before that."""
+    import torch
+
     met = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if met else 1
 
@@ -173,6 +180,8 @@ def sum_over_processes(values: Tensor, group: Any = None) -> Tensor:
     Raises:
         LostProcessError: if one of them does not answer.
     """
+    import torch
+
     with answering():
         if values.device.type != "cpu" or values.nbytes > FEW_BYTES:
             torch.distributed.all_reduce(values, group=group)
@@ -197,6 +206,8 @@ def sum_all_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
 @contextmanager
 def answering() -> Iterator[None]:
     """Say in one line that another process is gone."""
+    import torch
+
     try:
         yield
     except (torch.OutOfMemoryError, torch.AcceleratorError):  # its own fault, come to light here
@@ -211,4 +222,6 @@ def answering() -> Iterator[None]:
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    import torch
+
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])

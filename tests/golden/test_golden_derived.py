@@ -1,6 +1,6 @@
 """Final networks with the auxiliary head against the published evaluation networks."""
 
-import golden_hooks as hooks
+from helpers import golden_hooks as hooks
 import numpy as np
 import pytest
 import torch

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-import golden_hooks as hooks
+from helpers import golden_hooks as hooks
 import numpy as np
 import pytest
 import torch

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from itertools import cycle
 
-import golden_hooks as hooks
+from helpers import golden_hooks as hooks
 import numpy as np
 import pytest
 import torch

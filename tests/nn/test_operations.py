@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dsonas.graph.spaces import PAPER_OPERATIONS
 from dsonas.nn.operations import (
-    PAPER_OPERATIONS,
     DepthwiseConv,
     PointwiseConv,
     build_operation,

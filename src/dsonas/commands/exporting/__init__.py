@@ -29,7 +29,7 @@ _HOME = {
     "ExportError": "errors",
     "ExportResult": "running",
     "export_run": "running",
-    "fold_batch_norms": "folding",
+    "fold_batch_norms": "fuse_bn",
     "network_source": "source",
 }
 
