@@ -1,6 +1,5 @@
 """Final networks with the auxiliary head against the published evaluation networks."""
 
-from helpers import golden_hooks as hooks
 import numpy as np
 import pytest
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from dsonas.graph.architecture import Architecture
 from dsonas.nn.network import Network
 from dsonas.nn.scaling import ScalingFactors
-from helpers import golden_cases as golden
+from helpers import golden_cases as golden, golden_hooks as hooks
 
 CASES = list(golden.read_cases("eval_forward")[0])
 EXACT = {"rtol": 1e-11, "atol": 1e-11}

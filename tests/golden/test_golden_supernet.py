@@ -2,7 +2,6 @@
 
 from collections.abc import Collection
 
-from helpers import golden_hooks as hooks
 import numpy as np
 import pytest
 import torch
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsonas.nn.network import Network
-from helpers import golden_cases as golden
+from helpers import golden_cases as golden, golden_hooks as hooks
 
 CASES = [
     (file, name)

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from itertools import cycle
 
-from helpers import golden_hooks as hooks
 import numpy as np
 import pytest
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from dsonas.nn.network import Network
 from dsonas.sparse.proximal import ProximalNAG
 from dsonas.train.steps import factor_step, weight_step
-from helpers import golden_cases as golden
+from helpers import golden_cases as golden, golden_hooks as hooks
 
 RUNS, META = golden.read_cases("train_steps")
 EXACT = {"rtol": 1e-10, "atol": 1e-11}
