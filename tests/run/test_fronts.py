@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from cost.test_chains import cost, searched
-from dsonas.commands.front_plot import front_svg
+from dsonas.commands.charts import LIGHT, front_svg
 from dsonas.cost.budgets import Budget
 from dsonas.cost.chains import fit_chain
 from dsonas.run.fronts import (
@@ -107,15 +107,18 @@ def test_the_picture_shows_every_point_in_order(measure):
     mark_best(points, measure)
     root = ElementTree.fromstring(front_svg(points, measure))
     name = "{http://www.w3.org/2000/svg}"
-    circles = root.findall(f"{name}circle")
-    assert [circle.get("class") for circle in circles] == ["best", "best", "beaten", "best"]
-    places = [(float(c.get("cx", 0)), float(c.get("cy", 0))) for c in circles]
-    by_cost = [places[i] for i in (0, 2, 1, 3)]
-    assert by_cost == sorted(by_cost)
-    assert places[3][1] > places[1][1] > places[0][1] > places[2][1]
-    path = root.find(f"{name}path")
-    assert path is not None
-    assert path.get("d", "").count("L") == 2
+    circles = {group.findtext(f"{name}title", "").split()[0]: group.find(f"{name}circle")
+               for group in root.iter(f"{name}g")}  # fmt: skip
+    ordered = [circles[error] for error in ("12.00", "13.00", "9.00", "8.00")]
+    places = [(float(c.get("cx", 0)), float(c.get("cy", 0))) for c in ordered]
+    assert places == sorted(places)
+    heights = [y for _, y in places]
+    assert heights[3] > heights[2] > heights[0] > heights[1]
+    joined = [c for c in ordered if LIGHT["k0"] in c.get("style").partition("stroke")[0]]
+    assert joined == [ordered[0], *ordered[2:]]
+    corners = [path.get("d", "").replace("M", "").split("L") for path in root.iter(f"{name}path")
+               if LIGHT["k0"] in path.get("style", "")]  # fmt: skip
+    assert corners == [[f"{c.get('cx')} {c.get('cy')}" for c in joined]]
 
 
 def test_one_point_is_a_picture_too():

@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from dsonas._utils import write_atomically
+from dsonas.commands.charts import ReportError
 from dsonas.commands.comparison.plot import svg
 from dsonas.commands.comparison.pool import Event, Pool
 from dsonas.commands.comparison.progress import Progress
@@ -276,7 +277,10 @@ def _write(
     page = markdown(value)
     write_atomically(folder.path / "compare.json", to_json(value))
     write_atomically(folder.path / "compare.md", page.encode())
-    write_atomically(folder.path / "compare.svg", svg(value).encode())
+    try:
+        write_atomically(folder.path / "compare.svg", svg(value).encode())
+    except ReportError as error:
+        console.print(f"no compare.svg: {error}", markup=False)
     console.print(f"\n{page}\n{folder.path}/compare.json, compare.md, compare.svg", markup=False)
 
 

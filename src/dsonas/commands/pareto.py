@@ -17,6 +17,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from dsonas.commands.charts import ReportError, front_svg
 from dsonas.commands.configuring import OptionParser, to_yaml
 from dsonas.cost import Budget, parse_count
 from dsonas.graph import Architecture
@@ -171,8 +172,6 @@ class Front:
             raise RunError(f"{name} of the front: {error}") from None
 
     def _write(self, points: list[dict[str, Any]]) -> None:
-        from dsonas.commands.front_plot import front_svg
-
         measure = self.config.budget.leading
         mark_best(points, measure)
         value = {"measure": measure, "asked": self.front.points, **self._times(points)}
@@ -183,7 +182,10 @@ class Front:
         writer.writeheader()
         writer.writerows({**p, "channels": "-".join(map(str, p["channels"]))} for p in points)
         self.folder.write("pareto.csv", buffer.getvalue())
-        self.folder.write("pareto.svg", front_svg(points, measure))
+        try:
+            self.folder.write("pareto.svg", front_svg(points, measure))
+        except ReportError as error:
+            self.reporter.say(f"no pareto.svg: {error}")
 
     def _times(self, points: Sequence[dict[str, Any]]) -> dict[str, Any]:
         assert self.folder.metrics is not None
