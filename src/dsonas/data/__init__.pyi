@@ -31,6 +31,9 @@ from .loading import (
 from .normalisation import (
     normalise as normalise,
 )
+from .pixels import (
+    RESIZE as RESIZE,
+)
 from .prediction import (
     load_images as load_images,
 )

@@ -1,18 +1,19 @@
-"""One image file to pixels: orientation, 16 bits, palettes, transparency, size."""
+"""Image files read for training: headers, squares, smaller copies; errors that name the file."""
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .cropping import CentreCrop, Crop
 from .data_config import DataError
+from .pixels import check_range, read_pixels, to_8bit
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
 
@@ -44,7 +45,7 @@ def read_header(file: str | bytes, name: str | None = None) -> ImageHeader:
     """
     try:
         with _open(file) as image:
-            _check_supported(image)
+            check_range(image)
             return ImageHeader(min(image.size), _is_grey(image))
     except Exception as error:  # a damaged file can raise almost anything in a decoder
         raise _unreadable(name or file, error) from error
@@ -60,8 +61,7 @@ def decode(
 ) -> np.ndarray:
     """Decode an image file to a square of a given size.
 
-    The EXIF orientation is honoured, 16-bit values are scaled to 8 bits, transparent parts are
-    laid on white, a rectangle is cut out and resized to a square.
+    See ``read_pixels``, the rule; in training the rectangle is another one.
 
     Args:
         file: path of an image file, or its content; of several frames the first is taken.
@@ -78,18 +78,9 @@ def decode(
         UnreadableImageError: if the file is not an image, is damaged, truncated or unsupported.
     """
     crop = crop or CentreCrop(1.0)
+    source, box = BytesIO(file) if isinstance(file, bytes) else file, partial(crop.box, position)
     try:
-        with _open(file) as image:
-            _check_supported(image)
-            # JPEG decodes several times faster at a reduced scale; twice the size keeps quality.
-            draft_size = math.ceil(2 * image_size / crop.least_side)
-            image.draft(None, (draft_size, draft_size))
-            upright = ImageOps.exif_transpose(image)
-            plain = _as_8bit(upright).convert("L" if channels == 1 else "RGB")
-            box = crop.box(position, *plain.size)
-            square = plain.resize((image_size, image_size), Image.Resampling.BICUBIC, box)
-            pixels = np.array(square).reshape(image_size, image_size, channels)
-            return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        return read_pixels(source, image_size, channels, crop.least_side, box)
     except Exception as error:  # a damaged file can raise almost anything in a decoder
         raise _unreadable(name or file, error) from error
 
@@ -119,9 +110,8 @@ def shrink_image(content: bytes, side: int, name: str) -> tuple[bytes, str]:
     """
     try:
         with _open(content) as image:
-            _check_supported(image)
             is_jpeg = image.format == "JPEG"
-            upright = _as_8bit(ImageOps.exif_transpose(image))
+            upright = to_8bit(image)
             plain = upright.convert("L" if _is_grey(upright) else "RGB")
             factor = min(1.0, side / min(plain.size))
             size = tuple(max(1, round(factor * length)) for length in plain.size)
@@ -143,24 +133,8 @@ def _unreadable(name: str | bytes, error: Exception) -> UnreadableImageError:
     return UnreadableImageError(f"cannot read image {called}: {reason}")
 
 
-def _check_supported(image: Image.Image) -> None:
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
-
-
 def _is_grey(image: Image.Image) -> bool:
     if image.mode in ("P", "PA"):
         palette = np.asarray(image.getpalette("RGB")).reshape(-1, 3)
         return bool((palette == palette[:, :1]).all())
     return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
-
-
-def _as_8bit(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        return white
-    return image

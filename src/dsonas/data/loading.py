@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .augmentation import Augmentation
-from .data_config import DataConfig, DataError
+from .data_config import PREFIXES, DataConfig, DataError
 from .folders import read_folder
 from .images import ImageSet
 from .normalisation import channel_statistics
@@ -46,6 +46,7 @@ class ImageData:
         std: standard deviation of every channel in units of 0..1, > 0.
         train_augmentation: crop, flip and cutout, for step 3.
         skipped: files that could not be read, relative to the image folder.
+        test_crop: side of the middle square of a test image that is used, over its shorter side.
     """
 
     train: ImageSet
@@ -55,6 +56,7 @@ class ImageData:
     std: tuple[float, ...]
     train_augmentation: Augmentation
     skipped: tuple[str, ...] = ()
+    test_crop: float = 1.0
 
     @property
     def search_augmentation(self) -> Augmentation:
@@ -113,6 +115,7 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
             config, source.train.image_shape[1], source.crop_padding, source.flip
         ),
         skipped=source.skipped,
+        test_crop=config.test_crop if config.source in PREFIXES.values() else 1.0,
     )
 
 

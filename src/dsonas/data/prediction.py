@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .cropping import CentreCrop
 from .data_config import DataError
-from .decoding import EXTENSIONS, UnreadableImageError, decode, read_header
+from .decoding import EXTENSIONS, UnreadableImageError, decode
 from .normalisation import normalise
 
 logger = logging.getLogger(__name__)
@@ -24,9 +26,10 @@ def load_images(
     input_channels: int,
     mean: Sequence[float],
     std: Sequence[float],
+    crop: float = 1.0,
     batch_size: int = 64,
 ) -> Iterator[tuple[Tensor, list[str]]]:
-    """Read images as a trained network expects them, a batch at a time.
+    """Read images as a trained network expects them (see ``read_pixels``), a batch at a time.
 
     Missing paths are found before the first image is read. Files that cannot be read are skipped
     and counted in the log.
@@ -34,9 +37,10 @@ def load_images(
     Args:
         paths: image files, and folders that are searched for images, also inside subfolders.
         image_size: side in pixels of the network's input.
-        input_channels: 1 or 3. For 1, colour images become grey; for 3, grey images are refused.
+        input_channels: 1 for grey, 3 for RGB; images are converted.
         mean: one number per channel, in units of 0..1.
         std: one number per channel, in units of 0..1, > 0.
+        crop: side of the middle square that is used over the image's shorter side, in (0, 1].
         batch_size: images in a batch, >= 1.
 
     Returns:
@@ -44,8 +48,7 @@ def load_images(
         channels_last format, each with the names of its files.
 
     Raises:
-        DataError: if a path does not exist, a folder has no images, no file can be read, or a
-            grey image is met where RGB is needed.
+        DataError: if a path does not exist, a folder has no images, or no file can be read.
 
     Example:
         >>> from PIL import Image
@@ -59,7 +62,7 @@ def load_images(
     files = [file for path in paths for file in _list_files(Path(path))]
     if not files:
         raise DataError("no images given: name image files or folders")
-    decoded = _decode_files(files, image_size, input_channels)
+    decoded = _decode_files(files, image_size, input_channels, CentreCrop(crop))
     return _collect(decoded, mean, std, batch_size)
 
 
@@ -79,25 +82,19 @@ def _list_files(path: Path) -> list[str]:
 
 
 def _decode_files(
-    files: Sequence[str], image_size: int, channels: int
+    files: Sequence[str], image_size: int, channels: int, crop: CentreCrop
 ) -> Iterator[tuple[Tensor, str]]:
-    skipped: list[str] = []
+    skipped: list[UnreadableImageError] = []
     for file in files:
         try:
-            _check_color(file, channels)
-            yield torch.from_numpy(decode(file, image_size, channels)), file
-        except UnreadableImageError:
-            skipped.append(file)
+            yield torch.from_numpy(decode(file, image_size, channels, crop=crop)), file
+        except UnreadableImageError as error:
+            skipped.append(error)
     if len(skipped) == len(files):
-        raise DataError(f"none of the {len(files)} files is a readable image: {files[0]}, ...")
+        raise DataError(f"none of the {len(files)} files is a readable image: {skipped[0]}")
     if skipped:
-        first = ", ".join(skipped[:3])
-        logger.warning("%d unreadable image files skipped: %s", len(skipped), first)
-
-
-def _check_color(file: str, channels: int) -> None:
-    if channels == 3 and read_header(file).grey:
-        raise DataError(f"{file} is grey but the network was trained on RGB images: save it as RGB")
+        reasons = "; ".join(map(str, skipped[:3]))
+        logger.warning("%d unreadable image files skipped: %s", len(skipped), reasons)
 
 
 def _collect(
@@ -106,13 +103,6 @@ def _collect(
     std: Sequence[float],
     batch_size: int,
 ) -> Iterator[tuple[Tensor, list[str]]]:
-    images: list[Tensor] = []
-    names: list[str] = []
-    for image, name in decoded:
-        images.append(image)
-        names.append(name)
-        if len(images) == batch_size:
-            yield normalise(torch.stack(images), mean, std), names
-            images, names = [], []
-    if images:
-        yield normalise(torch.stack(images), mean, std), names
+    while batch := list(islice(decoded, batch_size)):
+        images, names = zip(*batch, strict=True)
+        yield normalise(torch.stack(images), mean, std), list(names)

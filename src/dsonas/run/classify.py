@@ -22,15 +22,8 @@ def predict_images(folder: RunFolder, paths: Sequence[str]) -> Iterator[tuple[st
         Iterator over (file name, class name, probability in [0, 1]).
     """
     network, preprocessing = folder.load_network()
-    skeleton = network.architecture.skeleton
-    batches = load_images(
-        paths,
-        image_size=skeleton.image_size,
-        input_channels=skeleton.input_channels,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-    )
-    for images, names in batches:
+    pixels = preprocessing.pixels(network.architecture.skeleton)
+    for images, names in load_images(paths, **pixels):
         probabilities, labels = network(images).softmax(1).max(1)
         for name, label, probability in zip(
             names, labels.tolist(), probabilities.tolist(), strict=True

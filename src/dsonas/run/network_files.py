@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 
 from dsonas._utils import write_atomically
-from dsonas.data import ImageData
+from dsonas.data import RESIZE, ImageData
 from dsonas.graph import Architecture, Skeleton
 from dsonas.nn import Network
-
-_FIELDS = ("class_names", "mean", "std")
 
 
 class RunError(ValueError):
@@ -30,22 +29,35 @@ class Preprocessing:
         class_names: names of the classes, in the order of the outputs.
         mean: per channel, in units of 0..1.
         std: per channel, in units of 0..1.
+        crop: side of the middle square that is used over the image's shorter side, in (0, 1].
     """
 
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop: float = 1.0
 
     @classmethod
     def of(cls, data: ImageData) -> Preprocessing:
         """That of a data set."""
-        return cls(data.class_names, data.mean, data.std)
+        return cls(data.class_names, data.mean, data.std, data.test_crop)
+
+    def pixels(self, skeleton: Skeleton) -> dict[str, Any]:
+        """How an image file becomes an input of a network: arguments of ``load_images``."""
+        values = {name: value for name, value in asdict(self).items() if name != "class_names"}
+        size, channels = skeleton.image_size, skeleton.input_channels
+        return {"image_size": size, "input_channels": channels, **values}
+
+    def description(self, skeleton: Skeleton) -> dict[str, Any]:
+        """All of it as JSON values, for files of networks and exports."""
+        names = {"class_names": self.class_names}
+        return {**names, **self.pixels(skeleton), "resize": RESIZE}
 
     def check(self, skeleton: Skeleton) -> None:
         """Refuse what does not fit a network.
 
         Raises:
-            ValueError: if a number or a name is missing, or a deviation is not positive.
+            ValueError: if a number or a name is missing, or out of range.
         """
         numbers = [*self.mean, *self.std]
         named = all(isinstance(name, str) for name in self.class_names)
@@ -55,6 +67,8 @@ class Preprocessing:
             raise ValueError(f"mean and std must be {skeleton.input_channels} numbers each")
         if not all(math.isfinite(number) for number in numbers) or min(self.std) <= 0:
             raise ValueError("mean and std must be finite numbers, std above 0")
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"crop must be above 0 and at most 1, got {self.crop}")
 
 
 def write_weights(path: Path, network: Network, preprocessing: Preprocessing) -> None:
@@ -64,7 +78,8 @@ def write_weights(path: Path, network: Network, preprocessing: Preprocessing) ->
         for name, value in network.state_dict().items()
         if not name.startswith("auxiliary.")
     }
-    metadata = {name: json.dumps(getattr(preprocessing, name)) for name in _FIELDS}
+    values = preprocessing.description(network.architecture.skeleton)
+    metadata = {name: json.dumps(value) for name, value in values.items()}
     write_atomically(path, _in_order(to_safetensors(weights, metadata)))
 
 
@@ -101,7 +116,9 @@ def read_network(path: Path, architecture: Architecture) -> tuple[Network, Prepr
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         network.load_state_dict(weights)
-        preprocessing = Preprocessing(*(tuple(json.loads(metadata[name])) for name in _FIELDS))
+        lists = (json.loads(metadata[name]) for name in ("class_names", "mean", "std"))
+        crop = json.loads(metadata.get("crop", "1.0"))  # older files have none
+        preprocessing = Preprocessing(*map(tuple, lists), crop)
         preprocessing.check(architecture.skeleton)
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
