@@ -16,6 +16,8 @@ from dsonas.data import RESIZE, ImageData
 from dsonas.graph import Architecture, Skeleton
 from dsonas.nn import Network
 
+_LISTS = ("class_names", "mean", "std")
+
 
 class RunError(ValueError):
     """A run folder that cannot be used as asked; the message says why and what to do."""
@@ -116,9 +118,9 @@ def read_network(path: Path, architecture: Architecture) -> tuple[Network, Prepr
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         network.load_state_dict(weights)
-        lists = (json.loads(metadata[name]) for name in ("class_names", "mean", "std"))
+        names, mean, std = (tuple(json.loads(metadata[key])) for key in _LISTS)
         crop = json.loads(metadata.get("crop", "1.0"))  # older files have none
-        preprocessing = Preprocessing(*map(tuple, lists), crop)
+        preprocessing = Preprocessing(names, mean, std, crop)
         preprocessing.check(architecture.skeleton)
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
