@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsonas.commands.benching import environment
 from dsonas.cost.budgets import Budget, fit_width
 from dsonas.cost.chains import fit_chain
 from dsonas.data import DataConfig, ImageData, load_data
@@ -31,6 +30,7 @@ from dsonas.search.search_config import PretrainConfig, SearchConfig
 from dsonas.search.search_stages import SearchResult
 from dsonas.search.searching import search
 from dsonas.train.engine import Engine, EngineConfig
+from stepper import environment
 
 SHARES = (0.10, 0.25, 0.50, 0.75, 0.90)
 MEASURES = ("macs", "params")

@@ -30,9 +30,9 @@ from typing import Any
 
 import hypothesis
 
-from dsonas.commands.benching import environment
 from dsonas.train.engine import Engine, EngineConfig
 from fuzz_targets import ENDED, Target, prepare, targets
+from stepper import environment
 
 CASE_SECONDS = 20
 ROUND = 200  # cases after which hypothesis begins anew, with another seed

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from dsonas.commands.benching import environment
 from dsonas.cost.latency import LatencyMeter
 from dsonas.cost.latency_table import latency_from_table
 from dsonas.cost.part_timing import measure_table
@@ -27,6 +26,7 @@ from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.graph.spaces import SearchSpace
 from dsonas.search.baselines import random_architecture
 from dsonas.train.engine import Engine, EngineConfig
+from stepper import environment
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 WIDTHS = ((8, 16), (64, 128))

@@ -16,7 +16,6 @@ from typing import Any
 
 from rich.console import Console
 
-from dsonas.commands.benching import environment
 from dsonas.cost.budgets import Budget
 from dsonas.data import DataConfig
 from dsonas.run.console import Reporter
@@ -26,6 +25,7 @@ from dsonas.run.runs import RunFolder
 from dsonas.search.search_config import PretrainConfig, SearchConfig
 from dsonas.train.engine import Engine, EngineConfig
 from dsonas.train.training import TrainConfig
+from stepper import environment
 
 ENGINE = EngineConfig(device="cpu", threads=1)
 EARLIER = {"rank": "loss", "thrift": 1.0, "structure": 0.35, "connections": 0.35}  # once defaults

@@ -31,10 +31,9 @@ VARIANTS = ("one", "two, synchronised", "two", "independent")
 
 def timed_steps(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each pair of a weight and a factor step, and of the processor, in this process."""
-    from dsonas.commands.benching import BenchConfig
-    from dsonas.commands.benching.stepper import Stepper
     from dsonas.train.engine import Engine, EngineConfig
     from dsonas.train.world import current_world
+    from stepper import BenchConfig, Stepper
 
     settings = EngineConfig(device="cpu", threads=1, sync_batchnorm=not options.apart)
     engine = Engine(settings, current_world())

@@ -30,7 +30,6 @@ Find a compact network for your own images in one training run.
   plan       steps, work, memory and time of a run before it starts
   latency    a table of this device's latencies, for a search on another machine
   shards     write an image folder as webdataset shards, to be streamed
-  bench      measure the speed and memory of the search on this machine
 
 `dsonas COMMAND --help` tells its main options, --help-all every one. Start with:
 
@@ -41,8 +40,8 @@ Find a compact network for your own images in one training run.
 Exit codes: 0 done, 2 bad input, 130 interrupted, 143 terminated
 """
 COMMANDS = (
-    "run", "search", "train", "evaluate", "predict", "report", "export", "shards", "bench",
-    "compare", "plan", "latency",
+    "run", "search", "train", "evaluate", "predict", "report", "export", "shards", "compare",
+    "plan", "latency",
 )  # fmt: skip
 TOGETHER = ("run", "search", "train")  # several processes can do
 _OUT_OF_MEMORY = re.compile("memory|Storage size")  # as torch puts it
@@ -86,6 +85,8 @@ def _answer(arguments: list[str]) -> int:
 
         print(f"dsonas {__version__}")
         return EXIT_DONE
+    if arguments[0] == "bench":
+        return _complain("bench has left the package: python benchmarks/step.py of the repository")
     if arguments[0] not in COMMANDS:
         known = ", ".join(COMMANDS)
         return _complain(f"command must be one of {known}, got {arguments[0]!r}: dsonas --help")

@@ -10,7 +10,6 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from dsonas.commands.bench_command import bench
 from dsonas.commands.compare_command import compare
 from dsonas.commands.configuring import (
     OptionParser,
@@ -285,7 +284,6 @@ COMMANDS: dict[str, Callable[[str, list[str], StopSignal], int]] = {
     "train": _work,
     "evaluate": _evaluate,
     "predict": _predict,
-    "bench": bench,
     "compare": compare,
     "export": export,
     "report": report,

@@ -88,7 +88,6 @@ SECTIONS = {
     "compare": ("data", "network", "pretrain", "search", "budget", "train", "engine", "log"),
     "plan": ("data", "network", "pretrain", "search", "budget", "train", "engine", "log"),
     "latency": ("data", "network", "pretrain", "search", "budget", "train", "engine", "log"),
-    "bench": ("engine",),
 }
 _TEXTS = {
     "run": (
@@ -232,23 +231,6 @@ size, if the images are not here
 """
         + _DATA
         + _NETWORK
-        + _ENGINE,
-    ),
-    "bench": (
-        "bench step|sparse|growth|search|memory [--json] [OPTIONS]",
-        "Measure this machine: a dense search step against plain PyTorch (step), steps\n"
-        "of sparse supernets (sparse), growth with blocks, batch and levels (growth),\n"
-        "searches with and without shrinking (search), peak memory (memory).",
-        """\
-size
-  --levels N                  levels of a block [4]
-  --channels N                channels of the first stage [16]
-  --batch_size N              images for one step [64]
-  --image_size N              side in pixels [32]
-  --repeats N                 timed rounds; medians are printed [10]
-output
-  --json                      print one JSON object alone
-"""
         + _ENGINE,
     ),
 }

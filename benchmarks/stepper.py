@@ -1,11 +1,17 @@
-"""Networks with their optimizers on a fixed batch, and the timing of steps in turn."""
+"""Search steps on a fixed batch, timed in turn, and their peak memory: what benchmarks share."""
 
 from __future__ import annotations
 
+import platform
+import re
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -184,6 +190,50 @@ def environment(engine: Engine) -> dict[str, Any]:
     """What a measurement depends on."""
     return {
         "device": str(engine.device),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+
+
+def cpu_name() -> str:
+    """The processor's name and number of model, as the system says."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.is_file() else ""
+    found = [re.search(rf"^{key}\s*: (.+)", text, re.M) for key in ("model name", "model")]
+    known = [match[1] for match in found if match]
+    return ", model ".join(known) or platform.processor() or platform.machine()
+
+
+def peak_memory(config: BenchConfig, kind: str) -> int:
+    """Bytes that a weight and a factor step add to network and batch, in a process of its own."""
+    code = (
+        "from stepper import BenchConfig, measure_peak\n"
+        "from dsonas.train.engine import EngineConfig\n"
+        f"print(measure_peak({replace(config, repeats=1)!r}, {kind!r}))"
+    )
+    command, place = [sys.executable, "-c", code], Path(__file__).parent
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=place)
+    return int(done.stdout.split()[-1])
+
+
+def measure_peak(config: BenchConfig, kind: str) -> int:
+    """What ``peak_memory`` runs in its own process."""
+    engine = Engine(config.engine)
+    stepper = Stepper(config.complete(), config, engine, kind)
+    before = high_water(engine)
+    for _ in range(2):
+        stepper.weight()
+        stepper.factor()
+    return high_water(engine) - before
+
+
+def high_water(engine: Engine) -> int:
+    """The most memory in use so far, in bytes."""
+    if engine.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(engine.device)
+    status = Path("/proc/self/status")
+    if status.is_file():  # on Linux ru_maxrss would begin with the parent's
+        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
