@@ -37,8 +37,8 @@ SEARCHES, TRAININGS = 5, 2
 RESULTS = Path("benchmarks/results/ablations")
 ABLATIONS = {
     "no-pretraining": ("no pretraining", "--pretrain.epochs 0"),
-    "no-split": ("no split", "--data.lambda_fraction 0"),
-    "four-to-one": ("weights to factors 4:1", "--data.lambda_fraction 0.2 --search.ratio 4"),
+    "no-split": ("no split", "--data.factor_split 0"),
+    "four-to-one": ("weights to factors 4:1", "--data.factor_split 0.2 --search.ratio 4"),
     "no-normalisation": ("factors not normalised", "--search.normalise false"),
     "constant-rate": ("learning rate does not fall", "--search.schedule constant"),
     "loss-per-cost": ("loss per cost saved", "--search.rank loss --search.thrift 1"),

@@ -67,7 +67,7 @@ OPTIONS = {
     "batch": ("--train.batch_size 201", "train.batch_size", "200 images", "lower it"),
     "half batch": ("--search.batch_size 101", "search.batch_size", "100 images"),
     "first batch": ("--pretrain.batch_size 101", "pretrain.batch_size", "100 images"),
-    "no split": ("--data.lambda_fraction 0.001", "data.lambda_fraction 0.001 of 200 images"),
+    "no split": ("--data.factor_split 0.001", "data.factor_split 0.001 of 200 images"),
     "auxiliary head": ("--train.auxiliary 0.4", "--train.auxiliary 0"),
     "infeasible": ("--budget.macs 100", "cannot be met", "762 macs"),
 }

@@ -23,15 +23,14 @@ def grey(digit_folder, tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def colour(digit_folder, tmp_path_factory) -> tuple[Path, Path]:
-    """The same in colour, named by ``--data.path``."""
-    return trained(digit_folder("RGB"), tmp_path_factory.mktemp("colour") / "run", "--data.path")
+    """The same in colour."""
+    return trained(digit_folder("RGB"), tmp_path_factory.mktemp("colour") / "run")
 
 
-def trained(images: Path, run: Path, option: str = "--data.name") -> tuple[Path, Path]:
+def trained(images: Path, run: Path) -> tuple[Path, Path]:
     from dsonas.commands.cli import main
 
-    place = f"folder:{images}" if option == "--data.name" else str(images)
-    assert main(["run", option, place, *SMALL, "--out", str(run)]) == 0
+    assert main(["run", "--data.name", f"folder:{images}", *SMALL, "--out", str(run)]) == 0
     return images, run
 
 
@@ -91,7 +90,7 @@ def test_predict_refuses_what_is_not_there(dsonas, grey, tmp_path, name):
 def test_a_corrupt_image_is_skipped_counted_and_logged(dsonas, digit_folder, tmp_path, caplog):
     images = digit_folder("L")
     (images / "digit1" / "03.png").write_bytes(b"nonsense")
-    ended = dsonas("run", "--data.path", images, *SMALL, "--out", tmp_path / "run")
+    ended = dsonas("run", "--data.name", f"folder:{images}", *SMALL, "--out", tmp_path / "run")
     assert ended.code == 0
     assert "1 unreadable image files skipped: digit1/03.png" in caplog.text
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -99,7 +98,7 @@ def test_a_corrupt_image_is_skipped_counted_and_logged(dsonas, digit_folder, tmp
 
 
 def test_grey_images_are_refused_where_colour_is_demanded(dsonas, grey, tmp_path):
-    options = ["--data.path", grey[0], "--data.color", "rgb", *SMALL]
+    options = ["--data.name", f"folder:{grey[0]}", "--data.color", "rgb", *SMALL]
     ended = dsonas("run", *options, "--out", tmp_path / "run")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert "use --data.color auto" in ended.err
@@ -120,7 +119,7 @@ def test_evaluate_uses_the_statistics_of_the_training(dsonas, digit_folder, tmp_
         shutil.copytree(tmp_path / "copy", part)
     for folder in images.glob("digit*"):
         shutil.rmtree(folder)
-    assert dsonas("run", "--data.path", images, *SMALL, "--out", run).code == 0
+    assert dsonas("run", "--data.name", f"folder:{images}", *SMALL, "--out", run).code == 0
     for file in train.rglob("1*.png"):
         Image.new("L", (8, 8), 255).save(file)
     metrics = json.loads((run / "metrics.json").read_text())

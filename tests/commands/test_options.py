@@ -97,7 +97,7 @@ def test_every_recipe_is_valid(dsonas):
         ("network.operations", "[max_pool3x3, separable_conv5x5]", None),
         ("search.space", "full", "full"),
         ("data.name", "folder:/some/where", "folder:/some/where"),
-        ("data.path", "/some/where", "/some/where"),
+        ("data.augment", "my.py:vary", "my.py:vary"),
         ("data.flip", "false", False),
         ("train.clip", "null", None),
         ("train.lr", "1e-4", 1e-4),

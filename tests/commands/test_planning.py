@@ -182,7 +182,7 @@ def test_steps_are_those_of_a_run():
 def test_an_unequal_split_and_ratio_are_planned_as_they_are_searched(ratio: int):
     config = replace(
         TINY,
-        data=replace(TINY.data, lambda_fraction=0.25),
+        data=replace(TINY.data, factor_split=0.25),
         search=replace(TINY.search, ratio=ratio),
     )
     data = load_data(config.data)

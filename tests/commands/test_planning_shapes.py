@@ -15,7 +15,7 @@ def test_published_sizes_are_those_of_the_data():
 
 
 def test_stated_images_need_their_size_and_classes():
-    config = DataConfig(name="folder", path="nowhere", image_size=32)
+    config = DataConfig(name="folder:nowhere", image_size=32)
     shape = find_shape(config, images=1000, classes=7)
     assert (shape.num_train, shape.num_test, shape.num_classes) == (1000, 200, 7)
     with pytest.raises(DataError, match="--classes"):

@@ -51,7 +51,15 @@ def test_cifar_recipes_run(name: str, dsonas, tmp_path: Path, monkeypatch):
     options += ["--data.max_train_images", num_images]
     out = tmp_path / "run"
     ended = dsonas(
-        "run", "--config", name, *CIFAR, *options, "--data.path", tmp_path / "data", "--out", out
+        "run",
+        "--config",
+        name,
+        *CIFAR,
+        *options,
+        "--out",
+        out,
+        "--data.name",
+        f"{name.split('-')[0]}:{tmp_path / 'data'}",
     )
     assert ended.code == 0, ended.err
     assert stages(out) == ["pretrain"] * pretrains + ["search", "train"]
@@ -69,7 +77,15 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["imagenet-share", "imagenet-full"])
 def test_imagenet_recipes_run(name: str, dsonas, tmp_path: Path, imagenet: Path):
-    options = [*IMAGENET, "--pretrain.epochs", 1, "--data.path", imagenet, "--network.levels", 2]
+    options = [
+        *IMAGENET,
+        "--pretrain.epochs",
+        1,
+        "--data.name",
+        f"folder:{imagenet}",
+        "--network.levels",
+        2,
+    ]
     ended = dsonas("run", "--config", name, *options, "--out", tmp_path / "run")
     assert ended.code == 0, ended.err
     assert stages(tmp_path / "run") == ["pretrain", "search", "train"]
@@ -91,7 +107,7 @@ def block(tmp_path: Path) -> Path:
 
 def test_a_block_of_cifar_is_trained_on_imagenet(dsonas, tmp_path, imagenet, block):
     command = ["train", "--config", "imagenet-transfer", "--architecture", block, *IMAGENET]
-    command += ["--data.path", imagenet, "--out", tmp_path / "run"]
+    command += ["--data.name", f"folder:{imagenet}", "--out", tmp_path / "run"]
     ended = dsonas(*command)
     assert ended.code == 0, ended.err
     assert stages(tmp_path / "run") == ["train"]
@@ -104,7 +120,9 @@ def test_a_block_of_cifar_is_trained_on_imagenet(dsonas, tmp_path, imagenet, blo
 
 def test_a_transfer_without_a_block_is_refused(dsonas, imagenet):
     for command in ("run", "search"):
-        ended = dsonas(command, "--config", "imagenet-transfer", "--data.path", imagenet)
+        ended = dsonas(
+            command, "--config", "imagenet-transfer", "--data.name", f"folder:{imagenet}"
+        )
         assert ended.code == 2
         assert ended.err.count("\n") == 1
         assert "dsonas train --architecture FILE" in ended.err
@@ -115,7 +133,7 @@ def test_a_block_that_is_not_shared_is_refused(dsonas, tmp_path, imagenet, block
     graph = cifar_space().complete().blocks[0]
     mixed = Architecture(shared.skeleton, (graph, *shared.blocks[1:]), shared.reductions)
     mixed.save(block)
-    options = [*IMAGENET, "--data.path", imagenet, "--out", tmp_path / "run"]
+    options = [*IMAGENET, "--data.name", f"folder:{imagenet}", "--out", tmp_path / "run"]
     ended = dsonas("train", "--config", "imagenet-transfer", "--architecture", block, *options)
     assert ended.code == 2
     assert "got 2 different ones: search with --search.space share" in ended.err
@@ -127,4 +145,4 @@ def test_a_recipe_without_its_images_says_what_to_give(name: str, dsonas):
     ended = dsonas("run", "--config", name)
     assert ended.code == 2
     assert ended.err.count("\n") == 1
-    assert "data.path" in ended.err
+    assert "give folder:PATH" in ended.err

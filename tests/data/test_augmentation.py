@@ -1,7 +1,10 @@
+import random
+
+import numpy as np
 import pytest
 import torch
 
-from dsonas.data import Augmentation, augment
+from dsonas.data import Augmentation, Batches, DataError, FileImages, augment
 from dsonas.data.augmentation import crop_and_flip, cut_out, draw_offsets
 
 FULL = Augmentation(crop_padding=2, flip=True, cutout=4)
@@ -115,3 +118,98 @@ def test_nothing_to_do_returns_the_images_themselves():
 def test_negative_numbers_are_refused(field):
     with pytest.raises(ValueError, match=f"{field} must be at least 0, got -1"):
         Augmentation(**{field: -1})  # pyright: ignore[reportArgumentType]
+
+
+TRANSFORM = """
+import random
+import numpy as np
+import torch
+
+def vary(image):
+    assert image.dtype == torch.uint8 and image.ndim == 3
+    shift = torch.randint(0, 50, ()) + random.randint(0, 50) + np.random.randint(0, 50)
+    return (image.int() + shift).clamp(0, 255).to(torch.uint8)
+
+def smaller(image):
+    return image[:, 1:]
+
+def failing(image):
+    raise KeyError("no")
+"""
+
+
+@pytest.fixture
+def transformed(tmp_path, make_images, make_data):
+    (tmp_path / "mine.py").write_text(TRANSFORM)
+
+    def make(function="vary", images=None, **options):
+        images = images or make_images()
+        data = make_data(images, transform=f"{tmp_path / 'mine.py'}:{function}")
+        return Batches(
+            images, data, batch_size=6, augmentation=data.train_augmentation, shuffle=True,
+            drop_last=False, seed=5, **options,
+        )  # fmt: skip
+
+    return make
+
+
+def test_a_function_of_the_users_is_called_with_every_image(transformed, make_images, make_data):
+    images = make_images()
+    plain = Batches(
+        images, make_data(images), batch_size=6, augmentation=None, shuffle=True, drop_last=False,
+        seed=5,
+    )  # fmt: skip
+    shifts = set()
+    for (varied, labels), (still, same) in zip(transformed().epoch(0), plain.epoch(0), strict=True):
+        assert torch.equal(labels, same)
+        for one, other in zip(varied, still, strict=True):
+            unclipped = one < one.amax() - 1e-6
+            shifts.add(round(float((one - other)[0][unclipped[0]].median()), 4))
+    assert len(shifts) > 10  # every image has its own
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_a_users_random_numbers_follow_from_seed_and_epoch(transformed, start):
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    whole, again = list(transformed().epoch(1)), list(transformed().epoch(1, start))
+    for (one, _), (other, _) in zip(whole[start:], again, strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(next(transformed().epoch(2))[0], whole[0][0])
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert (np.random.get_state()[1] == states[2]).all()
+
+
+def test_workers_call_a_users_function_as_one_process_does(transformed, tmp_path, save_image):
+    for number in range(12):
+        save_image(tmp_path / f"{number}.png", seed=number)
+    paths = [str(tmp_path / f"{number}.png") for number in range(12)]
+    images = FileImages(paths, torch.arange(12) % 4, image_size=8, channels=3)
+    alone, together = (
+        list(transformed(images=images, workers=workers).epoch(0)) for workers in (0, 2)
+    )
+    for (one, _), (other, _) in zip(alone, together, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("smaller", r"must return a uint8 tensor \(3, 8, 8\) .*, got torch.uint8 \(3, 7, 8\)"),
+        ("failing", "fails: KeyError: 'no'"),
+        ("absent", "fails: AttributeError"),
+    ],
+)
+def test_a_users_function_is_refused_in_one_line(transformed, function, message):
+    with pytest.raises(DataError, match=rf"^data\.augment .*mine\.py:{function} {message}"):
+        next(transformed(function).epoch(0))
+
+
+def test_a_users_file_must_exist(make_images, make_data):
+    images = make_images()
+    data = make_data(images, transform="gone.py:vary")
+    with pytest.raises(DataError, match=r"a Python file that exists, got gone\.py:vary"):
+        Batches(
+            images, data, batch_size=6, augmentation=data.train_augmentation, shuffle=True,
+            drop_last=False, seed=5,
+        )  # fmt: skip

@@ -8,9 +8,8 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as transforms
 
-from dsonas.data import Augmentation, Batches, DataConfig, load_data
-from dsonas.data.augmentation import jitter_colors
-from dsonas.data.cropping import ASPECTS, CentreCrop, RandomCrop, cropped
+from dsonas.data import Augmentation, Batches, DataConfig, load_data, sources
+from dsonas.data.augmentation import ASPECTS, CentreCrop, RandomCrop, cropped, jitter_colors
 from dsonas.data.decoding import decode
 from dsonas.data.shards import ShardConfig, write_shards
 from helpers.image_files import write_imagenet
@@ -67,9 +66,10 @@ def test_a_share_of_0_875_is_resize_256_and_crop_224(tmp_path):
     assert np.abs(decode(str(tmp_path / "image.png"), 224, 3) - expected).mean() > 5
 
 
-def test_a_subset_keeps_the_crop(tmp_path):
+def test_a_subset_keeps_the_crop(tmp_path, monkeypatch):
     write_imagenet(tmp_path)
-    data = load_data(DataConfig(name=f"folder:{tmp_path}", memory_limit=0, image_size=32))
+    monkeypatch.setattr(sources, "MEMORY_LIMIT", 0)
+    data = load_data(DataConfig(name=f"folder:{tmp_path}", image_size=32))
     narrow = cropped(data.test, CentreCrop(0.5))
     first = torch.tensor([0])
     assert torch.equal(narrow.subset(first).gather(first), narrow.gather(first))
@@ -80,9 +80,7 @@ def test_a_subset_keeps_the_crop(tmp_path):
 @pytest.fixture
 def batches(tmp_path):
     write_imagenet(tmp_path)
-    config = DataConfig(
-        name=f"folder:{tmp_path}", image_size=32, crop_area=0.08, jitter=0.4, test_crop=0.875
-    )
+    config = DataConfig(name=f"folder:{tmp_path}", image_size=32, augment="crop", test_crop=0.875)
     data = load_data(config)
     assert not data.train.in_memory
     assert data.train_augmentation == Augmentation(flip=True, crop_area=0.08, jitter=0.4)
@@ -117,7 +115,7 @@ def test_random_crops_differ_between_epochs_and_images_and_not_in_tests(batches)
 def test_shards_are_cropped_as_folders_are(tmp_path):
     write_imagenet(tmp_path / "images")
     write_shards(tmp_path / "images", tmp_path / "shards", ShardConfig(images_per_shard=4))
-    options = {"image_size": 32, "crop_area": 0.08, "test_crop": 0.5}
+    options = {"image_size": 32, "augment": "crop", "test_crop": 0.5}
     folder, shards = (
         load_data(DataConfig(name=f"{kind}:{tmp_path / place}", **options))
         for kind, place in (("folder", "images"), ("shards", "shards"))
@@ -190,9 +188,8 @@ def test_an_augmentation_refuses_by_name(values: dict, name: str):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("crop_area", 0.0), ("crop_area", 1.5), ("jitter", -1.0), ("jitter", 2.0), ("test_crop", 0.0),
-     ("test_crop", 1.01)],
-)  # fmt: skip
-def test_a_configuration_refuses_by_name(name: str, value: float):
-    with pytest.raises(ValueError, match=rf"^data\.{name} must be .*, got {value}: "):
+    [("augment", "shake"), ("augment", "my_file:vary"), ("test_crop", 0.0), ("test_crop", 1.01)],
+)
+def test_a_configuration_refuses_by_name(name: str, value: float | str):
+    with pytest.raises(ValueError, match=rf"^data\.{name} must be .*, got {value!r}: "):
         DataConfig(**{name: value})

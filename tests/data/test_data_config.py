@@ -12,22 +12,16 @@ def test_every_source_name_has_a_reader():
     assert set(SOURCES) == set(SOURCE_NAMES)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        DataConfig(name="folder:my/images"),
-        DataConfig(name="folder", path="my/images"),
-        DataConfig(path="my/images/"),
-        DataConfig(name="folder:my/images", path="my/images"),
-    ],
-)
-def test_ways_to_name_a_folder(config):
-    assert (config.source, config.root) == ("folder", Path("my/images"))
+@pytest.mark.parametrize("source", ["folder", "cifar10", "cifar100", "fashion-mnist"])
+def test_a_name_says_the_place(source):
+    config = DataConfig(name=f"{source}:~/sets")
+    assert (config.source, config.root) == (source, Path.home() / "sets")
 
 
-def test_path_of_a_named_data_set_is_its_root():
-    config = DataConfig(name="cifar10", path="~/sets")
-    assert (config.source, config.root) == ("cifar10", Path.home() / "sets")
+@pytest.mark.parametrize("name", ["my/images", "."])
+def test_a_folder_without_its_prefix_is_suggested_with_it(name):
+    with pytest.raises(ValueError, match=f"did you mean folder:{name}?"):
+        DataConfig(name=name)
 
 
 def test_defaults_are_digits_without_a_path():
@@ -40,20 +34,20 @@ def test_defaults_are_digits_without_a_path():
         ("name", "mnist"),
         ("name", "folder"),
         ("name", "folder:"),
-        ("path", ""),
+        ("name", "digits:my/images"),
         ("image_size", 3),
         ("image_size", 32.5),
         ("color", "blue"),
         ("test_fraction", 0.0),
         ("test_fraction", 1.0),
         ("test_fraction", float("nan")),
-        ("lambda_fraction", -0.1),
-        ("lambda_fraction", 1.0),
-        ("crop_padding", -1),
+        ("factor_split", -0.1),
+        ("factor_split", 1.0),
+        ("augment", "jitter"),
+        ("augment", "vary.py"),
         ("cutout", -1),
         ("cutout", None),
         ("workers", -1),
-        ("memory_limit", -1),
         ("max_train_images", 0),
         ("max_test_images", 0),
     ],
@@ -62,18 +56,12 @@ def test_bad_values_are_refused_with_name_value_and_remedy(field, value):
     with pytest.raises(ValueError, match=r"data\.\w+ must be .*, got .*: \w+") as caught:
         DataConfig(**{field: value})
     assert "\n" not in str(caught.value)
-    if field != "path":
-        assert f"data.{field}" in str(caught.value)
-        assert repr(value) in str(caught.value)
-
-
-def test_two_different_folders_are_refused():
-    with pytest.raises(ValueError, match=r"data\.path"):
-        DataConfig(name="folder:one", path="two")
+    assert f"data.{field}" in str(caught.value)
+    assert repr(value) in str(caught.value)
 
 
 def test_edge_values_are_allowed():
-    DataConfig(lambda_fraction=0, crop_padding=0, memory_limit=0, image_size=4, max_test_images=1)
+    DataConfig(factor_split=0, image_size=4, max_test_images=1)
 
 
 def test_package_lists_and_loads_its_names():

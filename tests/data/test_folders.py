@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from dsonas.data import DataConfig, DataError, FileImages, load_data
+from dsonas.data import DataConfig, DataError, FileImages, load_data, sources
 
 
 def config_of(root, **options):
@@ -206,10 +206,12 @@ def test_subsets(make_folder):
     assert not torch.equal(everything(one.train), everything(other.train))
 
 
-def test_large_folders_are_streamed_with_the_same_result(make_folder):
+def test_large_folders_are_streamed_with_the_same_result(make_folder, monkeypatch):
     root = make_folder(count=10)
     (root / "a" / "3.png").write_bytes(b"no image")
-    loaded, streamed = load_data(config_of(root)), load_data(config_of(root, memory_limit=1000))
+    loaded = load_data(config_of(root))
+    monkeypatch.setattr(sources, "MEMORY_LIMIT", 1000)
+    streamed = load_data(config_of(root))
     assert isinstance(streamed.train, FileImages)
     assert not streamed.test.in_memory
     assert torch.equal(everything(loaded.train), everything(streamed.train))

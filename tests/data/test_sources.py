@@ -94,11 +94,11 @@ def test_fewer_training_images_than_classes_is_an_error():
 
 
 def test_augmentation_settings_override_the_defaults():
-    config = DataConfig(crop_padding=3, flip=True, cutout=5)
+    config = DataConfig(flip=True, cutout=5)
     data = load_data(config)
     augmentation = data.train_augmentation
-    assert (augmentation.crop_padding, augmentation.flip, augmentation.cutout) == (3, True, 5)
-    assert (data.search_augmentation.crop_padding, data.search_augmentation.cutout) == (3, 0)
+    assert (augmentation.crop_padding, augmentation.flip, augmentation.cutout) == (1, True, 5)
+    assert (data.search_augmentation.crop_padding, data.search_augmentation.cutout) == (1, 0)
 
 
 def test_resized_digits():
@@ -107,9 +107,10 @@ def test_resized_digits():
     assert data.train_augmentation.crop_padding == 2
 
 
-def test_resizing_beyond_the_memory_limit_is_an_error():
-    with pytest.raises(DataError, match=r"1840128 bytes.*data.memory_limit 1000"):
-        load_data(DataConfig(image_size=32, memory_limit=1000))
+def test_resizing_beyond_the_memory_limit_is_an_error(monkeypatch):
+    monkeypatch.setattr(sources_module, "MEMORY_LIMIT", 1000)
+    with pytest.raises(DataError, match=r"1840128 bytes, more than 1000: lower data\.image_size"):
+        load_data(DataConfig(image_size=32))
 
 
 def test_grey_data_are_refused_where_rgb_is_demanded():
@@ -121,7 +122,7 @@ def test_grey_data_are_refused_where_rgb_is_demanded():
 @pytest.mark.parametrize("place", [".", "FashionMNIST/raw"])
 def test_fashion_mnist_layouts(tmp_path, pack, place):
     write_fashion_mnist(tmp_path / place, pack)
-    data = load_data(DataConfig(name="fashion-mnist", path=str(tmp_path)))
+    data = load_data(DataConfig(name=f"fashion-mnist:{tmp_path}"))
     assert (len(data.train), len(data.test), data.num_classes) == (30, 20, 10)
     assert data.train.image_shape == (1, 28, 28)
     assert data.class_names[9] == "Ankle boot"
@@ -158,7 +159,7 @@ def test_missing_fashion_mnist_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(sources_module, "DEBIAN_FASHION_MNIST", tmp_path / "nowhere")
     for config in (
         DataConfig(name="fashion-mnist"),
-        DataConfig(name="fashion-mnist", path=str(tmp_path / "empty")),
+        DataConfig(name=f"fashion-mnist:{tmp_path / 'empty'}"),
     ):
         with pytest.raises(DataError, match="apt-get install dataset-fashion-mnist") as caught:
             load_data(config)
@@ -178,7 +179,7 @@ def test_damaged_fashion_mnist_is_named(tmp_path, damage):
     }[damage]
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz.*download it again"):
-        load_data(DataConfig(name="fashion-mnist", path=str(tmp_path)))
+        load_data(DataConfig(name=f"fashion-mnist:{tmp_path}"))
 
 
 def test_fashion_mnist_with_labels_of_another_part(tmp_path):
@@ -186,7 +187,7 @@ def test_fashion_mnist_with_labels_of_another_part(tmp_path):
     other = (tmp_path / "t10k-labels-idx1-ubyte.gz").read_bytes()
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(other)
     with pytest.raises(DataError, match="30 images but 20 labels"):
-        load_data(DataConfig(name="fashion-mnist", path=str(tmp_path)))
+        load_data(DataConfig(name=f"fashion-mnist:{tmp_path}"))
 
 
 @pytest.mark.parametrize("classes", [10, 100])
@@ -208,14 +209,14 @@ def test_cifar(tmp_path, monkeypatch, classes):
 
 def test_grey_cifar_has_statistics_of_its_own(tmp_path, monkeypatch):
     write_cifar(tmp_path, monkeypatch)
-    data = load_data(DataConfig(name="cifar10", path=str(tmp_path), color="grey"))
+    data = load_data(DataConfig(name=f"cifar10:{tmp_path}", color="grey"))
     assert data.train.image_shape == (1, 32, 32)
     assert len(data.mean) == len(data.std) == 1
 
 
 @pytest.mark.parametrize("classes", [10, 100])
 def test_missing_cifar_says_how_to_get_it(tmp_path, classes):
-    config = DataConfig(name=f"cifar{classes}", path=str(tmp_path))
+    config = DataConfig(name=f"cifar{classes}:{tmp_path}")
     with pytest.raises(DataError, match=rf"https://.*cifar-{classes}-python.tar.gz") as caught:
         load_data(config)
     assert str(tmp_path / "cifar-") in str(caught.value)

@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from dsonas.data import Batches, DataConfig, DataError, load_data, shard_files, split_for_search
-from dsonas.data.fetching import part_of
+from dsonas.data.batches import part_of
 from dsonas.data.shard_files import ShardFiles
 from dsonas.data.shards import ShardConfig, write_shards
 from dsonas.data.streaming import LANES, WINDOW, stream_order
@@ -215,7 +215,7 @@ def test_what_is_held_is_bounded():
 
 
 def test_an_epoch_has_every_image_once_and_opens_every_shard_once(written, opened):
-    data = load(written, crop_padding=0, flip=False)
+    data = load(written, augment="none")
     batches = make_batches(data, batch_size=8)
     assert len(batches) == 6
     expected = make_batches(data, shuffle=False)
@@ -270,7 +270,7 @@ def test_workers_change_nothing(written, workers):
 
 
 def test_two_processes_together_see_every_image_once(written):
-    data = load(written, crop_padding=0, flip=False)
+    data = load(written, augment="none")
     order = data.train.order(seed=3, batch_size=8).split(8)
     halves = [[part_of(chunk, rank, 2) for chunk in order] for rank in range(2)]
     parts = [torch.cat([images for images, _ in data.train.read(half)]) for half in halves]
@@ -571,7 +571,6 @@ def test_options_of_the_writer_are_checked(name, value):
     [
         ({"name": "shards:"}, "shards with a path"),
         ({"name": "shards:pipe:cat my/index.json"}, "a command with {} where"),
-        ({"name": "shards:one", "path": "two"}, "the place in data.name"),
     ],
 )
 def test_places_are_checked(options, message):
@@ -581,5 +580,5 @@ def test_places_are_checked(options, message):
 
 def test_places_are_kept_as_they_are():
     assert DataConfig(name="shards:https://host//a").location == "https://host//a"
-    assert DataConfig(name="shards", path="gs://b/c").location == "gs://b/c"
+    assert DataConfig(name="shards:gs://b/c").location == "gs://b/c"
     assert DataConfig(name="shards:pipe:cat a/{}").source == "shards"

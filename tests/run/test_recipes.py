@@ -22,8 +22,8 @@ from helpers.builders import random_architecture
 
 ABLATIONS = {
     "no-pretraining": {"pretrain.epochs": 0},
-    "no-split": {"data.lambda_fraction": 0},
-    "4to1": {"data.lambda_fraction": 0.2, "search.ratio": 4},
+    "no-split": {"data.factor_split": 0},
+    "4to1": {"data.factor_split": 0.2, "search.ratio": 4},
 }
 CIFAR10 = [
     "-".join(("cifar10", space, *rest)) for space in ("share", "full")
@@ -40,7 +40,7 @@ BUDGETS = {  # of the published rows
 
 
 def config_of(name: str) -> RunConfig:
-    path = ["--data.path", "somewhere"] if name.startswith("imagenet") else []
+    path = ["--data.name", "folder:somewhere"] if name.startswith("imagenet") else []
     return to_config(parse(config_parser("run", "", ()), ["--config", name, *path]))
 
 

@@ -46,7 +46,7 @@ def test_a_broken_environment_is_refused(change, message):
 @pytest.mark.parametrize("number", [2, 3, 4])
 @pytest.mark.parametrize("augmented", [True, False])
 def test_parts_of_batches_make_up_the_whole(number, augmented):
-    data = load_data(DataConfig(name="digits", max_train_images=60, cutout=2, jitter=0.4), 0)
+    data = load_data(DataConfig(name="digits", max_train_images=60, cutout=2, augment="crop"), 0)
 
     def epoch(share):
         batches = Batches(

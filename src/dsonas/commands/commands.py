@@ -212,7 +212,7 @@ def _work_parser(command: str) -> OptionParser:
 def _default_name(values: Namespace) -> str:
     if values.config:
         return Path(str(values.config[-1])).stem
-    return short_name(values.data.name, values.data.path)
+    return short_name(values.data.name)
 
 
 def _refuse_other_run(

@@ -143,7 +143,7 @@ def _parser(command: str) -> OptionParser:
 def _name(values: Namespace) -> str:
     if values.config:
         return Path(str(values.config[-1])).stem
-    return short_name(values.data.name, values.data.path)
+    return short_name(values.data.name)
 
 
 def _whole(values: Namespace, name: str, otherwise: int | None = None) -> Any:

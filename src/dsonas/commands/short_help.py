@@ -114,8 +114,7 @@ _TEXTS = {
         + """\
   --json                      print one JSON object
 data
-  --data.name TEXT            digits, ..., or folder:PATH
-  --data.path TEXT            where the files lie now
+  --data.name TEXT            where the images are now: folder:PATH, ...
 machine
   --engine.device TEXT        auto, cpu, cuda, ...
   --engine.threads N          CPU threads

@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 
 from dsonas.commands.configuring import OptionParser, UsageError, to_config
 from dsonas.commands.planning import DataShape, find_shape
-from dsonas.data import PREFIXES
+from dsonas.data import PLACED
 from dsonas.run import RunConfig
 
 SIZES = {
@@ -36,8 +36,8 @@ def stated_run(values: Namespace) -> tuple[RunConfig, DataShape]:
         UsageError: if a size is no whole number.
     """
     images = whole_number(values, "images")
-    if images and values.data.path is None and values.data.name in PREFIXES.values():
-        values.data.path = _PLACE
+    if images and values.data.name in PLACED:
+        values.data.name += f":{_PLACE}"
     config = to_config(values)
     test_images, classes = whole_number(values, "test-images"), whole_number(values, "classes")
     sizes = {"test_images": test_images, "classes": classes}

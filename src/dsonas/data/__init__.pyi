@@ -6,7 +6,7 @@ from .batches import (
     Batches as Batches,
 )
 from .data_config import (
-    PREFIXES as PREFIXES,
+    PLACED as PLACED,
     DataConfig as DataConfig,
     DataError as DataError,
     short_name as short_name,

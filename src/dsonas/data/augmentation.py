@@ -1,15 +1,31 @@
-"""Random crops, flips and cutout of a whole batch at once, different for every image."""
+"""Variation of training images: of whole batches, of files, and by functions of the user's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import random
+from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass, fields
+from functools import lru_cache
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsonas._utils import send
+from dsonas._utils import derive_seed, send
+
+from .data_config import DataError
+
+Box = tuple[float, float, float, float]
+Images = TypeVar("Images")
+LEAST_AREA, JITTER = 0.08, 0.4  # of ``data.augment crop``: the ImageNet recipe
+ASPECTS = 3 / 4, 4 / 3  # width over height of a random crop, least and largest
+LUMA = 0.299, 0.587, 0.114  # weights of red, green and blue in the brightness of a pixel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +40,8 @@ class Augmentation:
             when an image is fetched, see ``RandomCrop``; None takes the middle.
         jitter: brightness, contrast and saturation are each multiplied by a factor in
             ``[1 - jitter, 1 + jitter]``; in [0, 1].
+        transform: ``FILE.py:FUNCTION`` of the user's, called with every image first; see
+            ``transform_each``.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -38,6 +56,7 @@ class Augmentation:
     cutout: int = 0
     crop_area: float | None = None
     jitter: float = 0.0
+    transform: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("crop_padding", "cutout"):
@@ -83,23 +102,10 @@ class Offsets:
 def draw_offsets(
     shape: torch.Size, augmentation: Augmentation, generator: torch.Generator
 ) -> Offsets:
-    """Draw the random choices for a batch.
+    """Draw the random choices for a batch of shape ``(batch, channels, height, width)``.
 
     The generator moves on equally far whatever is switched on, so that adding cutout leaves the
-    crops as they were.
-
-    Args:
-        shape: of the batch ``(batch, channels, height, width)``.
-        augmentation: what to vary.
-        generator: source of randomness; its device is the device of the result.
-
-    Returns:
-        One choice of each kind for each image.
-
-    Example:
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> draw_offsets(torch.Size([2, 3, 8, 8]), Augmentation(), generator).top
-        tensor([0, 0])
+    crops as they were. Its device is that of the result.
     """
     batch, _, height, width = shape
     # float64: times a size it stays below the size, where float32 could round up to it
@@ -114,14 +120,6 @@ def draw_offsets(
 
 def crop_and_flip(images: Tensor, offsets: Offsets, augmentation: Augmentation) -> Tensor:
     """Crop every image of a batch at its own place and mirror those that are to be.
-
-    Args:
-        images: tensor ``(batch, channels, height, width)``, any type, any device.
-        offsets: the choices, on any device.
-        augmentation: its ``crop_padding`` and ``flip``.
-
-    Returns:
-        A tensor of the same shape and type.
 
     Example:
         >>> one, no = torch.tensor([1]), torch.tensor([False])
@@ -152,13 +150,7 @@ def _crop_positions(offsets: Offsets, height: int, width: int, padded_width: int
 def cut_out(images: Tensor, offsets: Offsets, augmentation: Augmentation) -> Tensor:
     """Set a square of every image to zero; at the border only its inside part is cut.
 
-    Args:
-        images: tensor ``(batch, channels, height, width)``; on normalised images zero is the mean.
-        offsets: the choices, on any device.
-        augmentation: its ``cutout``.
-
-    Returns:
-        A tensor of the same shape, type and memory format.
+    On normalised images zero is the mean. The memory format stays.
 
     Example:
         >>> one, no = torch.tensor([1]), torch.tensor([False])
@@ -183,9 +175,6 @@ def _inside(centres: Tensor, length: int, side: int) -> Tensor:
     return (distance >= 0) & (distance < side)
 
 
-LUMA = 0.299, 0.587, 0.114  # weights of red, green and blue in the brightness of a pixel
-
-
 def jitter_colors(
     images: Tensor,
     augmentation: Augmentation,
@@ -196,25 +185,8 @@ def jitter_colors(
     """Vary brightness, contrast and saturation of every image, in this order.
 
     Contrast is the distance of a pixel from the image's mean brightness, saturation that from its
-    own. Grey images have no saturation.
-
-    Args:
-        images: tensor ``(batch, channels, height, width)`` of pixels from 0 to 255, of 1 or 3
-            channels, any device.
-        augmentation: its ``jitter``; at 0 nothing is drawn.
-        generator: source of randomness, on the CPU.
-        places: of these images in their batch; None: they are all of it.
-        num_images: in that batch.
-
-    Returns:
-        float32 pixels from 0 to 255; the images themselves if ``jitter`` is 0.
-
-    Example:
-        >>> images = torch.full((1, 3, 1, 1), 100, dtype=torch.uint8)
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> varied = jitter_colors(images, Augmentation(jitter=0.4), generator)
-        >>> bool((varied >= 60).all() and (varied <= 140).all())
-        True
+    own. The draws are those of all ``num_images`` of a batch, of which these are at ``places``.
+    Returns float32 pixels from 0 to 255; the images themselves if there is no jitter.
     """
     if augmentation.jitter == 0:
         return images
@@ -253,3 +225,160 @@ def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generat
     """
     offsets = draw_offsets(images.shape, augmentation, generator)
     return cut_out(crop_and_flip(images, offsets, augmentation), offsets, augmentation)
+
+
+class Crop(Protocol):
+    """A rule that gives every image of a set the rectangle that is resized to its square."""
+
+    @property
+    def least_side(self) -> float:
+        """The least length of a side that matters, as a share of the image's shorter side."""
+        ...
+
+    def box(self, position: int, width: int, height: int) -> Box:
+        """Left, top, right and bottom in pixels for the image at a position of its set."""
+        ...
+
+
+@dataclass(frozen=True)
+class CentreCrop:
+    """The square in the middle: ``share`` 0.875 is "resize to 256, cut out 224".
+
+    Args:
+        share: its side over the shorter side of the image, in (0, 1].
+
+    Example:
+        >>> CentreCrop(0.875).box(0, 320, 256)
+        (48.0, 16.0, 272.0, 240.0)
+    """
+
+    share: float
+
+    @property
+    def least_side(self) -> float:
+        """The share."""
+        return self.share
+
+    def box(self, position: int, width: int, height: int) -> Box:
+        """See ``Crop``; the same for every position."""
+        side = self.share * min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        return left, top, left + side, top + side
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """torchvision's ``RandomResizedCrop``, as a pure function of seed and position.
+
+    So a run that is resumed sees the same rectangles.
+
+    Args:
+        least_area: smallest share of the area of the image, in (0, 1]; the largest is 1.
+        seed: of all choices, one for each epoch.
+
+    Source: Szegedy et al., arXiv 1409.4842, section 6.
+    """
+
+    least_area: float
+    seed: int
+
+    @property
+    def least_side(self) -> float:
+        """The side of the smallest square."""
+        return math.sqrt(self.least_area)
+
+    def box(self, position: int, width: int, height: int) -> Box:
+        """See ``Crop``."""
+        from torchvision.transforms import RandomResizedCrop  # seconds, for this only
+
+        image = torch.empty(1, height, width, device="meta")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(self.seed, position))
+            scale, ratio = [self.least_area, 1.0], list(ASPECTS)
+            top, left, down, across = RandomResizedCrop.get_params(image, scale, ratio)
+        return left, top, left + across, top + down
+
+
+def cropped(images: Images, crop: Crop | None) -> Images:
+    """Copy an image set, so that it cuts each image by a rule when fetched; pixels are shared."""
+    found: Any = copy(images)
+    found.crop = crop
+    return found
+
+
+def cut_pixels(pixels: Tensor, crop: Crop | None, positions: Tensor) -> Tensor:
+    """Cut and resize images in memory, each to the size that it has; see ``cropped``."""
+    if crop is None:
+        return pixels
+    from torchvision.transforms.v2 import functional as transforms  # seconds, for this only
+
+    height, width = pixels.shape[2:]
+    cut = []
+    for image, position in zip(pixels, positions.tolist(), strict=True):
+        left, top, right, bottom = map(round, crop.box(position, width, height))
+        cut.append(
+            transforms.resized_crop(image, top, left, bottom - top, right - left, [height, width])
+        )
+    return torch.stack(cut)
+
+
+def transform_each(images: Tensor, place: str, seeds: Iterable[int]) -> Tensor:
+    """Call a function of the user's with every image of a batch.
+
+    The random numbers that it draws from torch, NumPy and ``random`` follow from the seeds, so
+    that a resumed run sees the same images; the global states are left as they were.
+
+    Args:
+        images: uint8 tensor ``(batch, channels, height, width)`` on the CPU.
+        place: ``FILE.py:FUNCTION``.
+        seeds: one for each image, in ``[0, 2**63)``.
+
+    Returns:
+        A tensor of the same shape and type.
+
+    Raises:
+        DataError: if there is no such function, it fails, or returns anything else.
+    """
+    function = load_function(place)
+    before, numpy_before = random.getstate(), np.random.get_state()
+    found = []
+    try:
+        with torch.random.fork_rng(devices=[]):
+            for image, seed in zip(images, seeds, strict=True):
+                torch.default_generator.manual_seed(seed)
+                random.seed(seed)
+                np.random.seed(seed % 2**32)
+                found.append(_transformed(function, image, place))
+    finally:
+        random.setstate(before)
+        np.random.set_state(numpy_before)
+    return torch.stack(found)
+
+
+def _transformed(function: Callable[[Tensor], Any], image: Tensor, place: str) -> Tensor:
+    try:
+        result = function(image)
+    except Exception as error:  # whatever the user's code raises
+        raise DataError(f"data.augment {place} fails: {type(error).__name__}: {error}") from error
+    kind = (getattr(result, "dtype", type(result)), tuple(getattr(result, "shape", ())))
+    if kind != (image.dtype, tuple(image.shape)):
+        raise DataError(
+            f"data.augment {place} must return a uint8 tensor {tuple(image.shape)} like the image "
+            f"that it gets, got {kind[0]} {kind[1]}"
+        )
+    return result
+
+
+@lru_cache
+def load_function(place: str) -> Callable[[Tensor], Any]:
+    """Import the function that ``FILE.py:FUNCTION`` names; a DataError if there is none."""
+    path, _, name = place.rpartition(":")
+    spec = spec_from_file_location(f"dsonas_augment_{Path(path).stem}", path)
+    if not Path(path).is_file() or spec is None or spec.loader is None:
+        raise DataError(f"data.augment must name a Python file that exists, got {place}")
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return getattr(module, name)
+    except Exception as error:  # whatever the user's code raises
+        raise DataError(f"data.augment {place} fails: {type(error).__name__}: {error}") from error

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dsonas._utils import derive_seed, send
 
-from .augmentation import Augmentation, crop_and_flip, cut_out, draw_offsets, jitter_colors
-from .cropping import RandomCrop, cropped
+from .augmentation import (
+    Augmentation,
+    RandomCrop,
+    crop_and_flip,
+    cropped,
+    cut_out,
+    draw_offsets,
+    jitter_colors,
+    load_function,
+    transform_each,
+)
 from .data_config import DataError
-from .fetching import Batch, fetch, part_of
 from .images import ImageSet
 from .loading import ImageData
 from .normalisation import normalise
+
+Batch = tuple[Tensor, Tensor]
 
 
 class Batches:
@@ -80,6 +92,8 @@ class Batches:
         self._shuffle, self._seed = shuffle, seed
         self._device, self._workers = torch.device(device), workers
         self._share = share
+        if augmentation and augmentation.transform:
+            load_function(augmentation.transform)  # what is wrong with it is said now
         rounding = 0 if drop_last else batch_size - 1
         self.num_batches = (len(images) + rounding) // batch_size
 
@@ -111,20 +125,22 @@ class Batches:
     def _iterate(self, epoch: int, start: int) -> Iterator[Batch]:
         batches = self._order(epoch).split(self._batch_size)[start : self.num_batches]
         chunks = [part_of(batch, *self._share) for batch in batches]
-        images = self._cropped(epoch)
-        read = images.read(chunks) if images.in_memory else fetch(images, chunks, self._workers)
-        for position, (pixels, labels) in enumerate(read, start):
+        source = self._source(epoch)
+        workers = 0 if self._images.in_memory else self._workers
+        for position, (pixels, labels) in enumerate(fetch(source, chunks, workers), start):
             normal = self._augment_and_normalise(
                 send(pixels, self._device), epoch, position, len(batches[position - start])
             )
             yield normal, send(labels, self._device)
 
-    def _cropped(self, epoch: int) -> ImageSet:
-        """The images, each cut at random while it is decoded if that is asked for."""
-        area = self._augmentation.crop_area if self._augmentation else None
-        if area is None:
-            return self._images
-        return cropped(self._images, RandomCrop(area, derive_seed(self._seed, "crop", epoch)))
+    def _source(self, epoch: int) -> Source:
+        """The images, each varied while it is fetched if that is asked for."""
+        augmentation = self._augmentation or Augmentation()
+        images, seed = self._images, self._seed
+        if augmentation.crop_area is not None:
+            crop = RandomCrop(augmentation.crop_area, derive_seed(seed, "crop", epoch))
+            images = cropped(images, crop)
+        return Source(images, augmentation.transform, derive_seed(seed, "transform", epoch))
 
     def _order(self, epoch: int) -> Tensor:
         if not self._shuffle:
@@ -157,3 +173,90 @@ def _check_sizes(num_images: int, batch_size: int, drop_last: bool) -> None:
             f"fewer images than a batch: batch_size must be at most the number of images in this "
             f"part, {num_images}, got {batch_size}: lower batch_size, or use more images"
         )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images that are fetched, and the user's function that varies each, by a seed."""
+
+    images: ImageSet
+    transform: str | None
+    seed: int
+
+    def read(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
+        """Fetch pixels and labels as ``ImageSet.read`` does."""
+        for chunk, (pixels, labels) in zip(chunks, self.images.read(chunks), strict=True):
+            if self.transform:
+                seeds = (derive_seed(self.seed, position) for position in chunk.tolist())
+                pixels = transform_each(pixels, self.transform, seeds)
+            yield pixels, labels
+
+
+def fetch(source: Source, chunks: Sequence[Tensor], workers: int) -> Iterator[Batch]:
+    """Fetch batches by worker processes, each of which decodes a part of every batch.
+
+    Args:
+        source: where the images come from.
+        chunks: int64 tensors of positions, one for each batch.
+        workers: processes, >= 0; 0 decodes in this one.
+
+    Returns:
+        Iterator over uint8 pixels ``(batch, channels, height, width)`` and labels ``(batch,)``.
+
+    Raises:
+        DataError: if images cannot be had; also when that is found in a worker.
+    """
+    if workers == 0:
+        yield from source.read(chunks)
+        return
+    loader = DataLoader(
+        _Parts(source, chunks, workers),
+        batch_size=None,
+        num_workers=workers,
+        # its own generator: by default a loader draws from, and so changes, the global one
+        generator=torch.Generator().manual_seed(0),
+    )
+    arriving = iter(loader)  # in turn from each worker
+    try:
+        for _ in chunks:
+            parts = [_received(next(arriving)) for _ in range(workers)]
+            pixels, labels = zip(*parts, strict=True)
+            yield torch.cat(pixels), torch.cat(labels)
+    finally:
+        del arriving  # ends the workers now, not when the traceback of an error is forgotten
+
+
+def part_of(chunk: Tensor, part: int, num_parts: int) -> Tensor:
+    """A consecutive part of a batch.
+
+    Parts of parts are parts: the second half of 8 parts are the parts of the second half.
+
+    Example:
+        >>> [part_of(torch.arange(5), part, 2).tolist() for part in range(2)]
+        [[0, 1], [2, 3, 4]]
+    """
+    start, end = (at * len(chunk) // num_parts for at in (part, part + 1))
+    return chunk[start:end]
+
+
+class _Parts(IterableDataset[Batch | DataError]):
+    """What a worker delivers: its part of every batch."""
+
+    def __init__(self, source: Source, chunks: Sequence[Tensor], num_parts: int) -> None:
+        self._source, self._chunks, self._num_parts = source, chunks, num_parts
+
+    def __iter__(self) -> Iterator[Batch | DataError]:
+        worker = get_worker_info()
+        part = worker.id if worker else 0
+        try:
+            yield from self._source.read(
+                [part_of(chunk, part, self._num_parts) for chunk in self._chunks]
+            )
+        except DataError as error:  # raised, it would reach the user with the worker's traceback
+            yield error
+
+
+def _received(item: Batch | DataError) -> Batch:
+    if isinstance(item, DataError):
+        raise item
+    return item

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from .cropping import CentreCrop, Crop
+from .augmentation import CentreCrop, Crop
 from .data_config import DataError
 from .pixels import check_range, read_pixels, to_8bit
 

@@ -15,7 +15,8 @@ from torchvision.datasets.folder import make_dataset
 
 from dsonas._utils import derive_seed
 
-from .cropping import CentreCrop, cropped
+from . import sources
+from .augmentation import CentreCrop, cropped
 from .data_config import DataConfig, DataError
 from .decoding import EXTENSIONS, ImageHeader, UnreadableImageError, read_header
 from .images import FileImages, ImageSet
@@ -57,7 +58,7 @@ def read_folder(config: DataConfig, seed: int) -> SourceData:
 
     Files that cannot be read are left out. Where there is no test part a stratified one is held
     out, which depends on the names of the files only, not on ``seed``. Sets beyond
-    ``config.memory_limit`` are not decoded now but when they are used.
+    ``MEMORY_LIMIT`` are not decoded now but when they are used.
 
     Args:
         config: its ``root`` is the folder.
@@ -191,7 +192,7 @@ def _read_parts(
     )
     test = cropped(test, CentreCrop(config.test_crop))
     # random crops are cut out of the whole image, so it is decoded anew each time
-    if config.crop_area is not None or len(paths) * channels * size**2 > config.memory_limit:
+    if config.augment == "crop" or len(paths) * channels * size**2 > sources.MEMORY_LIMIT:
         return (train, test), skipped
     (train_images, bad_train), (test_images, bad_test) = (
         part.load(max(1, config.workers)) for part in (train, test)

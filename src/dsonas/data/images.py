@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from .cropping import Crop, cropped, cut_pixels
+from .augmentation import Crop, cropped, cut_pixels
 from .data_config import DataError
 from .decoding import UnreadableImageError, decode
 from .splitting import stratified_choice

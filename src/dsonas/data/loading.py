@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .augmentation import Augmentation
-from .data_config import PREFIXES, DataConfig, DataError
+from .augmentation import JITTER, LEAST_AREA, Augmentation
+from .data_config import PLACED, DataConfig, DataError
 from .folders import read_folder
 from .images import ImageSet
 from .normalisation import channel_statistics
@@ -115,18 +115,16 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
             config, source.train.image_shape[1], source.crop_padding, source.flip
         ),
         skipped=source.skipped,
-        test_crop=config.test_crop if config.source in PREFIXES.values() else 1.0,
+        test_crop=config.test_crop if config.source in PLACED else 1.0,
     )
 
 
-def split_for_search(
-    images: ImageSet, lambda_fraction: float, seed: int
-) -> tuple[ImageSet, ImageSet]:
+def split_for_search(images: ImageSet, factor_split: float, seed: int) -> tuple[ImageSet, ImageSet]:
     """Divide the training images into those that update the weights and the scaling factors.
 
     Args:
         images: the training images.
-        lambda_fraction: share of the second part, in [0, 1); 0 gives all images to both.
+        factor_split: share of the second part, in [0, 1); 0 gives all images to both.
         seed: the same seed gives the same parts.
 
     Returns:
@@ -145,7 +143,7 @@ def split_for_search(
 
     Source: arXiv 1811.01567, table 3 (the effect of the split).
     """
-    return (images, images) if lambda_fraction == 0 else images.split(lambda_fraction, seed)
+    return (images, images) if factor_split == 0 else images.split(factor_split, seed)
 
 
 def _check_size(source: SourceData, config: DataConfig) -> None:
@@ -172,22 +170,21 @@ def _check_every_class(source: SourceData) -> None:
 def resolve_augmentation(
     config: DataConfig, image_size: int, crop_padding: int | None = None, flip: bool = True
 ) -> Augmentation:
-    """The augmentation of training images, with defaults where the configuration has none.
+    """The augmentation of training images that ``config.augment`` names.
 
     Args:
         config: what is asked for.
         image_size: side of the images in pixels.
-        crop_padding: default of the data set; None: an eighth of the side.
-        flip: default of the data set.
+        crop_padding: of ``shift``, as the data set has it; None: an eighth of the side.
+        flip: whether mirroring suits the data set.
     """
-    padding = config.crop_padding
-    if padding is None:
-        padding = image_size // 8 if crop_padding is None else crop_padding
-    flip = flip if config.flip is None else config.flip
+    shift, crop = config.augment == "shift", config.augment == "crop"
+    padding = image_size // 8 if crop_padding is None else crop_padding
     return Augmentation(
-        crop_padding=padding if config.crop_area is None else 0,
-        flip=flip,
+        crop_padding=padding if shift else 0,
+        flip=flip and (shift or crop) if config.flip is None else config.flip,
         cutout=config.cutout,
-        crop_area=config.crop_area,
-        jitter=config.jitter,
+        crop_area=LEAST_AREA if crop else None,
+        jitter=JITTER if crop else 0.0,
+        transform=config.augment if ":" in config.augment else None,
     )

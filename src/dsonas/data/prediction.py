@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .cropping import CentreCrop
+from .augmentation import CentreCrop
 from .data_config import DataError
 from .decoding import EXTENSIONS, UnreadableImageError, decode
 from .normalisation import normalise

@@ -20,6 +20,7 @@ from .data_config import DataConfig, DataError
 from .images import ImageSet, TensorImages
 
 SPLIT_SEED = 20181105  # fixed, so that results of runs with different seeds are comparable
+MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images; larger folders are streamed from disk
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -170,7 +171,7 @@ def _open_cifar(
             continue
     folder = getattr(reader, "base_folder", "")
     raise DataError(
-        f"{config.name} not found, or damaged, in {', '.join(map(str, roots))}: download "
+        f"{config.source} not found, or damaged, in {', '.join(map(str, roots))}: download "
         f"{getattr(reader, 'url', '')} and unpack it with `tar -xf` so that the folder "
         f"{roots[0] / folder} exists"
     )
@@ -205,10 +206,10 @@ def _adapt(source: SourceData, config: DataConfig, seed: int) -> SourceData:
 
 def _check_memory(num_images: int, channels: int, size: int, config: DataConfig) -> None:
     needed = num_images * channels * size**2
-    if needed > config.memory_limit:
+    if needed > MEMORY_LIMIT:
         raise DataError(
             f"{config.source} resized to {size} pixels takes {needed} bytes, more than "
-            f"data.memory_limit {config.memory_limit}: lower data.image_size or raise the limit"
+            f"{MEMORY_LIMIT}: lower data.image_size or data.max_train_images"
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dsonas._utils import derive_seed
 
-from .cropping import CentreCrop, cropped
+from .augmentation import CentreCrop, cropped
 from .data_config import DataConfig, DataError
 from .decoding import UnreadableImageError, decode
 from .folders import choose_image_size
@@ -72,7 +72,7 @@ class ShardImages(DecodedImages):
         present, counts = torch.unique(shards, return_counts=True)
         if len(present) < 2:
             raise DataError(
-                f"a split by shard (data.lambda_fraction) needs at least 2 shards, the set has "
+                f"a split by shard (data.factor_split) needs at least 2 shards, the set has "
                 f"{len(present)}: write it with a smaller --images_per_shard, or set 0 for no split"
             )
         chosen = present[_share(counts, fraction, derive_seed(seed, "shards"))]

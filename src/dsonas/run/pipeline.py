@@ -145,7 +145,7 @@ class Job:
             budget=self.config.budget,
             cost=run_costs(self.config, lambda net: self._by_parts(net)),
             seed=self.config.seed,
-            lambda_fraction=self.config.data.lambda_fraction,
+            lambda_fraction=self.config.data.factor_split,
             pretrain=self.config.pretrain,
             config=self.config.search,
             engine=self.engine,

@@ -29,7 +29,6 @@ _NEVER_FIXED = (
     "engine.checkpoint_seconds",
     "engine.timeout_seconds",
     "data.workers",
-    "data.memory_limit",
     "log.trackers",
 )
 _FIRST_USE = {
@@ -187,15 +186,15 @@ class RunConfig:
         """
         every = len(data.train)
         _, factors = part_sizes(self, every)
-        if self.data.lambda_fraction and not 0 < factors < every and "search" in stages:
+        if self.data.factor_split and not 0 < factors < every and "search" in stages:
             raise DataError(
-                f"data.lambda_fraction {self.data.lambda_fraction} of {every} images leaves a part "
+                f"data.factor_split {self.data.factor_split} of {every} images leaves a part "
                 "empty: use more images or another fraction"
             )
         parts = {"train": every}
         if stages != ("train",):
             split = derive_seed(self.seed, "split")
-            both = split_for_search(data.train, self.data.lambda_fraction, split)
+            both = split_for_search(data.train, self.data.factor_split, split)
             parts |= {"pretrain": len(both[0]), "search": min(map(len, both))}
         for stage in stages:
             size = getattr(self, stage).batch_size
@@ -208,7 +207,7 @@ class RunConfig:
 
 def part_sizes(config: RunConfig, num_train: int) -> tuple[int, int]:
     """Images of the weight part and of the scaling-factor part."""
-    factors = round(config.data.lambda_fraction * num_train)
+    factors = round(config.data.factor_split * num_train)
     return num_train - factors, factors or num_train
 
 

@@ -90,14 +90,14 @@ def run_ranking(config: RunConfig, task: Mapping[str, Any], folder: Path) -> Non
     network = pretrained_supernet(config, data, folder.parent / task["search"])
     engine.place(network)
     split = derive_seed(config.seed, "split")
-    images = split_for_search(data.train, config.data.lambda_fraction, split)[1]
+    images = split_for_search(data.train, config.data.factor_split, split)[1]
     images = images.sample(task["images"], derive_seed(config.seed, "ranking"))
     architectures = folder.parent.parent / "architectures"
     errors, seen = {}, 0
     for name in task["subjects"]:
         architecture = Architecture.load(architectures / f"{name}.json")
         errors[name], seen = supernet_error(network, architecture, images, data, engine)
-    found = {"errors": errors, "images": seen, "split": bool(config.data.lambda_fraction)}
+    found = {"errors": errors, "images": seen, "split": bool(config.data.factor_split)}
     write_atomically(folder / "ranking.json", to_json(found))
 
 

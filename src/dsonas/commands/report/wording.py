@@ -53,9 +53,7 @@ def duration(seconds: float) -> str:
 def data_name(record: RunRecord) -> str:
     """The data set, a folder by its own name."""
     name = str(record.setting("data.name") or "images")
-    path = record.setting("data.path")
-    if name.startswith(("folder", "shards")) or (path and name == "digits"):
-        return short_name(name, str(path) if path else None)
+    name = short_name(name)
     return {"fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}.get(
         name, name
     )
