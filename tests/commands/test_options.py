@@ -139,3 +139,21 @@ def test_documented_commands_are_valid(dsonas, tmp_path, monkeypatch, command):
     (tmp_path / "mine.yaml").write_text("seed: 1\n")
     arguments = [word for word in command.split()[1:] if word != "--print_config"]
     assert dsonas(*arguments, "--print_config").code == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "text"),
+    [
+        ("data.lambda_fraction", "data.factor_split"), ("data.path", "folder:PATH"),
+        ("data.crop_padding", "data.augment"), ("data.crop_area", "data.augment"),
+        ("data.jitter", "data.augment"), ("data.memory_limit", "leave it out"),
+    ],
+)  # fmt: skip
+def test_a_former_option_says_what_it_is_now(dsonas, tmp_path, old, text):
+    group, name = old.split(".")
+    (tmp_path / "old.yaml").write_text(f"{group}:\n  {name}: 0\n")
+    for arguments in ([f"--{old}", "0"], ["--config", tmp_path / "old.yaml"]):
+        ended = dsonas("run", *arguments, "--print_config")
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert f"{old} is " in ended.err
+        assert text in ended.err

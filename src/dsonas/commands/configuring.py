@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from dsonas.commands.importing import OPTION as IMPORT, import_files
 from dsonas.commands.short_help import asked_help
-from dsonas.run import RunConfig, recipe_names, recipe_path
+from dsonas.run import RENAMED, RunConfig, recipe_names, recipe_path
 
 GROUPS = tuple(entry.name for entry in fields(RunConfig) if entry.name != "seed")
 _TITLES = {
@@ -101,6 +101,8 @@ def unknown_option(name: str, known: Iterable[str], dashes: str = "") -> str:
     if dashes and not name.startswith("-"):
         return f"unexpected argument {name!r}: options start with --"
     bare = name.removeprefix("--")
+    if bare in RENAMED:
+        return f"{dashes}{bare} {RENAMED[bare]}"
     group, dot, last = bare.rpartition(".")
     siblings = {key.rpartition(".")[2]: key for key in known if key.startswith(group + dot)}
     near = get_close_matches(last, siblings, n=1)

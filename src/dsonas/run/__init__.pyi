@@ -36,6 +36,7 @@ from .run_batches import (
     held_out_batches as held_out_batches,
 )
 from .run_config import (
+    RENAMED as RENAMED,
     RunConfig as RunConfig,
     changed_settings as changed_settings,
     part_sizes as part_sizes,

@@ -43,6 +43,14 @@ _FIRST_USE = {
     "data.cutout": "train",
     "architecture": "train",
 }
+RENAMED: dict[str, str] = {  # former options, and what to say of each
+    "data.path": "is part of data.name now: folder:PATH, cifar10:PATH, ...",
+    "data.lambda_fraction": "is data.factor_split now",
+    "data.crop_padding": "is data.augment now: shift, crop, none or FILE.py:FUNCTION",
+    "data.crop_area": "is data.augment now: crop is the ImageNet recipe",
+    "data.jitter": "is data.augment now: crop is the ImageNet recipe",
+    "data.memory_limit": "is fixed now: leave it out, folders beyond 2 GiB are streamed",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
