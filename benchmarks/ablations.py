@@ -38,15 +38,12 @@ RESULTS = Path("benchmarks/results/ablations")
 ABLATIONS = {
     "no-pretraining": ("no pretraining", "--pretrain.epochs 0"),
     "no-split": ("no split", "--data.factor_split 0"),
-    "four-to-one": ("weights to factors 4:1", "--data.factor_split 0.2 --search.ratio 4"),
+    "four-to-one": ("weights to factors 4:1", "--data.factor_split 0.2"),
     "no-normalisation": ("factors not normalised", "--search.normalise false"),
     "constant-rate": ("learning rate does not fall", "--search.schedule constant"),
-    "loss-per-cost": ("loss per cost saved", "--search.rank loss --search.thrift 1"),
-    "smallest-factor": ("smallest factor goes first", "--search.rank factor"),
     "relative-flow": ("worth beside equal factors", "--import benchmarks/relative_flow.py"),
-    "less-narrow": ("0.5 of the structure, less width", "--search.structure 0.5"),
-    "all-inputs": ("inputs are not removed", "--search.connections 1"),
-    "no-shrinking": ("zeros are kept, not cut out", "--search.shrink false"),
+    "less-narrow": ("0.5 of the structure, less width", "--search.keep_cost 0.5"),
+    "all-inputs": ("inputs are not removed", "--search.keep_connections 1"),
 }
 
 

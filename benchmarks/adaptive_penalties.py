@@ -66,7 +66,7 @@ def try_penalty(
         Budget(),
         penalty_kind=kind,
         penalty=penalty,
-        structure=None,
+        keep_cost=None,
         normalise=False,
     )
     network = NetworkConfig(levels=options.levels, blocks=BLOCKS, channels=8)

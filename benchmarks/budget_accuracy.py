@@ -15,7 +15,7 @@ import json
 import time
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,11 +34,11 @@ from stepper import environment
 
 SHARES = (0.10, 0.25, 0.50, 0.75, 0.90)
 MEASURES = ("macs", "params")
-SPACES = ("share", "full")
+SPACES: tuple[Literal["share", "full"], ...] = ("share", "full")
 TOLERANCE = 0.03
 
 
-def settings(space: str, seed: int) -> RunConfig:
+def settings(space: Literal["share", "full"], seed: int) -> RunConfig:
     """A supernet with few channels, where one channel is a large step of cost."""
     return RunConfig(
         data=DataConfig(name="fashion-mnist", image_size=14, max_train_images=2000),

@@ -30,7 +30,7 @@ PROBES = {  # sources of each target; nodes are 1 to 4 (3x3, 5x5, maximum, avera
     "maximum, 3x3": {5: [3], 13: [5]},
     "3x3 beside maximum": {13: [1, 3]},
 }
-FEW = {"connections": 0.1, "epochs": 5}
+FEW = {"keep_connections": 0.1, "epochs": 5}
 CHAINS = {
     "5x5": {13: [2]},
     "3x3, 3x3": {5: [1], 13: [5]},
@@ -59,19 +59,11 @@ BOTTLENECKS = {
 }
 CONVOLUTIONS = {name: CHAINS[name] for name in ("5x5", "3x3, 3x3")}
 REDUCTIONS = {"1x1": (True, False), "3x3": (False, True), "both": (True, True)}
-RULES = {
-    "loss per cost": {},
-    "flow per cost": {"rank": "flow"},
-    "flow": {"rank": "flow", "thrift": 0.0},
-    "loss of 8 batches": {"thrift": 0.0, "rank_batches": 8},
-    "loss per cost, few connections": FEW,
-    "flow, few connections": {"rank": "flow", "thrift": 0.0, **FEW},
-    "loss of 8 batches, few connections": {"thrift": 0.0, "rank_batches": 8, **FEW},
-}
+RULES = {"flow": {}, "flow, few connections": FEW}
 SHARES = (0.35, 0.2, 0.12)  # of the blocks' multiply-adds, for members of a chain
-SPARSE = {"rank": "flow", "thrift": 0.0, "structure": 0.2, "connections": 0.1}
+SPARSE = {"keep_cost": 0.2, "keep_connections": 0.1}
 AGAIN = (5, 7, 12, 6)  # two of the best of the first 15 random architectures, two of the worst
-CHAIN = {"structure": 0.05, "connections": 1.0, "reached_at": 1.0}
+CHAIN = {"keep_cost": 0.05, "keep_connections": 1.0, "hold_from": 1.0}
 
 
 Inputs = Mapping[int, Sequence[int]]

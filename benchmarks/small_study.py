@@ -28,7 +28,7 @@ from dsonas.train.training import TrainConfig
 from stepper import environment
 
 ENGINE = EngineConfig(device="cpu", threads=1)
-EARLIER = {"rank": "loss", "thrift": 1.0, "structure": 0.35, "connections": 0.35}  # once defaults
+EARLIER: dict[str, Any] = {"keep_cost": 0.35, "keep_connections": 0.35}  # once defaults
 
 
 def study_parser(description: str | None, out: str, search_epochs: int) -> argparse.ArgumentParser:

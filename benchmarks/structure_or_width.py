@@ -34,7 +34,7 @@ def macs(architecture: Architecture) -> int:
 
 def searched(options: argparse.Namespace, seed: int) -> list[Architecture]:
     """The chain of a search that ends at a small structure."""
-    plan = {**EARLIER, "structure": 0.05, "connections": 1.0, "reached_at": 1.0}
+    plan = {**EARLIER, "keep_cost": 0.05, "keep_connections": 1.0, "hold_from": 1.0}
     with tempfile.TemporaryDirectory() as folder:
         silent_job(study_config(options, seed, Budget(), **plan), folder).search()
         return load_chain(Path(folder) / "chain.json")

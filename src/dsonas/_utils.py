@@ -13,11 +13,33 @@ from contextlib import contextmanager
 from dataclasses import fields
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:  # the command line and the configuration start without torch
     import torch
     from torch import Tensor
+
+if TYPE_CHECKING:  # type checkers see plain numbers
+    BatchSize: TypeAlias = int
+    NonNegativeInt: TypeAlias = int
+    PositiveInt: TypeAlias = int
+    HalfOpenUnit: TypeAlias = float
+    NonNegativeFloat: TypeAlias = float
+    PositiveFloat: TypeAlias = float
+    Share: TypeAlias = float
+else:
+    from jsonargparse.typing import (
+        NonNegativeFloat as NonNegativeFloat,
+        NonNegativeInt as NonNegativeInt,
+        PositiveFloat as PositiveFloat,
+        PositiveInt as PositiveInt,
+        restricted_number_type,
+    )
+
+    BatchSize = restricted_number_type("BatchSize", int, (">=", 2))  # BN needs two
+    HalfOpenUnit = restricted_number_type("HalfOpenUnit", float, [(">=", 0), ("<", 1)])
+    Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
 
 FEW_BYTES = 2**14  # of a tensor, up to which gathering is faster than gloo's sum (measured)
 
@@ -74,6 +96,90 @@ def require_finite(config: Any, group: str) -> None:
                 f"{group}.{entry.name} must be a finite number, got {value}: "
                 "leave it out for the default"
             )
+
+
+def check_settings(config: Any, group: str) -> None:
+    """Hold the fields of a frozen dataclass to their types; numbers become plain ones.
+
+    Args:
+        config: a dataclass with fields of jsonargparse's restricted numbers, ``Literal``, tuples
+            of them, and None.
+        group: what its fields are called in a message.
+
+    Raises:
+        ValueError: naming the field, its rule, its value and its default.
+
+    Example:
+        >>> from dataclasses import field, make_dataclass
+        >>> Config = make_dataclass("Config", [("lr", PositiveFloat, field(default=0.1))])
+        >>> check_settings(Config(1), "train")
+        >>> check_settings(Config(-1.0), "train")
+        Traceback (most recent call last):
+        ...
+        ValueError: train.lr must be a number > 0, got -1.0: leave it out for the default, 0.1
+    """
+    hints = get_type_hints(type(config))
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        try:
+            object.__setattr__(config, entry.name, _held_to(hints[entry.name], value))
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{group}.{entry.name} must be {rule_of(hints[entry.name])}, got {value!r}: "
+                f"leave it out for the default, {entry.default!r}"
+            ) from None
+
+
+def rule_of(hint: Any) -> str:
+    """Say which values a type allows.
+
+    Example:
+        >>> rule_of(PositiveInt | None), rule_of(Literal["a", "b"]), rule_of(Share)
+        ('a whole number > 0 or null', 'one of a, b', 'a number > 0 and <= 1')
+    """
+    if isinstance(hint, UnionType):
+        return " or ".join(map(rule_of, get_args(hint)))
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) is tuple:
+        return f"a list such as [A, B], each {rule_of(get_args(hint)[0])}"
+    plain = {bool: "true or false", str: "a text", NoneType: "null"}
+    if hint in plain:
+        return plain[hint]
+    kind = "a whole number" if issubclass(hint, int) else "a number"
+    bounds = (f"{symbol} {bound:g}" for symbol, bound in _bounds(hint))
+    return f"{kind} {' and '.join(bounds)}".rstrip()
+
+
+def _bounds(hint: Any) -> list[tuple[str, float]]:
+    symbols = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    return [(symbols[test.__name__], bound) for test, bound in getattr(hint, "_restrictions", ())]
+
+
+def _held_to(hint: Any, value: Any) -> Any:
+    """The value as a plain one; ValueError or TypeError if it is not of the type."""
+    if isinstance(hint, UnionType):
+        kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+        return None if value is None and len(kinds) < len(get_args(hint)) else _first(kinds, value)
+    if get_origin(hint) is Literal and value in get_args(hint):
+        return value
+    if get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_held_to(get_args(hint)[0], part) for part in value)
+    if hint in (bool, str) and isinstance(value, hint):
+        return value
+    number = int if isinstance(hint, type) and issubclass(hint, int) else float
+    if hint is bool or not isinstance(value, (int,) if number is int else (int, float)):
+        raise TypeError
+    if isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError
+    return number(hint(value))
+
+
+def _first(kinds: list[Any], value: Any) -> Any:
+    for kind in kinds[:-1]:
+        with contextlib.suppress(TypeError, ValueError):
+            return _held_to(kind, value)
+    return _held_to(kinds[-1], value)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

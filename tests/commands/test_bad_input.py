@@ -46,9 +46,9 @@ OPTIONS = {
     "network empty": ("--network.blocks []", "network.blocks must be numbers of at least 1"),
     "operation": ("--network.operations [conv9x9]", "network.operations", "separable_conv3x3"),
     "stem": ("--network.stem x", "network.stem must be"),
-    "pretrain": ("--pretrain.lr 0", "pretrain.lr must be above 0"),
+    "pretrain": ("--pretrain.lr 0", "pretrain.lr must be a number > 0, got"),
     "search": ("--search.space half", "search.space must be one of", "full"),
-    "search range": ("--search.structure 2", "search.structure must be in (0, 1], got 2.0"),
+    "search range": ("--search.keep_cost 2", "search.keep_cost"),
     "budget": ("--budget.macs 0", "budget.macs must be a positive number such as 1500000 or 1.5M"),
     "budget text": ("--budget.params many", "budget.params must be a positive number"),
     "train": ("--train.dropout 1", "train.dropout must be in [0, 1)"),
@@ -86,7 +86,7 @@ FILES = {
     "unknown group": ("bogus: 3", "unknown option bogus"),
     "group of text": ("data: digits", "data must hold options"),
     "wrong type": ("train: {lr: abc}", "train.lr must be a number, got 'abc'"),
-    "out of range": ("search: {ratio: 0}", "search.ratio must be at least 1, got 0"),
+    "out of range": ("search: {rebuild_every: 0}", "search.rebuild_every"),
     "malformed": ("data: [1\n  x: {", "is not a YAML file"),
     "list": ("- 1", "must hold options"),
     "empty": ("", "must hold options"),
@@ -229,9 +229,12 @@ def test_damaged_files_of_a_run_are_named(dsonas, tiny, finished, tmp_path):
 
 def test_a_folder_of_another_run_is_refused_and_kept(dsonas, tiny, finished):
     before = (finished / "config.yaml").read_bytes()
-    ended = dsonas("run", *tiny, "--out", finished, "--seed", 1, "--search.ratio", 2)
+    ended = dsonas("run", *tiny, "--out", finished, "--seed", 1, "--search.rebuild_every", 2)
     check_refused(
-        ended, "holds a run with other settings", "search.ratio was 1 and is 2", "seed was 0"
+        ended,
+        "holds a run with other settings",
+        "search.rebuild_every was 1 and is 2",
+        "seed was 0",
     )
     assert (finished / "config.yaml").read_bytes() == before
 

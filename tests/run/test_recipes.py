@@ -1,5 +1,6 @@
 """Every published row has a recipe; its networks have the published sizes and its schedules."""
 
+from dataclasses import replace
 from functools import lru_cache
 from random import Random
 from types import SimpleNamespace
@@ -15,7 +16,6 @@ from dsonas.nn.network import Network
 from dsonas.run.recipes import recipe_names, recipe_path
 from dsonas.run.run_config import RunConfig
 from dsonas.run.transferring import transfer
-from dsonas.search.search_config import SearchConfig
 from dsonas.search.search_stages import Searching
 from dsonas.train.engine import Engine, EngineConfig
 from helpers.builders import random_architecture
@@ -23,7 +23,7 @@ from helpers.builders import random_architecture
 ABLATIONS = {
     "no-pretraining": {"pretrain.epochs": 0},
     "no-split": {"data.factor_split": 0},
-    "4to1": {"data.factor_split": 0.2, "search.ratio": 4},
+    "4to1": {"data.factor_split": 0.2},
 }
 CIFAR10 = [
     "-".join(("cifar10", space, *rest)) for space in ("share", "full")
@@ -127,9 +127,9 @@ def test_sparsity_comes_from_the_published_penalty_alone(name: str):
     if name == "imagenet-transfer":
         return  # it searches nothing
     search = config_of(name).search
-    assert (search.structure, search.normalise) == (None, False)
+    assert (search.keep_cost, search.normalise) == (None, False)
     assert search.penalty == (0.01 if name in IMAGENET else 0.001)
-    assert (search.penalty_kind, search.clip) == ("adaptive_macs", 2.0)
+    assert search.penalty_kind == "adaptive_macs"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -170,11 +170,11 @@ class _Count:
 
 def test_the_imagenet_search_of_the_published_code_falls_at_three_epochs():
     config = config_of("imagenet-share").search
-    longer = SearchConfig(**{**vars(config), "epochs": 120})
+    longer = replace(config, epochs=120, schedule="steps")
     network = Network(cifar_space(channels=4, blocks=(1,)).complete(), sharing="share")
     engine = Engine(EngineConfig(device="cpu", threads=1))
     for chosen, expected in ((config, [0.1]), (longer, [0.1, 0.01, 0.001, 1e-4])):
-        stage = Searching(network, _Count(8), _Count(2), chosen, engine)  # type: ignore[arg-type]
+        stage = Searching(network, _Count(8), _Count(2), chosen, engine, ratio=4)  # type: ignore[arg-type]
         assert (stage.num_batches, stage.kinds.count("factors")) == (10, 2)
         last = 10 * chosen.epochs - 1
         assert [stage.schedule(update) for update in (0, 299)] == [0.1, 0.1]

@@ -12,7 +12,7 @@ from dsonas.search.random_plans import random_plan_result
 from dsonas.search.search_config import SearchConfig
 
 SPACE = SearchSpace(skeleton=Skeleton(image_size=8, blocks=(1, 2), channels=(8, 16)), num_levels=2)
-CONFIG = SearchConfig(epochs=8, structure=0.4, connections=0.2)
+CONFIG = SearchConfig(epochs=8, keep_cost=0.4, keep_connections=0.2)
 
 
 def drawn(sharing: str, seed: int, config: SearchConfig = CONFIG, **options) -> Architecture:
@@ -46,5 +46,5 @@ def test_the_measure_that_is_planned_can_be_another():
 
 
 def test_without_a_plan_there_is_none():
-    with pytest.raises(ValueError, match=r"search\.structure must be set"):
-        drawn("share", 0, SearchConfig(structure=None))
+    with pytest.raises(ValueError, match=r"search\.keep_cost must be set"):
+        drawn("share", 0, SearchConfig(keep_cost=None))

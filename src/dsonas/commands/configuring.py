@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from dsonas._utils import rule_of
 from dsonas.commands.importing import OPTION as IMPORT, import_files
 from dsonas.commands.short_help import asked_help
 from dsonas.run import RENAMED, RunConfig, recipe_names, recipe_path
@@ -31,10 +32,10 @@ _TITLES = {
 }
 _NO_SETTINGS = ("help", "print_config", "import")  # a file of options alone never runs code
 _RULES = {
+    bool: ("true|false", "true or false"),
     int: ("N", "a whole number"),
     float: ("X", "a number"),
     str: ("TEXT", "a text"),
-    bool: ("true|false", "true or false"),
 }
 
 
@@ -87,8 +88,10 @@ class OptionParser(ArgumentParser):
         return hints[key] if hints.get(key) in _RULES else _type_of(key)
 
     def _plain(self, message: str) -> str:
-        if found := re.match(r'Parser key "([^"]+)": .*(?:Got|Given) value: (.*)', message):
-            return f"{found[1]} must be {_rule(self._kind_of(found[1]))}, got {found[2]!r}"
+        if found := re.match(
+            r'Parser key "([^"]+)": .*(?:(?:Got|Given) value|[^:]*): (\S+)', message
+        ):
+            return f"{found[1]} must be {rule_of(self._kind_of(found[1]))}, got {found[2]!r}"
         if found := re.match(r"unrecognized arguments: (\S+)", message):
             return unknown_option(found[1].split("=")[0], self.keys, dashes="--")
         if found := re.match(r"the following arguments are required: (\S+)", message):
@@ -169,21 +172,7 @@ def _metavar(hint: Any) -> str:
         return "|".join(get_args(kinds[0]))
     if get_origin(kinds[0]) is tuple:
         return "[A,B,...]"
-    return _RULES[kinds[0]][0]
-
-
-def _rule(hint: Any) -> str:
-    return " or ".join(map(_one_rule, _kinds(hint)))
-
-
-def _one_rule(kind: Any) -> str:
-    if kind is NoneType:
-        return "null"
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
-    if get_origin(kind) is tuple:
-        return f"a list such as [A, B], each {_one_rule(get_args(kind)[0])}"
-    return _RULES.get(kind, ("", "a value of another kind"))[1]
+    return next(text for kind, (text, _) in _RULES.items() if issubclass(kinds[0], kind))
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

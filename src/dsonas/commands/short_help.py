@@ -52,7 +52,7 @@ _SEARCH = """\
 steps
   --pretrain.epochs N         epochs of the supernet, unpruned [20]
   --search.epochs N           epochs of the search [40]
-  --search.space TEXT         share (all blocks alike) or full [share]
+  --search.space share|full   share (all blocks alike) or full [share]
 """
 _TRAIN = """\
   --train.epochs N            epochs of the network found [100]

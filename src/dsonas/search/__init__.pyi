@@ -18,20 +18,17 @@ from .pretraining import (
 from .random_plans import (
     random_plan_result as random_plan_result,
 )
-from .refining import (
-    refine as refine,
-)
 from .removal import (
     Factors as Factors,
     Measure as Measure,
     Worth as Worth,
-    drop_smallest as drop_smallest,
     flow_worth as flow_worth,
     follow_plan as follow_plan,
 )
 from .search_config import (
     PretrainConfig as PretrainConfig,
     SearchConfig as SearchConfig,
+    weight_steps_per_factor_step as weight_steps_per_factor_step,
 )
 from .search_stages import (
     Searching as Searching,
@@ -40,9 +37,6 @@ from .search_stages import (
 )
 from .searching import (
     search as search,
-)
-from .sensitivity import (
-    loss_without as loss_without,
 )
 from .shrinking import (
     shrink as shrink,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dsonas.data import Batches
 from dsonas.nn import Network
-from dsonas.search.search_config import PretrainConfig
+from dsonas.search.search_config import MOMENTUM, PretrainConfig
 from dsonas.train import Engine, Row, restore, sgd, weight_step
 
 
@@ -19,12 +19,17 @@ class Pretraining:
     name = "pretrain"
 
     def __init__(
-        self, network: Network, batches: Batches, config: PretrainConfig, engine: Engine
+        self,
+        network: Network,
+        batches: Batches,
+        config: PretrainConfig,
+        engine: Engine,
+        weight_decay: float = 1e-4,
     ) -> None:
         self.network, self.engine = network, engine
         self.source = batches
         self.num_epochs, self.num_batches = config.epochs, len(batches)
-        self.optimizer = sgd(network, config.lr, config.weight_decay, 0.9)
+        self.optimizer = sgd(network, config.lr, weight_decay, MOMENTUM)
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
         """Batches of the weight part."""

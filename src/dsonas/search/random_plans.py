@@ -22,8 +22,8 @@ def random_plan_result(
 ) -> Architecture:
     """Follow the plan of a search with scaling factors drawn once, uniformly from 0 to 1.
 
-    Rebuilds come as often as in the search, and what is removed is ranked as by ``rank flow``, with
-    its ``thrift``.
+    Rebuilds come as often as in the search, and what is removed is ranked as by
+    ``criterion flow``.
 
     Args:
         space: what is searched.
@@ -45,12 +45,12 @@ def random_plan_result(
     """
     plan, supernet = config.plan, space.complete()
     if plan is None:
-        raise ValueError("search.structure must be set for networks of the same plan, got null")
+        raise ValueError("search.keep_cost must be set for networks of the same plan, got null")
     sizes = [len(graph.live) for graph in complete_graphs(space)]
     factors = [torch.rand(size, generator=generator).tolist() for size in sizes]
     current = supernet
     for epoch in range(1, config.epochs + 1):
         if config.rebuilds_after(epoch):
             steps = plan, epoch / config.epochs, supernet, current, factors
-            current = follow_plan(*steps, cost=cost, thrift=config.thrift)
+            current = follow_plan(*steps, cost=cost, thrift=0.0)
     return current

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
-from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -16,9 +14,8 @@ from dsonas.data import Batches
 from dsonas.graph import Architecture
 from dsonas.nn import Network
 from dsonas.search.penalties import connection_penalties
-from dsonas.search.removal import Measure, Plan, Worth, drop_smallest, follow_plan
-from dsonas.search.search_config import SearchConfig
-from dsonas.search.sensitivity import loss_without
+from dsonas.search.removal import Measure, Plan, follow_plan
+from dsonas.search.search_config import CLIP, MOMENTUM, SearchConfig
 from dsonas.search.shrinking import shrink
 from dsonas.sparse import ProximalNAG
 from dsonas.train import Engine, Row, factor_step, restore, set_lr, sgd, weight_step
@@ -74,6 +71,7 @@ class Searching:
         engine: Engine,
         cost: Measure | None = None,
         latency: LatencyFunction | None = None,
+        ratio: int = 1,
     ) -> None:
         assert network.scaling is not None
         self.network, self.scaling = network, network.scaling
@@ -82,10 +80,10 @@ class Searching:
         self.supernet = self.live = network.architecture
         self.weight_batches, self.factor_batches = weight_batches, factor_batches
         self.num_epochs = config.epochs
-        self.kinds = alternation(len(weight_batches), len(factor_batches), config.ratio)
+        self.kinds = alternation(len(weight_batches), len(factor_batches), ratio)
         self.num_batches = len(self.kinds)
         self.schedule = config.learning_rate(self.num_batches)
-        self.weight_optimizer = sgd(network, config.lr, config.weight_decay, config.momentum)
+        self.weight_optimizer = sgd(network, config.lr, config.weight_decay, MOMENTUM)
         self.factor_optimizer = self._factor_optimizer()
         self.pressure = 1.0
         self.history: list[list[list[float]]] = []  # the factors after each epoch
@@ -96,9 +94,7 @@ class Searching:
     def _factor_optimizer(self) -> ProximalNAG:
         config = self.config
         groups = self.scaling.groups(config.reduction_penalty(self.penalty))
-        return ProximalNAG(
-            groups, lr=config.lr, penalty=self.penalty, momentum=config.momentum, clip=config.clip
-        )
+        return ProximalNAG(groups, lr=config.lr, penalty=self.penalty, momentum=MOMENTUM, clip=CLIP)
 
     @property
     def penalty(self) -> float:
@@ -107,7 +103,7 @@ class Searching:
         if config.penalty is not None:
             return config.penalty
         steps = self.num_epochs * self.kinds.count("factors")
-        return IDLE_DISTANCE * (1 - config.momentum) / (config.lr * max(1, steps))
+        return IDLE_DISTANCE * (1 - MOMENTUM) / (config.lr * max(1, steps))
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
         """Batches of both parts in the order of ``alternation``, each with its kind."""
@@ -132,7 +128,7 @@ class Searching:
                     self.weight_optimizer,
                     images,
                     labels,
-                    clip=self.config.clip,
+                    clip=CLIP,
                     engine=self.engine,
                 )
             else:
@@ -140,8 +136,6 @@ class Searching:
                 loss, logits = factor_step(
                     self.network, self.factor_optimizer, images, labels, engine=self.engine
                 )
-                if not self.config.shrink:  # what a rebuild removed must not come back
-                    self.scaling.write_zeros(self.live, self.factor_optimizer)
                 if self.config.normalise:
                     self.scaling.normalise(self.live, self.factor_optimizer)
         return loss, logits, labels
@@ -170,32 +164,16 @@ class Searching:
             self._remove(self.scaling.architecture(self.live))
         else:
             positive = self.scaling.architecture(self.live).num_live
-            self._remove(self._planned(plan, progress, epoch))
+            self._remove(self._planned(plan, progress))
             self.pressure = plan.adapt(self.pressure, self.live.num_live, positive)
         self.chain = distinct([*self.chain, self.live])
         held = plan is not None and plan.is_held(progress)
         self._set_penalties(0.0 if held else self.penalty * self.pressure)
 
-    def _planned(self, plan: Plan, progress: float, epoch: int) -> Architecture:
+    def _planned(self, plan: Plan, progress: float) -> Architecture:
         factors = [vector.tolist() for vector in self.scaling.blocks]
-        if self.config.rank == "factor":
-            return drop_smallest(plan, progress, self.supernet, self.live, factors, self.cost)
-        worth = self._measured_worth(epoch) if self.config.rank == "loss" else None
-        thrift = self.config.thrift
         states = self.supernet, self.live
-        return follow_plan(plan, progress, *states, factors, worth, self.cost, thrift)
-
-    def _measured_worth(self, epoch: int) -> Worth:
-        """What an operation is worth: the mean loss without it, on images of the factor part."""
-        batches = list(islice(self.factor_batches.epoch(epoch), self.config.rank_batches))
-        mean = self.engine.processes.mean
-
-        def worth(current: Architecture) -> dict[tuple[int, int], float]:
-            with self.engine.autocast():
-                found = [loss_without(self.network, current, *batch, mean) for batch in batches]
-            return {place: fmean(one[place] for one in found) for place in found[0]}
-
-        return worth
+        return follow_plan(plan, progress, *states, factors, cost=self.cost, thrift=0.0)
 
     def _set_penalties(self, penalty: float) -> None:
         rows = connection_penalties(
@@ -216,8 +194,8 @@ class Searching:
     def _remove(self, live: Architecture) -> None:
         """Remove what is not in an architecture, in all processes what the first has chosen."""
         self.live = live = self.engine.processes.decide(lambda: live)
-        if self.config.shrink:  # first, for it needs the factors of the operations that go
-            shrink(self.network, live, self.weight_optimizer)
+        # first, for it needs the factors of the operations that go
+        shrink(self.network, live, self.weight_optimizer)
         self.scaling.write_zeros(live, self.factor_optimizer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -238,8 +216,7 @@ class Searching:
         self.pressure = float(state["pressure"])
         self.history = _checked(state.get("history", []), self.scaling.blocks)
         self.chain = [Architecture.from_json(t) for t in state.get("chain", [state["live"]])]
-        if self.config.shrink:
-            shrink(self.network, self.live, self.weight_optimizer)
+        shrink(self.network, self.live, self.weight_optimizer)
         self.network.load_state_dict(state["network"])
         restore(self.weight_optimizer, state["weight_optimizer"])
         restore(self.factor_optimizer, state["factor_optimizer"])

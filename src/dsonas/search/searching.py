@@ -13,7 +13,7 @@ from dsonas.data import Batches, ImageData, split_for_search
 from dsonas.graph import SearchSpace
 from dsonas.nn import Network
 from dsonas.search.pretraining import Pretraining
-from dsonas.search.search_config import PretrainConfig, SearchConfig
+from dsonas.search.search_config import PretrainConfig, SearchConfig, weight_steps_per_factor_step
 from dsonas.search.search_stages import Searching, SearchResult
 from dsonas.train import Engine, Journal, run_stage
 
@@ -93,7 +93,7 @@ def search(
     stage = resume["stage"] if resume else "pretrain"
     if stage == "pretrain" and pretrain.epochs:
         source = batches(0, pretrain.batch_size, "pretrain")
-        first = Pretraining(network, source, pretrain, engine)
+        first = Pretraining(network, source, pretrain, engine, config.weight_decay)
         run_stage(first, journal, engine.device, resume, engine.processes)
         resume = None
     leading = (budget or Budget()).leading
@@ -106,6 +106,7 @@ def search(
         engine,
         lambda architecture: measures(architecture)[leading],
         lambda architecture: measures(architecture)["latency_ms"],
+        weight_steps_per_factor_step(lambda_fraction),
     )
     begun = resume if stage == "search" else None
     run_stage(second, journal, engine.device, begun, engine.processes)

@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 
 from dsonas._utils import derive_seed
-from dsonas.commands.comparison.work import search_work, training_work, trials_work
+from dsonas.commands.comparison.work import search_work, training_work
 from dsonas.cost import (
     Budget,
     InfeasibleBudgetError,
@@ -207,11 +207,8 @@ class Study:
         return found
 
     def search_work(self, space: str) -> int:
-        """Counted multiply-adds of a search, with its trials, which are at the first budget."""
-        config = self.space_config(space)
-        macs = self._macs_at(self.config.budgets[0])
-        trials = trials_work(macs, config, self.num_train)
-        return search_work(self.spaces[space], config, self.num_train) + trials
+        """Counted multiply-adds of a search."""
+        return search_work(self.spaces[space], self.space_config(space), self.num_train)
 
     def trial_work(self, architecture: Architecture, budget: Budget) -> int:
         """Counted multiply-adds of a candidate's trial."""

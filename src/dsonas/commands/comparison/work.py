@@ -10,7 +10,7 @@ from __future__ import annotations
 from dsonas.cost import architecture_cost
 from dsonas.graph import SearchSpace
 from dsonas.run import RunConfig, part_sizes
-from dsonas.search import alternation, blocks_macs
+from dsonas.search import alternation, blocks_macs, weight_steps_per_factor_step
 
 PASSES = 3  # of a training image
 
@@ -38,8 +38,7 @@ def training_work(
 def search_work(space: SearchSpace, config: RunConfig, num_train: int) -> int:
     """Multiply-adds of pretraining and search, the cost following the plan of the search.
 
-    The evaluations that rank operations are not counted. Where nothing is planned, or nothing is
-    removed physically, the whole supernet counts until the end.
+    Where nothing is planned, the whole supernet counts until the end.
 
     Args:
         space: what is searched.
@@ -53,30 +52,18 @@ def search_work(space: SearchSpace, config: RunConfig, num_train: int) -> int:
     images = config.pretrain.epochs * (weights // size * size)
     total = PASSES * images * whole
     size = search.batch_size
-    per_epoch = size * len(alternation(weights // size, factors // size, search.ratio))
+    ratio = weight_steps_per_factor_step(config.data.factor_split)
+    per_epoch = size * len(alternation(weights // size, factors // size, ratio))
     for epoch in range(search.epochs):
         macs = whole - (1 - _planned_share(config, epoch)) * prunable
         total += round(PASSES * per_epoch * macs)
     return total
 
 
-def trials_work(macs: int, config: RunConfig, num_train: int) -> int:
-    """Multiply-adds of the trials that end a search, see ``refining``.
-
-    Args:
-        macs: multiply-adds of a network that meets the budget.
-        config: the number and length of the trials, and the split.
-        num_train: training images before the split.
-    """
-    search, size = config.search, config.train.batch_size
-    weights, factors = part_sizes(config, num_train)
-    return search.trials * training_work(macs, search.trial_epochs, weights, size, factors)
-
-
 def _planned_share(config: RunConfig, epoch: int) -> float:
     search = config.search
     plan = search.plan
-    if plan is None or not search.shrink:
+    if plan is None:
         return 1.0
     rebuilt = epoch // search.rebuild_every * search.rebuild_every
     return plan.share(plan.structure, rebuilt / search.epochs)

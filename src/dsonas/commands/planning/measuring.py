@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -20,7 +19,7 @@ from dsonas.data import Batches
 from dsonas.graph import Architecture
 from dsonas.nn import Network
 from dsonas.run import EVALUATION_BATCH, RunConfig
-from dsonas.search import Pretraining, Searching, loss_without
+from dsonas.search import Pretraining, Searching
 from dsonas.train import Engine, Stage, Training, evaluate
 
 STEP_SECONDS = 1.0  # of the dense supernet: a longer step is timed with fewer images
@@ -110,19 +109,12 @@ class _Meter:
         self._record("pretrain", supernet, batch, self._timed(stage)["pretrain"])
 
     def search(self, architecture: Architecture) -> None:
-        config = replace(self.config.search, ratio=1)
+        config = self.config.search
         batch = self._share(config.batch_size)
         network, batches = self._supernet(architecture), self._batches(batch)
         stage = Searching(network, batches, batches, config, self.engine)
         for kind, seconds in self._timed(stage).items():
             self._record(kind, architecture, batch, seconds)
-        if config.structure is not None and config.rank == "loss":
-            images, labels = next(batches.epoch(0))
-            loss_without(network, architecture, images, labels)
-            start = time.perf_counter()
-            passes = 1 + len(loss_without(network, architecture, images, labels))
-            self.engine.wait()
-            self._record("rebuild", architecture, batch, (time.perf_counter() - start) / passes)
 
     def train(self, architecture: Architecture) -> None:
         config, data = self.config.train, self.data

@@ -13,7 +13,7 @@ from dsonas.commands.planning.trajectory import Phase, search_phases
 from dsonas.cost import check_reachable, distinct, fit_chain
 from dsonas.graph import Architecture
 from dsonas.run import EVALUATION_BATCH, RunConfig, part_sizes
-from dsonas.search import alternation
+from dsonas.search import alternation, weight_steps_per_factor_step
 
 DEFAULT_LINK = 12.5  # GB/s each way: a link of 100 Gbit/s
 Part = tuple[Architecture, int]
@@ -139,14 +139,12 @@ def outline(config: RunConfig, shape: DataShape) -> Outline:
         notes.append("network.transfer: step 3 alone, of the supernet narrowed to the budget")
     else:
         phases = search_phases(supernet, config.search, config.budget.leading)
-        if config.search.structure is None:
+        if config.search.keep_cost is None:
             notes.append(
-                "search.structure is null: what the penalty will remove is not known before, so "
+                "search.keep_cost is null: what the penalty will remove is not known before, so "
                 "the search is planned with the whole supernet (an upper bound)"
             )
     chain = distinct([supernet, *(phase.architecture for phase in phases)])
-    if config.search.trials and budget.bounds:
-        notes.append(f"the {config.search.trials} short trainings of search.trials are left out")
     network = fit_chain(chain, budget, multiple=multiple)
     return Outline(supernet, tuple(phases), network, tuple(notes))
 
@@ -195,13 +193,14 @@ class _Planner:
         return [self._line("pretrain", "pretrain", "weight steps", [(supernet, steps)])]
 
     def searching(self, phases: Sequence[Phase]) -> list[Line]:
-        size, ratio = self.config.search.batch_size, self.config.search.ratio
+        size = self.config.search.batch_size
+        ratio = weight_steps_per_factor_step(self.config.data.factor_split)
         kinds = alternation(self.num_weight // size, self.num_factor // size, ratio)
         lines = []
         for kind, part in (("weights", "weight steps"), ("factors", "factor steps")):
             parts = [(phase.architecture, phase.epochs * kinds.count(kind)) for phase in phases]
             lines.append(self._line("search", kind, part, parts))
-        rebuilds = [(phase.architecture, phase.forwards) for phase in phases]
+        rebuilds = [(phase.architecture, 0) for phase in phases]
         line = self._line("search", "rebuild", "rebuilds", rebuilds)
         count = sum(phase.epochs > 0 for phase in phases)
         seconds = line.seconds + sum(phase.seconds for phase in phases)

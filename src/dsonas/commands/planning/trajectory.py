@@ -11,10 +11,7 @@ from dsonas.search import (
     Factors,
     Measure,
     SearchConfig,
-    Worth,
     connection_penalties,
-    drop_smallest,
-    flow_worth,
     follow_plan,
 )
 
@@ -26,14 +23,11 @@ class Phase:
     Args:
         architecture: what is live.
         epochs: how long.
-        forwards: passes over one batch by which the rebuild at its end measures what operations
-            are worth.
-        seconds: time of that rebuild besides these passes.
+        seconds: time of the rebuild at its end.
     """
 
     architecture: Architecture
     epochs: int
-    forwards: int
     seconds: float
 
 
@@ -43,7 +37,7 @@ def search_phases(
     """The phases of a search, and as the last one, of no epochs, what it ends with.
 
     The planned cost decides how much is live when; which operations they are is known only after
-    the search. Here all factors count as equal. Without a plan (``search.structure`` null) nothing
+    the search. Here all factors count as equal. Without a plan (``search.keep_cost`` null) nothing
     is known beforehand, and the supernet stays whole: steps, work and time are then upper bounds.
 
     Args:
@@ -67,7 +61,7 @@ def search_phases(
             phase, smaller = rebuilds.end_phase(live, epoch - done, epoch / config.epochs)
             phases.append(phase)
             live, done = smaller, epoch
-    return [*phases, Phase(live, 0, 0, 0.0)]
+    return [*phases, Phase(live, 0, 0.0)]
 
 
 class _Rebuilds:
@@ -83,32 +77,15 @@ class _Rebuilds:
     def end_phase(
         self, live: Architecture, epochs: int, progress: float
     ) -> tuple[Phase, Architecture]:
-        counted = _CountedWorth(self.factors)
         start = time.perf_counter()
-        smaller = self._rebuild(live, progress, counted)
+        smaller = self._rebuild(live, progress)
         connection_penalties(self.penalty_kind, 1.0, self.supernet, smaller, self.config.space)
         seconds = time.perf_counter() - start
-        forwards = counted.forwards * self.config.rank_batches * (self.config.rank == "loss")
-        return Phase(live, epochs, forwards, seconds), smaller
+        return Phase(live, epochs, seconds), smaller
 
-    def _rebuild(self, live: Architecture, progress: float, worth: Worth) -> Architecture:
+    def _rebuild(self, live: Architecture, progress: float) -> Architecture:
         plan = self.config.plan
         if plan is None:
             return live
-        if self.config.rank == "factor":
-            return drop_smallest(plan, progress, self.supernet, live, self.factors, self.cost)
         states = self.supernet, live
-        thrift = self.config.thrift
-        return follow_plan(plan, progress, *states, self.factors, worth, self.cost, thrift)
-
-
-class _CountedWorth:
-    """Equal factors' worth; counts the forward passes that ``loss_without`` would take."""
-
-    def __init__(self, factors: Factors) -> None:
-        self.worth, self.forwards = flow_worth(factors), 0
-
-    def __call__(self, current: Architecture) -> dict[tuple[int, int], float]:
-        found = dict(self.worth(current))
-        self.forwards += 1 + len(found)
-        return found
+        return follow_plan(plan, progress, *states, self.factors, cost=self.cost, thrift=0.0)
