@@ -96,15 +96,6 @@ def test_a_dead_worker_ends_a_run_in_one_line(dsonas, shards, tmp_path, monkeypa
     assert dsonas("run", "--data.name", f"shards:{shards}", *options).code == 0
 
 
-def test_too_few_shards_for_the_split_are_refused_first(dsonas, images, tmp_path):
-    options = ["--images_per_shard", 100]
-    assert dsonas("shards", images, tmp_path / "one", *options).code == 0
-    place = f"shards:{tmp_path}/one"
-    ended = dsonas("run", "--data.name", place, *SMALL, "--out", tmp_path / "run")
-    assert_one_line(ended, "needs at least 2 shards, the set has 1")
-    assert not (tmp_path / "run" / "config.yaml").exists()
-
-
 @pytest.mark.parametrize(
     ("options", "text"),
     [

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as transforms
 from dsonas.data import Augmentation, Batches, DataConfig, load_data, sources
 from dsonas.data.augmentation import ASPECTS, CentreCrop, RandomCrop, cropped, jitter_colors
 from dsonas.data.decoding import decode
-from dsonas.data.shards import ShardConfig, write_shards
+from dsonas.data.shards import write_shards
 from helpers.image_files import write_imagenet
 
 SIZES = [(500, 375), (333, 500), (224, 224), (40, 30), (1, 1), (3, 300), (1000, 17)]
@@ -114,7 +114,7 @@ def test_random_crops_differ_between_epochs_and_images_and_not_in_tests(batches)
 
 def test_shards_are_cropped_as_folders_are(tmp_path):
     write_imagenet(tmp_path / "images")
-    write_shards(tmp_path / "images", tmp_path / "shards", ShardConfig(images_per_shard=4))
+    write_shards(tmp_path / "images", tmp_path / "shards", images_per_shard=4)
     options = {"image_size": 32, "augment": "crop", "test_crop": 0.5}
     folder, shards = (
         load_data(DataConfig(name=f"{kind}:{tmp_path / place}", **options))

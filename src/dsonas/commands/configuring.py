@@ -85,7 +85,7 @@ class OptionParser(ArgumentParser):
     def _kind_of(self, key: str) -> Any:
         """The type of an option of this command alone, or of one of a configuration."""
         hints = {action.dest: getattr(action, "_typehint", None) for action in self._actions}
-        return hints[key] if hints.get(key) in _RULES else _type_of(key)
+        return hints.get(key) or _type_of(key)
 
     def _plain(self, message: str) -> str:
         if found := re.match(

@@ -164,7 +164,7 @@ images
   --size PIXELS               shrink to this shorter side [copy the files]
   --test_fraction X           share of images held out for the test [0.2]
 files
-  --images_per_shard N        images in a file at most [1000]
+  --images_per_shard N        images in a file at most [256]
   --workers N                 decoding threads [1]
 """,
     ),

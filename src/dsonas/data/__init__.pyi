@@ -38,6 +38,5 @@ from .prediction import (
     load_images as load_images,
 )
 from .shards import (
-    ShardConfig as ShardConfig,
     write_shards as write_shards,
 )

@@ -12,7 +12,6 @@ from dsonas._utils import require_finite
 SOURCE_NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "folder", "shards")
 PLACED = ("folder", "shards")  # sources that need a place
 AUGMENTS = ("shift", "crop", "none")
-PIPE, PLACEHOLDER = "pipe:", "{}"
 Color = Literal["auto", "grey", "rgb"]
 
 
@@ -100,7 +99,7 @@ class DataConfig:
 
     @property
     def location(self) -> str | None:
-        """The folder, URL or pipe that ``name`` gives, if any."""
+        """The folder or URL that ``name`` gives, if any."""
         return os.path.expanduser(self.name.partition(":")[2]) or None
 
     @property
@@ -120,10 +119,9 @@ class DataConfig:
         if self.source == "digits":
             remedy = "they come with scikit-learn, leave the place out"
             self._check(self.name == "digits", "name", "digits without a place", remedy)
-        if self.source == "shards" and str(self.location).startswith(PIPE):
-            rule = f"a command with {PLACEHOLDER} where the path of a file belongs"
-            remedy = f"shards:pipe:aws s3 cp s3://bucket/set/{PLACEHOLDER} -, say"
-            self._check(PLACEHOLDER in self.name, "name", rule, remedy)
+        if self.source == "shards":
+            rule, remedy = "a path or a URL", "shards:s3://bucket/folder, say"
+            self._check(not str(self.location).startswith("pipe:"), "name", rule, remedy)
 
     def _check(self, valid: bool, name: str, rule: str, remedy: str) -> None:
         if not valid:
@@ -137,13 +135,13 @@ def short_name(name: str) -> str:
     Example:
         >>> short_name("digits"), short_name("folder:my/cats")
         ('digits', 'cats')
-        >>> short_name("shards:pipe:aws s3 cp s3://bucket/imagenet/{} -")
+        >>> short_name("shards:s3://bucket/imagenet")
         'imagenet'
     """
     source, _, place = name.partition(":")
     if source not in PLACED:
         return source
-    return Path(place.split(PLACEHOLDER)[0]).resolve().name or "images"
+    return Path(place).resolve().name or "images"
 
 
 _INTEGERS = (

@@ -18,7 +18,7 @@ from dsonas._utils import derive_seed
 from . import sources
 from .augmentation import CentreCrop, cropped
 from .data_config import DataConfig, DataError
-from .decoding import EXTENSIONS, ImageHeader, UnreadableImageError, read_header
+from .decoding import EXTENSIONS, ImageHeader, UnreadableImageError, decode, read_header
 from .images import FileImages, ImageSet
 from .sources import SPLIT_SEED, SourceData
 from .splitting import stratified_choice
@@ -200,11 +200,18 @@ def _read_parts(
     return (train_images, test_images), [*skipped, *bad_train, *bad_test]
 
 
-def scan(listing: Listing, num_threads: int) -> tuple[Listing, list[ImageHeader], list[str]]:
-    """Read the heads of image files: the readable ones, their headers, and the others' paths."""
+def scan(
+    listing: Listing, num_threads: int, complete: bool = False
+) -> tuple[Listing, list[ImageHeader], list[str]]:
+    """Read the heads of image files: the readable ones, their headers, and the others' paths.
+
+    With ``complete`` the pixels are decoded too, which finds truncated files.
+    """
 
     def header_or_none(path: str) -> ImageHeader | None:
         try:
+            if complete:
+                decode(path, 32, 3)
             return read_header(path)
         except UnreadableImageError:
             return None

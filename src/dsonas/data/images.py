@@ -195,6 +195,17 @@ class DecodedImages(ImageSet):
             UnreadableImageError: if it is damaged.
         """
 
+    def _decode(self, position: int, file: str | bytes) -> Tensor:
+        channels, size, _ = self.image_shape
+        found = decode(file, size, channels, self.name(position), self.crop, position)
+        return torch.from_numpy(found)
+
+    def _decode_or_replace(self, position: int, file: str | bytes) -> Tensor:
+        try:
+            return self._decode(position, file)
+        except UnreadableImageError as error:
+            return self._replacement(position, error)
+
     def _replacement(self, position: int, reason: UnreadableImageError) -> Tensor:
         """What takes the place of a damaged image; a DataError if nothing can."""
         same_class = torch.nonzero(self.labels == self.labels[position]).flatten().tolist()
@@ -251,7 +262,7 @@ class FileImages(DecodedImages):
         """
         pixels = torch.empty(len(indices), *self.image_shape, dtype=torch.uint8)
         for place, index in enumerate(indices.tolist()):
-            pixels[place] = self._decode_or_replace(index)
+            pixels[place] = self._decode_or_replace(index, self.paths[index])
         return pixels
 
     def load(self, num_threads: int) -> tuple[TensorImages, list[str]]:
@@ -284,12 +295,4 @@ class FileImages(DecodedImages):
 
     def decode(self, position: int) -> Tensor:
         """Decode one file; see ``DecodedImages.decode``."""
-        channels, image_size, _ = self.image_shape
-        found = decode(self.paths[position], image_size, channels, None, self.crop, position)
-        return torch.from_numpy(found)
-
-    def _decode_or_replace(self, position: int) -> Tensor:
-        try:
-            return self.decode(position)
-        except UnreadableImageError as error:
-            return self._replacement(position, error)
+        return self._decode(position, self.paths[position])

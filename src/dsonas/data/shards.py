@@ -1,76 +1,101 @@
-"""Writing webdataset shards from an image folder, with an index that makes lengths exact."""
+"""Write shards: tar files of images (webdataset's layout) and an index that says what they hold."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import re
+import tarfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from dsonas._utils import derive_seed, write_atomically
 
 from .data_config import DataError
-from .decoding import UnreadableImageError, decode, read_header, shrink_image
+from .decoding import read_header, shrink_image
 from .folders import Listing, choose_image_size, list_parts, scan
-from .normalisation import histogram_statistics
-from .shard_files import webdataset
-from .shard_index import INDEX_NAME, Shard, ShardIndex
-from .sources import SPLIT_SEED
+from .images import FileImages
+from .normalisation import channel_statistics
+from .sources import SPLIT_SEED, Statistics
 
 logger = logging.getLogger(__name__)
 
-MOST_IN_A_SHARD = 1000
+INDEX_NAME = "index.json"
+FORMAT = {"format": "dsonas-shards", "version": 1}
+COLORS = ("grey", 1), ("rgb", 3)
 SHARDS_OF_SMALL_SETS = 16  # so that a split by shard comes near the fraction asked for
-Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardConfig:
-    """How to write shards.
+@dataclass(frozen=True)
+class Shard:
+    """One tar file: its name, its size in bytes, the class of each image in it."""
 
-    Args:
-        images_per_shard: at most so many images in a file, >= 1. None: 1000, or fewer, so that
-            there are 16 files.
-        size: resize larger images to so many pixels of the shorter side, >= 4. None: copy the
-            files as they are.
-        test_fraction: share held out for testing, in (0, 1), where the folder has no test part.
-        workers: decoding threads, >= 1.
+    file: str
+    num_bytes: int
+    labels: tuple[int, ...]
 
-    Raises:
-        ValueError: if a value is out of range.
 
-    Example:
-        >>> ShardConfig(size=256).images_per_shard is None
-        True
-    """
+@dataclass(frozen=True)
+class ShardIndex:
+    """What the shards of one part of a data set hold; statistics as ``grey`` and as ``rgb``."""
 
-    images_per_shard: int | None = None
-    size: int | None = None
-    test_fraction: float = 0.2
-    workers: int = 1
+    class_names: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    short_side: int  # median, in pixels
+    num_grey: int
+    statistics: dict[str, Statistics]
+    skipped: tuple[str, ...]  # files that were damaged
 
     def __post_init__(self) -> None:
-        for name, least in (("images_per_shard", 1), ("size", 4), ("workers", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if not 0 < self.test_fraction < 1:
-            raise ValueError(
-                f"test_fraction must be above 0 and below 1, got {self.test_fraction}: "
-                "0.2 holds out a fifth"
+        num_classes = len(self.class_names)
+        for shard in self.shards:
+            if not re.fullmatch(r"\w[\w.-]*", shard.file, re.ASCII):  # a part of paths and URLs
+                raise ValueError(f"{shard.file!r} must be a name of letters, digits, dots, dashes")
+            if not shard.labels or not 0 <= min(shard.labels) <= max(shard.labels) < num_classes:
+                raise ValueError(f"{shard.file} must have labels from 0, below {num_classes}")
+        if not self.shards:
+            raise ValueError("there must be at least one shard")
+
+    @classmethod
+    def from_json(cls, text: str | bytes, place: str) -> ShardIndex:
+        """Read the text of an index file; a DataError if it is not one or contradicts itself."""
+        try:
+            value: Any = json.loads(text)
+            if found := {key: value[key] for key in FORMAT if value[key] != FORMAT[key]}:
+                raise ValueError(f"this dsonas reads {FORMAT}, got {found}")
+            shards = value["shards"]
+            return cls(
+                class_names=tuple(map(str, value["class_names"])),
+                shards=tuple(Shard(s["file"], s["num_bytes"], tuple(s["labels"])) for s in shards),
+                short_side=int(value["short_side"]),
+                num_grey=int(value["num_grey"]),
+                statistics={k: (tuple(m), tuple(s)) for k, (m, s) in value["statistics"].items()},
+                skipped=tuple(value["skipped"]),
             )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = f"key {error} is missing" if isinstance(error, KeyError) else error
+            raise DataError(
+                f"{place} is not an index of shards ({reason}): write them again by `dsonas shards`"
+            ) from None
 
 
 def write_shards(
-    folder: Path, out: Path, config: ShardConfig | None = None, progress: Progress | None = None
+    folder: Path,
+    out: Path,
+    *,
+    images_per_shard: int = 256,
+    size: int | None = None,
+    test_fraction: float = 0.2,
+    workers: int = 1,
+    progress: Callable[[str, int, int], None] = lambda part, done, total: None,
 ) -> dict[str, ShardIndex]:
     """Write an image folder as shards: ``out/train`` and ``out/val``, each with an index.
 
@@ -80,152 +105,83 @@ def write_shards(
     Args:
         folder: one folder per class, or ``train/`` and ``val/`` (or ``test/``) with such inside.
         out: a new folder, or an empty one.
-        config: sizes.
+        images_per_shard: at most so many images in a file, >= 1; fewer in small sets, so that
+            there are 16 files. A reader holds about 32 shards in memory.
+        size: resize larger images to so many pixels of the shorter side, >= 4. None: copy the
+            files as they are.
+        test_fraction: share held out for testing, in (0, 1), where the folder has no test part.
+        workers: decoding threads, >= 1.
         progress: called with part, shards written, and shards of the part.
 
     Returns:
         The index of each part.
 
     Raises:
-        DataError: if the folder is unsuitable, ``out`` is not empty, or webdataset is missing.
+        ValueError: if an option is out of range, the folder is unsuitable or ``out`` not empty.
     """
-    config = config or ShardConfig()
-    webdataset("writer")  # before any work
+    least = {"images_per_shard": (images_per_shard, 1), "size": (size, 4), "workers": (workers, 1)}
+    for name, (value, bound) in least.items():
+        if value is not None and value < bound:
+            raise ValueError(f"{name} must be at least {bound}, got {value}: use a larger one")
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}: 0.2 is a fifth")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty: give a new folder for the shards, or delete it")
-    train, test, class_names = list_parts(folder, config.test_fraction)
+    train, test, class_names = list_parts(folder, test_fraction)
     written = {}
     for part, listing in (("val", test), ("train", train)):
-        writer = _PartWriter(folder, out / part, class_names, config)
-        written[part] = writer.write(listing, partial(progress or _silent, part))
+        (out / part).mkdir(parents=True)
+        kept, headers, damaged = scan(listing, workers, complete=True)
+        skipped = tuple(str(Path(path).relative_to(folder)) for path in damaged)
+        if not headers:
+            raise DataError(f"no image can be read, as {skipped[0]}: check that they are complete")
+        if skipped:
+            first = ", ".join(skipped[:3])
+            logger.warning("%d unreadable image files skipped: %s", len(skipped), first)
+        groups = _groups(len(headers), images_per_shard)
+        shards: list[Shard] = []
+        with ThreadPoolExecutor(workers) as pool:
+            write = partial(_write_tar, out / part, kept, size)
+            for shard in pool.map(write, range(len(groups)), groups):
+                shards.append(shard)
+                progress(part, len(shards), len(groups))
+        short_side = median(min(header.short_side, size or header.short_side) for header in headers)
+        image_size = choose_image_size([short_side])
+        read = partial(FileImages, kept.paths, kept.labels, image_size=image_size)
+        index = ShardIndex(
+            class_names=class_names,
+            shards=tuple(shards),
+            short_side=int(short_side),
+            num_grey=sum(header.grey for header in headers),
+            statistics={kind: channel_statistics(read(channels=n)) for kind, n in COLORS},
+            skipped=skipped,
+        )
+        write_atomically(out / part / INDEX_NAME, json.dumps(FORMAT | asdict(index)).encode())
+        written[part] = index
     return written
 
 
-def _silent(part: str, done: int, total: int) -> None:
-    """No progress."""
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """An image ready to be written, and what the index needs to know about it."""
-
-    label: int
-    content: bytes
-    ending: str
-    grey: bool
-    histogram: Tensor
-
-
-@dataclass
-class _PartWriter:
-    """Writes the shards and the index of one part."""
-
-    folder: Path
-    out: Path
-    class_names: tuple[str, ...]
-    config: ShardConfig
-    skipped: list[str] = field(default_factory=list)
-    num_grey: int = 0
-
-    def __post_init__(self) -> None:
-        self.histogram = torch.zeros(4, 256, dtype=torch.int64)  # red, green, blue; grey
-
-    def write(self, listing: Listing, progress: Callable[[int, int], None]) -> ShardIndex:
-        readable, headers, bad = scan(listing, self.config.workers)
-        self._skip(bad)
-        limit = self.config.size
-        sides = [min(header.short_side, limit or header.short_side) for header in headers]
-        self.out.mkdir(parents=True, exist_ok=True)
-        groups = _groups(len(sides), self.config.images_per_shard)
-        shards: list[Shard] = []
-        with ThreadPoolExecutor(self.config.workers) as pool:
-            for done, group in enumerate(groups, 1):
-                size = choose_image_size(sides)
-                samples = list(self._samples(readable, group, size, pool))
-                if samples:
-                    shards.append(self._write_tar(f"{len(shards):06d}.tar", samples))
-                progress(done, len(groups))
-        return self._write_index(shards, sides)
-
-    def _samples(
-        self, listing: Listing, group: Sequence[int], size: int, pool: ThreadPoolExecutor
-    ) -> Iterator[_Sample]:
-        def prepare(position: int) -> _Sample | str:
-            path = listing.paths[position]
-            try:
-                return _prepare(path, int(listing.labels[position]), size, self.config.size)
-            except UnreadableImageError:
-                return path
-
-        for prepared in pool.map(prepare, group):
-            if isinstance(prepared, str):
-                self._skip([prepared])
-                continue
-            self.histogram += prepared.histogram
-            self.num_grey += prepared.grey
-            yield prepared
-
-    def _skip(self, paths: Sequence[str]) -> None:
-        self.skipped += [str(Path(path).relative_to(self.folder)) for path in paths]
-
-    def _write_tar(self, name: str, samples: Sequence[_Sample]) -> Shard:
-        path, stem = self.out / name, name.removesuffix(".tar")
-        with (
-            open(path, "wb") as file,
-            # a fixed time: the same folder gives the same bytes
-            webdataset("writer").TarWriter(file, encoder=False, mtime=0, compress=False) as tar,
-        ):
-            for number, sample in enumerate(samples):
-                key, label = f"{stem}_{number:06d}", str(sample.label).encode()
-                tar.write({"__key__": key, "cls": label, sample.ending: sample.content})
-        labels = tuple(sample.label for sample in samples)
-        return Shard(file=name, num_bytes=path.stat().st_size, labels=labels)
-
-    def _write_index(self, shards: Sequence[Shard], sides: Sequence[int]) -> ShardIndex:
-        if not shards:
-            raise DataError(
-                f"none of the images for {self.out} can be read, the first is {self.skipped[0]}: "
-                "check that these files are complete images"
-            )
-        if self.skipped:
-            first = ", ".join(self.skipped[:3])
-            logger.warning("%d unreadable image files skipped: %s", len(self.skipped), first)
-        index = ShardIndex(
-            class_names=self.class_names,
-            shards=tuple(shards),
-            short_side=int(median(sides)),
-            num_grey=self.num_grey,
-            statistics={
-                "grey": histogram_statistics(self.histogram[3:]),
-                "rgb": histogram_statistics(self.histogram[:3]),
-            },
-            skipped=tuple(self.skipped),
-        )
-        write_atomically(self.out / INDEX_NAME, index.to_json().encode())
-        return index
-
-
-def _groups(num_images: int, most: int | None) -> list[list[int]]:
+def _groups(num_images: int, most: int) -> list[list[int]]:
     """Positions of the images of each shard: shuffled, and equally many but for one."""
-    num_shards = -(-num_images // (most or MOST_IN_A_SHARD))
-    if most is None:
-        num_shards = max(num_shards, min(SHARDS_OF_SMALL_SETS, num_images))
+    num_shards = max(-(-num_images // most), min(SHARDS_OF_SMALL_SETS, num_images))
     generator = torch.Generator().manual_seed(derive_seed(SPLIT_SEED, "shards"))
     order = torch.randperm(num_images, generator=generator)
-    return [group.tolist() for group in order.tensor_split(num_shards)] if num_shards else []
+    return [group.tolist() for group in order.tensor_split(num_shards)]
 
 
-def _prepare(path: str, label: int, size: int, side: int | None) -> _Sample:
-    """Read an image, shrink it if asked for, and decode it: what is written can be read."""
-    try:
-        content, ending = Path(path).read_bytes(), Path(path).suffix[1:].lower()
-    except OSError as error:
-        raise UnreadableImageError(f"cannot read image {path}: {error}") from error
-    header = read_header(content, path)
-    if side is not None and header.short_side > side:
-        content, ending = shrink_image(content, side, path)
-    pixels = decode(content, size, 3, path)
-    grey = np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).convert("L"))
-    channels = torch.from_numpy(np.concatenate([pixels, grey[None]]))
-    counts = [torch.bincount(channel.flatten(), minlength=256) for channel in channels]
-    return _Sample(label, content, ending, header.grey, torch.stack(counts))
+def _write_tar(
+    folder: Path, listing: Listing, side: int | None, number: int, group: list[int]
+) -> Shard:
+    out, labels = folder / f"{number:06d}.tar", listing.labels[group].tolist()
+    with tarfile.open(out, "w") as tar:
+        for at, (position, label) in enumerate(zip(group, labels, strict=True)):
+            path = listing.paths[position]
+            image, ending = Path(path).read_bytes(), Path(path).suffix[1:].lower()
+            if side is not None and read_header(image, path).short_side > side:
+                image, ending = shrink_image(image, side, path)
+            for kind, content in (("cls", str(label).encode()), (ending, image)):
+                # no time, no owner: the same folder gives the same bytes
+                member = tarfile.TarInfo(f"{number:06d}_{at:06d}.{kind}")
+                member.size = len(content)
+                tar.addfile(member, BytesIO(content))
+    return Shard(out.name, out.stat().st_size, tuple(labels))
