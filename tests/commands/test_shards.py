@@ -8,7 +8,7 @@ import signal
 import pytest
 from torch.utils.data import get_worker_info
 
-from dsonas.data import fetching
+from dsonas.data import batches
 
 SMALL = [
     "--data.image_size", "8", "--network.levels", "1", "--network.channels", "4",
@@ -78,7 +78,7 @@ def assert_one_line(ended, text):
 
 
 def test_a_dead_worker_ends_a_run_in_one_line(dsonas, shards, tmp_path, monkeypatch):
-    read = fetching._Parts.__iter__
+    read = batches._Parts.__iter__
 
     def killed(parts):
         for number, item in enumerate(read(parts)):
@@ -86,7 +86,7 @@ def test_a_dead_worker_ends_a_run_in_one_line(dsonas, shards, tmp_path, monkeypa
                 os.kill(os.getpid(), signal.SIGKILL)  # as a system does that is out of memory
             yield item
 
-    monkeypatch.setattr(fetching._Parts, "__iter__", killed)
+    monkeypatch.setattr(batches._Parts, "__iter__", killed)
     options = [*SMALL, "--data.workers", 2, "--out", tmp_path / "run"]
     ended = dsonas("run", "--data.name", f"shards:{shards}", *options)
     assert (ended.code, ended.err.count("\n")) == (2, 1)

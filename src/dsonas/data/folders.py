@@ -186,7 +186,9 @@ def _read_parts(
     _check_readable(parts, readable)
     size = config.image_size or choose_image_size([header.short_side for header in headers[0]])
     paths = [path for part in readable for path in part.paths]
-    channels = _choose_channels(paths, [header for part in headers for header in part], config)
+    grey = [header.grey for part in headers for header in part]
+    first = paths[grey.index(True)] if any(grey) else ""
+    channels = choose_channels(config, sum(grey), len(grey), first)
     train, test = (
         FileImages(part.paths, part.labels, image_size=size, channels=channels) for part in readable
     )
@@ -235,15 +237,15 @@ def _check_readable(parts: Sequence[Listing], readable: Sequence[Listing]) -> No
             )
 
 
-def _choose_channels(paths: Sequence[str], headers: list[ImageHeader], config: DataConfig) -> int:
-    grey = [path for path, header in zip(paths, headers, strict=True) if header.grey]
-    if config.color == "grey" or (config.color == "auto" and len(grey) == len(headers)):
+def choose_channels(config: DataConfig, num_grey: int, num_images: int, example: str) -> int:
+    """1 or 3, as ``config.color`` says; ``example`` names a grey image."""
+    if config.color == "grey" or (config.color == "auto" and num_grey == num_images):
         return 1
-    if config.color == "rgb" and grey:
+    if config.color == "rgb" and num_grey:
         raise DataError(
-            f"{grey[0]} is grey but data.color is rgb ({len(grey)} such images): "
+            f"{example} is grey but data.color is rgb ({num_grey} such images): "
             "use --data.color auto, or save them as RGB"
         )
-    if grey:
-        logger.warning("%d grey images of %d converted to RGB", len(grey), len(headers))
+    if num_grey:
+        logger.warning("%d grey images of %d converted to RGB", num_grey, num_images)
     return 3

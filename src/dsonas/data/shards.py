@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 INDEX_NAME = "index.json"
 FORMAT = {"format": "dsonas-shards", "version": 1}
-COLORS = ("grey", 1), ("rgb", 3)
+COLORS = {1: "grey", 3: "rgb"}
 SHARDS_OF_SMALL_SETS = 16  # so that a split by shard comes near the fraction asked for
 
 
@@ -153,7 +153,7 @@ def write_shards(
             shards=tuple(shards),
             short_side=int(short_side),
             num_grey=sum(header.grey for header in headers),
-            statistics={kind: channel_statistics(read(channels=n)) for kind, n in COLORS},
+            statistics={name: channel_statistics(read(channels=n)) for n, name in COLORS.items()},
             skipped=skipped,
         )
         write_atomically(out / part / INDEX_NAME, json.dumps(FORMAT | asdict(index)).encode())

@@ -16,9 +16,9 @@ from dsonas._utils import derive_seed
 
 from .augmentation import CentreCrop, cropped
 from .data_config import DataConfig, DataError
-from .folders import choose_image_size
+from .folders import choose_channels, choose_image_size
 from .images import DecodedImages
-from .shards import INDEX_NAME, ShardIndex
+from .shards import COLORS, INDEX_NAME, ShardIndex
 from .sources import SPLIT_SEED, SourceData
 
 LANES = 32  # so many readers work side by side without reading a shard twice
@@ -27,8 +27,13 @@ LANES = 32  # so many readers work side by side without reading a shard twice
 class ShardFiles:
     """The shards of one part of a data set, in a folder or at a URL; each is read as a whole."""
 
-    def __init__(self, place: str, index: bytes) -> None:
-        self.index = ShardIndex.from_json(index, f"{place}/{INDEX_NAME}")
+    def __init__(self, place: str) -> None:
+        if not (text := _fetch(f"{place}/{INDEX_NAME}")):
+            raise DataError(
+                f"no index of shards at {place}/{INDEX_NAME}: give the folder or URL that "
+                "`dsonas shards` wrote, with train/ and val/ in it"
+            )
+        self.index = ShardIndex.from_json(text, f"{place}/{INDEX_NAME}")
         self.urls = [f"{place}/{shard.file}" for shard in self.index.shards]
         for url, shard in zip(self.urls, self.index.shards, strict=True):
             if "://" not in url:  # before any work
@@ -184,21 +189,16 @@ def stream_order(shard_of: Tensor, batch_size: int, seed: int) -> Tensor:
 def read_shards(config: DataConfig, seed: int) -> SourceData:
     """Open the shards that ``dsonas shards`` wrote; images are read when they are used."""
     root = str(config.location).rstrip("/")
-    train, test = _open_part(root, "train"), _open_part(root, "val", "test")
+    train, test = ShardFiles(f"{root}/train"), ShardFiles(f"{root}/val")
     class_names, skipped = train.index.class_names, train.index.skipped + test.index.skipped
     if class_names != test.index.class_names:
         raise DataError(f"train and test shards of {root} have different classes: write both anew")
-    num_images, num_grey = len(train.labels) + len(test.labels), train.index.num_grey
-    num_grey += test.index.num_grey
-    if config.color == "rgb" and num_grey:
-        raise DataError(
-            f"{num_grey} of {num_images} images are grey but data.color is rgb: "
-            "use --data.color auto, or write shards of RGB images"
-        )
-    grey = config.color == "grey" or (config.color == "auto" and num_grey == num_images)
+    num_grey = train.index.num_grey + test.index.num_grey
+    num_images, example = len(train.labels) + len(test.labels), f"an image of {root}"
+    channels = choose_channels(config, num_grey, num_images, example)
     size = config.image_size or choose_image_size([train.index.short_side])
     train_images, test_images = (
-        ShardImages(files, (1 if grey else 3, size, size), torch.arange(len(files.labels)))
+        ShardImages(files, (channels, size, size), torch.arange(len(files.labels)))
         for files in (train, test)
     )
     test_images = cropped(test_images, CentreCrop(config.test_crop))
@@ -206,16 +206,6 @@ def read_shards(config: DataConfig, seed: int) -> SourceData:
         train=train_images.sample(config.max_train_images, derive_seed(seed, "max_train_images")),
         test=test_images.sample(config.max_test_images, SPLIT_SEED),
         class_names=class_names,
-        statistics=train.index.statistics["grey" if grey else "rgb"],
+        statistics=train.index.statistics[COLORS[channels]],
         skipped=skipped,
-    )
-
-
-def _open_part(root: str, *names: str) -> ShardFiles:
-    for name in names:
-        if text := _fetch(f"{root}/{name}/{INDEX_NAME}"):
-            return ShardFiles(f"{root}/{name}", text)
-    raise DataError(
-        f"no index of shards at {root}/{names[0]}/{INDEX_NAME}: give the folder or URL that "
-        "`dsonas shards` wrote, with train/ and val/ in it"
     )
