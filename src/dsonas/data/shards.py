@@ -145,13 +145,13 @@ def write_shards(
             for shard in pool.map(write, range(len(groups)), groups):
                 shards.append(shard)
                 progress(part, len(shards), len(groups))
-        short_side = median(min(header.short_side, size or header.short_side) for header in headers)
-        image_size = choose_image_size([short_side])
+        sides = [min(header.short_side, size or header.short_side) for header in headers]
+        image_size = choose_image_size(sides)
         read = partial(FileImages, kept.paths, kept.labels, image_size=image_size)
         index = ShardIndex(
             class_names=class_names,
             shards=tuple(shards),
-            short_side=int(short_side),
+            short_side=int(median(sides)),
             num_grey=sum(header.grey for header in headers),
             statistics={name: channel_statistics(read(channels=n)) for n, name in COLORS.items()},
             skipped=skipped,
