@@ -15,10 +15,11 @@ from dsonas.run import StopSignal
 DESCRIPTION = (
     "Write the network of a finished run under DIR/export, for use without dsonas. Each file is\n"
     "read back and compared with the run on its test images, or on random ones where those are\n"
-    "out of reach. Class names and preprocessing travel with every format.\n\n"
+    "out of reach. Class names and preprocessing travel with every format; pixels.py beside\n"
+    "them reads image files as the run did.\n\n"
     "  onnx     network.onnx: for onnxruntime and many others; any batch size\n"
     "  pt2      network.pt2: a torch.export program; any batch size\n"
-    "  python   network.py, network.pt: readable source, torch alone, and its weights"
+    "  python   network.py, network.json, network.pt: source for torch alone, plan, weights"
 )
 
 

@@ -1,30 +1,28 @@
-"""Export a finished run: write, read back, compare, time."""
+"""Export a finished run: write, read back, compare on images of the run, time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
-from dsonas.commands.exporting.deployment import Deployment
-from dsonas.commands.exporting.errors import ExportError
-from dsonas.commands.exporting.example_images import (
-    CheckImages,
-    check_images,
-    describe,
-    stored_data_config,
-    stored_settings,
-)
-from dsonas.commands.exporting.formats import FORMATS, Call, Format
-from dsonas.commands.exporting.fuse_bn import fold_batch_norms
+from dsonas._utils import write_atomically
+from dsonas.commands.exporting.formats import FORMATS, Call, Deployment, Format
+from dsonas.commands.exporting.layers import ExportError, fuse_bn
+from dsonas.data import Batches, DataConfig, load_data
 from dsonas.nn import Network
-from dsonas.run import Preprocessing, RunFolder
+from dsonas.run import Preprocessing, RunFolder, check_fits
 
 TOLERANCE = 1e-4  # of outputs, as a part of the largest
 TIMED_SECONDS = 0.2  # at least, for each latency
+NUM_RANDOM = 64
+BATCH_SIZE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,7 @@ def export_run(
     """Write the network of a finished run under ``folder/export`` and check every file.
 
     Each file is read back and given the run's test images, or random ones where its data set is
-    out of reach.
+    out of reach. ``pixels.py`` beside them reads image files as the run did.
 
     Args:
         folder: of the run.
@@ -100,7 +98,7 @@ def export_run(
     network, preprocessing = run.load_network()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     deployment = _deployment(run, network, preprocessing, fold)
-    images = check_images(run, network, preprocessing, num_images)
+    images = _check_images(run, network, preprocessing, num_images)
     comparison = _Comparison(network, images, threads)
     target = run.path / "export"
     return [_export(format, deployment, target, comparison) for format in chosen]
@@ -121,19 +119,74 @@ def _chosen_formats(names: Iterable[str]) -> list[Format]:
 def _deployment(
     run: RunFolder, network: Network, preprocessing: Preprocessing, fold: bool
 ) -> Deployment:
-    try:
-        data = describe(stored_data_config(run))
-    except ValueError:
-        data = "unknown data"
-    seed = stored_settings(run).get("seed")
+    settings = _stored_settings(run)
+    seed, data = settings.get("seed"), _stored_data(settings)
     return Deployment(
-        network=fold_batch_norms(network) if fold else network,
+        network=fuse_bn(network) if fold else network,
         preprocessing=preprocessing,
         folded=fold,
-        data=data,
+        data=_called(data) if data else "unknown data",
         test_error=(run.metrics or {}).get("test_error"),
         seed=seed if isinstance(seed, int) else None,
     )
+
+
+def _stored_settings(run: RunFolder) -> dict[str, Any]:
+    """What the ``config.yaml`` of a run holds; nothing if it cannot be read."""
+    try:
+        value = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _stored_data(settings: dict[str, Any]) -> DataConfig | None:
+    try:
+        return DataConfig(**settings["data"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _called(config: DataConfig) -> str:
+    """The name of a data set; of a folder its own name alone."""
+    root = config.root
+    return f"folder {root.resolve().name}" if config.source == "folder" and root else config.source
+
+
+@dataclass(frozen=True)
+class CheckImages:
+    """Normalised images in batches of different sizes, (B, C, H, W), and what they are."""
+
+    batches: tuple[Tensor, ...]
+    description: str
+
+
+def _check_images(
+    run: RunFolder, network: Network, preprocessing: Preprocessing, num_images: int
+) -> CheckImages:
+    """Test images of a run, as many of each class; random ones where they are out of reach."""
+    try:
+        config = _stored_data(_stored_settings(run))
+        if config is None:
+            raise ValueError(f"{run.path / 'config.yaml'} names no data set")
+        data = load_data(config)
+        check_fits(network.architecture, data)
+        if data.class_names != preprocessing.class_names:
+            raise ValueError("the data set has other classes than the network")
+        chosen = data.test.sample(num_images, seed=0)
+        data = replace(data, test=chosen, mean=preprocessing.mean, std=preprocessing.std)
+        whole = Batches(chosen, data, batch_size=BATCH_SIZE, augmentation=None, shuffle=False,
+                        drop_last=False, seed=0).epoch(0)  # fmt: skip
+        # the first image by itself: a file must not depend on the size of the batch
+        first, *others = (images for images, _ in whole)
+        batches = (first[:1], first[1:], *others) if len(first) > 1 else (first,)
+        return CheckImages(batches, f"{len(chosen)} test images of {_called(config)}")
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split()).split(": ")[0]
+        skeleton, generator = network.architecture.skeleton, torch.Generator().manual_seed(0)
+        size = (NUM_RANDOM, skeleton.input_channels, skeleton.image_size, skeleton.image_size)
+        batches = torch.randn(size, generator=generator).tensor_split([1])
+        return CheckImages(batches, f"{NUM_RANDOM} random images ({reason})")
 
 
 class _Comparison:
@@ -141,28 +194,27 @@ class _Comparison:
 
     def __init__(self, network: Network, images: CheckImages, threads: int) -> None:
         self.images, self.threads = images, threads
-        self.expected = _outputs(network, images.batches)
+        self.expected = self._outputs(network)
         self.latency_ms = self.time(network)
 
     def time(self, call: Call) -> float:
         """Milliseconds for one image."""
         from torch.utils.benchmark import Timer  # its import looks for compilers and may say so
 
-        names = {"call": call, "image": self.images.first}
+        names = {"call": call, "image": self.images.batches[0]}
         timer = Timer("call(image)", globals=names, num_threads=self.threads)
         with torch.inference_mode():
             return 1e3 * timer.blocked_autorange(min_run_time=TIMED_SECONDS).median
 
     def difference(self, call: Call) -> tuple[float, int]:
         """The largest difference of a logit, and the number of images with the same class."""
-        found = _outputs(call, self.images.batches)
+        found = self._outputs(call)
         same = int((found.argmax(1) == self.expected.argmax(1)).sum())
         return float((found - self.expected).abs().max()), same
 
-
-@torch.inference_mode()
-def _outputs(call: Call, batches: Sequence[Tensor]) -> Tensor:
-    return torch.cat([call(images) for images in batches])
+    @torch.inference_mode()
+    def _outputs(self, call: Call) -> Tensor:
+        return torch.cat([call(images) for images in self.images.batches])
 
 
 def _export(
@@ -179,6 +231,7 @@ def _export(
             f"{paths[0]} gave outputs that differ by {difference:.2g} from those of the run, and "
             f"was deleted; {allowed:.2g} is allowed: choose another --format, or leave out --fold"
         )
+    write_atomically(target / "pixels.py", (files("dsonas.data") / "pixels.py").read_bytes())
     return ExportResult(
         format=format.name,
         paths=tuple(paths),
