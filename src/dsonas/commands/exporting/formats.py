@@ -23,7 +23,6 @@ from dsonas.run import Preprocessing
 
 Call = Callable[[Tensor], Tensor]
 METADATA_FILE = "metadata.json"
-RUNTIME = Path(__file__).with_name("runtime.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +111,9 @@ def _write_onnx(deployment: Deployment, folder: Path) -> list[Path]:
     )
     assert program is not None
     _forget_origin(program.model)
-    for key, value in deployment.metadata().items():
-        program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    notes = deployment.metadata().items()
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in notes}
+    program.model.metadata_props.update(texts)
     path = folder / "network.onnx"
     write_atomically(path, program.model_proto.SerializeToString())
     return [path]
@@ -165,15 +165,11 @@ def _open_pt2(path: Path, threads: int) -> Call:
 
 
 def _write_python(deployment: Deployment, folder: Path) -> list[Path]:
-    notes = {
-        **deployment.metadata(),
-        "folded": deployment.folded,
-        **network_plan(deployment.network),
-    }
-    buffer = io.BytesIO()
-    torch.save(dict(deployment.network.state_dict()), buffer)
+    network, buffer = deployment.network, io.BytesIO()
+    notes = {**deployment.metadata(), "folded": deployment.folded, **network_plan(network)}
+    torch.save(dict(network.state_dict()), buffer)
     contents = {
-        "network.py": RUNTIME.read_bytes(),
+        "network.py": Path(__file__).with_name("runtime.py").read_bytes(),
         "network.json": (_lines(notes, 6) + "\n").encode(),
         "network.pt": buffer.getvalue(),
     }

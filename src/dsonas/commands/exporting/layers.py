@@ -49,7 +49,8 @@ def describe(module: nn.Module) -> Any:
         ['Conv2d', {'in_channels': 8, 'out_channels': 8, 'kernel_size': 3, 'padding': 1}]
     """
     if _calls_in_order(module):
-        return {name: describe(child) for name, child in module._modules.items()}
+        children = cast("dict[str, nn.Module]", module._modules)  # one may be there twice
+        return {name: describe(child) for name, child in children.items()}
     if type(module) is AveragePool:
         return describe(nn.AvgPool2d(3, stride=1, padding=1))
     kind = _torch_class(module)
@@ -90,29 +91,22 @@ def network_plan(network: Network) -> dict[str, Any]:
         ExportError: if an operation is not made of plain layers of torch.nn.
     """
     skeleton = network.architecture.skeleton
-    stages: list[dict[str, Any]] = []
+    stages: list[dict[str, Any]] = [{"channels": c, "blocks": []} for c in skeleton.channels]
     operations: dict[str, dict[str, Any]] = {}
-    for block, stage in zip(
-        cast("list[Block]", network.blocks), skeleton.block_stages, strict=True
-    ):
-        channels, graph = skeleton.channels[stage], block.graph
-        if stage == len(stages):
-            stages.append({"channels": channels, "blocks": []})
-        nodes = {}
-        for node in graph.kept_nodes:
-            name = graph.operation(node)
-            nodes[str(node)] = {"operation": name, "inputs": list(graph.inputs[node])}
+    for module, stage in zip(network.blocks, skeleton.block_stages, strict=True):
+        block, channels, nodes = cast(Block, module), str(skeleton.channels[stage]), {}
+        for node in block.graph.kept_nodes:
+            name = block.graph.operation(node)
+            nodes[str(node)] = {"operation": name, "inputs": list(block.graph.inputs[node])}
             described = _describe_operation(name, block.nodes[str(node)])
-            operations.setdefault(name, {})[str(channels)] = described
-        output = list(graph.inputs[graph.output_node])
-        stages[-1]["blocks"].append({"nodes": nodes, "output": output})
+            operations.setdefault(name, {})[channels] = described
+        output = list(block.graph.inputs[block.graph.output_node])
+        stages[stage]["blocks"].append({"nodes": nodes, "output": output})
     for stage, reduction in zip(stages[1:], network.reductions, strict=True):
         stage["reduction"] = list(cast(ReductionBlock, reduction).branches)
     stem = [cast(nn.Conv2d, part[0]) for part in cast("list[ConvBNReLU]", network.stem)]
     shapes = [(c.in_channels, c.out_channels, c.kernel_size[0], c.stride[0]) for c in stem]
-    names = ("inputs", "outputs", "size", "stride")
-    described_stem = [dict(zip(names, shape, strict=True)) for shape in shapes]
-    return {"stem": described_stem, "stages": stages, "operations": operations}
+    return {"stem": shapes, "stages": stages, "operations": operations}
 
 
 def _describe_operation(name: str, candidate: nn.Module) -> Any:
@@ -130,12 +124,6 @@ def fuse_bn(network: Network) -> Network:
 
     A batch norm in evaluation mode is an affine map of every channel, which the convolution's
     weights and bias can take over. Those behind poolings and sums stay.
-
-    Args:
-        network: without scaling factors, in evaluation mode.
-
-    Returns:
-        A network of the same outputs, up to rounding.
 
     Raises:
         ValueError: if the network is in training mode, where a batch norm is no fixed map.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -90,61 +90,45 @@ def export_run(
         ...
         dsonas.run.network_files.RunError: no_such_run holds no finished network ...
     """
-    chosen = _chosen_formats(formats)
+    chosen = _chosen_formats(list(formats))
     for name, value in (("threads", threads), ("num_images", num_images)):
         if value < 1:
             raise ExportError(f"{name} must be at least 1, got {value}")
     run = RunFolder(folder)
     network, preprocessing = run.load_network()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    deployment = _deployment(run, network, preprocessing, fold)
-    images = _check_images(run, network, preprocessing, num_images)
-    comparison = _Comparison(network, images, threads)
-    target = run.path / "export"
-    return [_export(format, deployment, target, comparison) for format in chosen]
-
-
-def _chosen_formats(names: Iterable[str]) -> list[Format]:
-    given = list(names)
-    unknown = [name for name in given if name not in FORMATS]
-    if unknown or not given:
-        shown = repr(unknown[0]) if unknown else "none"
-        raise ExportError(f"format must be one or more of {', '.join(FORMATS)}, got {shown}")
-    chosen = [format for name, format in FORMATS.items() if name in given]
-    for format in chosen:
-        format.require()
-    return chosen
-
-
-def _deployment(
-    run: RunFolder, network: Network, preprocessing: Preprocessing, fold: bool
-) -> Deployment:
-    settings = _stored_settings(run)
-    seed, data = settings.get("seed"), _stored_data(settings)
-    return Deployment(
+    data, seed = _stored(run)
+    deployment = Deployment(
         network=fuse_bn(network) if fold else network,
         preprocessing=preprocessing,
         folded=fold,
         data=_called(data) if data else "unknown data",
         test_error=(run.metrics or {}).get("test_error"),
-        seed=seed if isinstance(seed, int) else None,
+        seed=seed,
     )
+    batches, description = _check_images(data, network, preprocessing, num_images)
+    comparison = _Comparison(network, batches, description, threads)
+    return [_export(format, deployment, run.path / "export", comparison) for format in chosen]
 
 
-def _stored_settings(run: RunFolder) -> dict[str, Any]:
-    """What the ``config.yaml`` of a run holds; nothing if it cannot be read."""
-    try:
-        value = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _chosen_formats(names: list[str]) -> list[Format]:
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown or not names:
+        shown = repr(unknown[0]) if unknown else "none"
+        raise ExportError(f"format must be one or more of {', '.join(FORMATS)}, got {shown}")
+    for name in names:
+        FORMATS[name].require()
+    return [format for name, format in FORMATS.items() if name in names]
 
 
-def _stored_data(settings: dict[str, Any]) -> DataConfig | None:
-    try:
-        return DataConfig(**settings["data"])
-    except (KeyError, TypeError, ValueError):
-        return None
+def _stored(run: RunFolder) -> tuple[DataConfig | None, int | None]:
+    """Data set and seed of a run, as far as its ``config.yaml`` can be read."""
+    data = seed = None
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        settings = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+        seed = settings.get("seed")
+        data = DataConfig(**settings["data"])
+    return data, seed if isinstance(seed, int) else None
 
 
 def _called(config: DataConfig) -> str:
@@ -153,22 +137,13 @@ def _called(config: DataConfig) -> str:
     return f"folder {root.resolve().name}" if config.source == "folder" and root else config.source
 
 
-@dataclass(frozen=True)
-class CheckImages:
-    """Normalised images in batches of different sizes, (B, C, H, W), and what they are."""
-
-    batches: tuple[Tensor, ...]
-    description: str
-
-
 def _check_images(
-    run: RunFolder, network: Network, preprocessing: Preprocessing, num_images: int
-) -> CheckImages:
-    """Test images of a run, as many of each class; random ones where they are out of reach."""
+    config: DataConfig | None, network: Network, preprocessing: Preprocessing, num_images: int
+) -> tuple[Sequence[Tensor], str]:
+    """Test images, as many of each class, in batches, and what they are; or else random ones."""
     try:
-        config = _stored_data(_stored_settings(run))
         if config is None:
-            raise ValueError(f"{run.path / 'config.yaml'} names no data set")
+            raise ValueError("config.yaml names no data set")
         data = load_data(config)
         check_fits(network.architecture, data)
         if data.class_names != preprocessing.class_names:
@@ -177,23 +152,26 @@ def _check_images(
         data = replace(data, test=chosen, mean=preprocessing.mean, std=preprocessing.std)
         whole = Batches(chosen, data, batch_size=BATCH_SIZE, augmentation=None, shuffle=False,
                         drop_last=False, seed=0).epoch(0)  # fmt: skip
-        # the first image by itself: a file must not depend on the size of the batch
-        first, *others = (images for images, _ in whole)
-        batches = (first[:1], first[1:], *others) if len(first) > 1 else (first,)
-        return CheckImages(batches, f"{len(chosen)} test images of {_called(config)}")
+        batches = [images for images, _ in whole]
+        description = f"{len(chosen)} test images of {_called(config)}"
     except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split()).split(": ")[0]
         skeleton, generator = network.architecture.skeleton, torch.Generator().manual_seed(0)
         size = (NUM_RANDOM, skeleton.input_channels, skeleton.image_size, skeleton.image_size)
-        batches = torch.randn(size, generator=generator).tensor_split([1])
-        return CheckImages(batches, f"{NUM_RANDOM} random images ({reason})")
+        batches = [torch.randn(size, generator=generator)]
+        reason = " ".join(str(error).split()).split(": ")[0]
+        description = f"{NUM_RANDOM} random images ({reason})"
+    # the first image by itself: a file must not depend on the size of the batch
+    first, *others = batches
+    return [*first.tensor_split([1]), *others] if len(first) > 1 else batches, description
 
 
 class _Comparison:
     """The outputs and the latency to which every file is held."""
 
-    def __init__(self, network: Network, images: CheckImages, threads: int) -> None:
-        self.images, self.threads = images, threads
+    def __init__(
+        self, network: Network, batches: Sequence[Tensor], images: str, threads: int
+    ) -> None:
+        self.batches, self.images, self.threads = batches, images, threads
         self.expected = self._outputs(network)
         self.latency_ms = self.time(network)
 
@@ -201,7 +179,7 @@ class _Comparison:
         """Milliseconds for one image."""
         from torch.utils.benchmark import Timer  # its import looks for compilers and may say so
 
-        names = {"call": call, "image": self.images.batches[0]}
+        names = {"call": call, "image": self.batches[0]}
         timer = Timer("call(image)", globals=names, num_threads=self.threads)
         with torch.inference_mode():
             return 1e3 * timer.blocked_autorange(min_run_time=TIMED_SECONDS).median
@@ -214,7 +192,7 @@ class _Comparison:
 
     @torch.inference_mode()
     def _outputs(self, call: Call) -> Tensor:
-        return torch.cat([call(images) for images in self.images.batches])
+        return torch.cat([call(images) for images in self.batches])
 
 
 def _export(
@@ -239,7 +217,7 @@ def _export(
         max_difference=difference,
         same_predictions=same,
         num_images=len(comparison.expected),
-        images=comparison.images.description,
+        images=comparison.images,
         latency_ms=comparison.time(call),
         pytorch_latency_ms=comparison.latency_ms,
         threads=comparison.threads,

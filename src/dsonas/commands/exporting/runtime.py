@@ -34,9 +34,7 @@ def build(layers: Any) -> nn.Module:
     return getattr(nn, kind)(**values)
 
 
-def conv_bn_relu(
-    inputs: int, outputs: int, size: int, stride: int = 1, *, folded: bool
-) -> nn.Module:
+def conv_bn_relu(folded: bool, inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Module:
     """Make a convolution, batch normalisation (or none, if its bias holds it) and ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=folded),
@@ -49,25 +47,19 @@ class Block(nn.Module):
     """Operations on sums of earlier results, numbered as network.json does; 0 is the block's input.
 
     Args:
-        block: the operations with the numbers that each adds up, and those that the output joins.
+        plan: the operations with the numbers that each adds up, and those that the output joins.
         channels: of input and output.
         operations: the layers of each operation at each number of channels.
         conv: makes a normalised convolution.
         project: whether the shortcut is a convolution.
     """
 
-    def __init__(
-        self, block: Any, channels: int, operations: Any, conv: Any, project: bool
-    ) -> None:
+    def __init__(self, plan: Any, channels: int, operations: Any, conv: Any, project: bool):
         super().__init__()
-        self.inputs = {name: node["inputs"] for name, node in block["nodes"].items()}
-        self.outputs = block["output"]
-        self.nodes = nn.ModuleDict(
-            {
-                name: build(operations[node["operation"]][str(channels)])
-                for name, node in block["nodes"].items()
-            }
-        )
+        nodes, self.outputs = plan["nodes"], plan["output"]
+        self.inputs = {name: node["inputs"] for name, node in nodes.items()}
+        layers = {name: operations[node["operation"]] for name, node in nodes.items()}
+        self.nodes = nn.ModuleDict({name: build(layers[name][str(channels)]) for name in nodes})
         self.shortcut = conv(channels, channels, 1) if project else nn.Identity()
         if self.outputs:
             self.output, self.output_bn, _ = conv(len(self.outputs) * channels, channels, 1)
@@ -99,23 +91,19 @@ class Reduction(nn.Module):
 
 
 class Network(nn.Module):
-    """The network that a description says, with random weights; see ``load``.
-
-    Args:
-        notes: the values of network.json, kept as ``network.notes``.
-    """
+    """The network that the values of network.json describe, with random weights; see ``load``."""
 
     def __init__(self, notes: dict[str, Any]) -> None:
         super().__init__()
         self.notes = notes
-        conv = partial(conv_bn_relu, folded=notes["folded"])
+        conv = partial(conv_bn_relu, notes["folded"])
         stages, operations = notes["stages"], notes["operations"]
         widths = [stage["channels"] for stage in stages]
-        self.stem = nn.Sequential(*(conv(**arguments) for arguments in notes["stem"]))
+        self.stem = nn.Sequential(*(conv(*shape) for shape in notes["stem"]))
         self.blocks = nn.ModuleList(
-            Block(block, stage["channels"], operations, conv, project=i == 0)
+            Block(plan, stage["channels"], operations, conv, project=i == 0)
             for stage in stages
-            for i, block in enumerate(stage["blocks"])
+            for i, plan in enumerate(stage["blocks"])
         )
         self.reductions = nn.ModuleList(
             Reduction(stage["reduction"], before, stage["channels"], conv)
