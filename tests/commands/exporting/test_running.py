@@ -159,8 +159,7 @@ def save_odd_images(folder: Path) -> tuple[list[str], list[str]]:
     return read, [str(folder / name) for name in ("float.tif", "wide.tif", "below.tif", "cut.png")]
 
 
-@pytest.mark.parametrize("crop", [1.0, 0.75])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("channels", "crop"), [(1, 1.0), (3, 0.75)])
 def test_predict_the_python_file_and_the_onnx_program_read_images_alike(
     run_folder, tmp_path: Path, capsys, monkeypatch, channels: int, crop: float
 ):
