@@ -68,7 +68,9 @@ def make_folder(
     )
     cost = architecture_cost(found)
     metrics = {"test_error": 12.5, "test_loss": 0.4, "macs": cost.macs, "params": cost.params,
-               "device": "cpu", "threads": 1, "versions": {"dsonas": "1"}}  # fmt: skip
+               "live_connections": found.num_live, "supernet_connections": supernet.num_live,
+               "search_seconds": 4.0, "train_seconds": 2.0, "device": "cpu", "threads": 1,
+               "versions": {"dsonas": "1"}}  # fmt: skip
     folder.write("metrics.json", json.dumps(metrics))
     return folder.path
 

@@ -107,8 +107,11 @@ def test_the_picture_shows_every_point_in_order(measure):
     mark_best(points, measure)
     root = ElementTree.fromstring(front_svg(points, measure))
     name = "{http://www.w3.org/2000/svg}"
-    circles = {group.findtext(f"{name}title", "").split()[0]: group.find(f"{name}circle")
-               for group in root.iter(f"{name}g")}  # fmt: skip
+    circles = {
+        group.findtext(f"{name}title", "").split()[0]: group.find(f".//{name}circle")
+        for group in root.iter(f"{name}g")
+        if group.find(f"{name}title") is not None
+    }
     ordered = [circles[error] for error in ("12.00", "13.00", "9.00", "8.00")]
     places = [(float(c.get("cx", 0)), float(c.get("cy", 0))) for c in ordered]
     assert places == sorted(places)

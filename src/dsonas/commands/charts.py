@@ -1,8 +1,8 @@
 """Charts as SVG text, drawn by matplotlib: lines over epochs, networks as points, and spreads.
 
-A *file* stands alone, in the colours of ``LIGHT``. A chart of the report's *page* names its colours
-instead (``var(--muted)``), so that it follows the page from light to dark, and carries what the
-page's script shows at the pointer.
+A *file* stands alone, in light colours. A chart of the report's *page* names its colours instead
+(``var(--muted)``), so that it follows the page from light to dark, and carries what the page's
+script shows at the pointer. Colours are those of ``report.css``; the style is ``charts.mplstyle``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 
@@ -21,37 +22,20 @@ from dsonas.run import readable_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
-LIGHT = {  # the names are those of report.css, which holds the dark colours
-    "page": "#f5f6f9", "card": "#ffffff", "ink": "#131a2a", "muted": "#5f6b80", "line": "#e3e7ee",
-    "soft": "#eef1f6", "accent": "#2458e6", "good": "#1f6fde", "bad": "#d6453d",
-    "budget": "#c2410c", "neutral": "#7b8698", "k0": "#2563eb", "k1": "#7c3aed", "k2": "#c96a04",
-    "k3": "#058a5e", "k4": "#d6297b", "k5": "#0e8fb3", "k6": "#cf3131", "k7": "#68870c",
-}  # fmt: skip
+STYLES = Path(__file__).parent / "report" / "templates"
+_LIGHT_CSS = (STYLES / "report.css").read_text(encoding="utf-8").partition("macro dark")[0]
+LIGHT = dict(re.findall(r"--(\w+): (#\w{6});", _LIGHT_CSS))
+NAMES = {colour: name for name, colour in LIGHT.items()}
 NUM_COLOURS = 8  # k0 ... k7
-FONTS = "Inter, system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text
-    "text.parse_math": False,
-    "font.family": "DejaVu Sans",  # comes with matplotlib; it measures, the browser draws
-    "font.size": 12,
-    "text.color": LIGHT["muted"],
-    "xtick.labelcolor": LIGHT["muted"],
-    "ytick.labelcolor": LIGHT["muted"],
-    "lines.linewidth": 2,
-    "lines.solid_capstyle": "round",
-    "axes.axisbelow": True,
-    "grid.color": LIGHT["line"],
-    "grid.linewidth": 1,
-}
-MEASURES = {
-    "macs": "multiply-adds",
-    "params": "parameters",
-    "memory_bytes": "memory access (bytes)",
-    "latency_ms": "latency (ms)",
-}
+MEASURES = {"macs": "multiply-adds", "params": "parameters", "latency_ms": "latency (ms)",
+            "memory_bytes": "memory access (bytes)"}  # fmt: skip
 WIDTH, WIDE, HEIGHT = 420, 1040, 232
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 26, 34  # room around the plot
+ENDS = "left", "right"
+MUTED = ("text.color", "xtick.color", "ytick.color", "axes.labelcolor", "axes.titlecolor")
+FONTS = "Inter, system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
 # what XML 1.0 does not allow in a document, escaped or not
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -60,45 +44,29 @@ class ReportError(ValueError):
     """A report or picture that cannot be made; the message says why and what to do."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """A line of a chart.
+def require(package: str) -> None:
+    """Refuse to go on without a package of the extra ``report``."""
+    try:
+        import_module(package)
+    except ImportError:
+        raise ReportError(
+            f'this needs {package}, which is not installed: pip install "dsonas[report]"'
+        ) from None
 
-    Args:
-        name: for tooltips.
-        points: (x, y), x ascending, at least one.
-        colour: a name of ``LIGHT``.
-        dots: mark every point.
-        tip: text of a tooltip of its own; None shows the values at the pointer.
-        faint: thinner and paler.
-    """
+
+class Line(NamedTuple):
+    """A line of a chart: at least one point (x, y), x ascending; its colour is one of ``LIGHT``."""
 
     name: str
     points: Sequence[tuple[float, float]]
     colour: str = "k0"
-    dots: bool = False
-    tip: str | None = None
-    faint: bool = False
-
-
-class Band(NamedTuple):
-    """A stage: where it begins and ends on the x axis, and its name."""
-
-    start: float
-    end: float
-    name: str
-
-
-class Level(NamedTuple):
-    """A horizontal line, such as a budget (its colour is ``budget``)."""
-
-    value: float
-    name: str
-    colour: str = "budget"
+    dots: bool = False  # mark every point
+    tip: str = ""  # a tooltip of its own; without one the values at the pointer are shown
+    faint: bool = False  # thinner and paler
 
 
 class Dot(NamedTuple):
-    """A network by its cost and error: a disc, or a ring; a label stands beside it."""
+    """A network by its cost and test error: a disc, or a ring; a label stands beside it."""
 
     x: float
     y: float
@@ -108,293 +76,190 @@ class Dot(NamedTuple):
     label: str = ""
 
 
-class Spread(NamedTuple):
-    """The values of one method, their mean and standard deviation."""
-
-    values: Sequence[float]
-    mean: float
-    std: float
+Spread = tuple[Sequence[float], float, float]  # values, their mean and standard deviation
 
 
 def lines(
-    label: str,
+    title: str,
     series: Sequence[Line],
-    *,
     kind: str = "number",
-    log: bool = False,
-    bands: Sequence[Band] = (),
-    levels: Sequence[Level] = (),
+    *,
+    log: bool = False,  # if values span more than a factor of 2; zeros are at the lower end
+    bands: Sequence[tuple[float, float, str]] = (),  # stages: begin, end and name
+    levels: Sequence[tuple[float, str, str]] = (),  # horizontal lines: value, name and colour
     wide: bool = False,
     x_label: str = "epoch",
 ) -> str:
-    """Draw lines over epochs, for the page of a report.
-
-    Args:
-        label: what the chart shows, for those who cannot see it.
-        series: at least one.
-        kind: how values are written, see ``text_of``.
-        log: logarithmic where the values span more than a factor of 2; what is not above 0 is drawn
-            at the lower end.
-        bands: stages.
-        levels: horizontal lines.
-        wide: over the whole page.
-        x_label: below the x axis.
-
-    Returns:
-        An svg element as text.
-
-    Example:
-        >>> lines("loss", [Line(name="train", points=[(1, 0.5), (2, 0.25)])]).count("<path")
-        4
-    """
-    xs = [x for line in series for x, _ in line.points]
-    ys = [y for line in series for _, y in line.points] + [level.value for level in levels]
+    """Draw lines over epochs, for the page; the title is for those who cannot see them."""
+    xs = [x for line in series for x, _ in line.points] + [band[0] for band in bands]
+    ys = [y for line in series for _, y in line.points] + [level[0] for level in levels]
     with _picture(WIDE if wide else WIDTH, HEIGHT) as picture:
-        axes = picture.axes(LEFT, RIGHT, TOP, BOTTOM)
-        start = min([*xs, *(band.start for band in bands)])
-        axes.set_xlim(start, max(*xs, start + 1))
-        _set_ticks(axes, "x", "whole")
-        log, low = _fit(axes, "y", ys, kind, log=log)
-        picture.note(f"{x_label} →", 1, ha="right")
-        if log:
-            picture.note("log scale", 0)
-        _draw_bands(axes, bands)
-        for level in levels:
-            _draw_level(axes, level, kind, series)
-        columns: dict[float, list[object]] = {}
-        names = list(dict.fromkeys(line.name for line in series if line.tip is None))
+        axes = picture.axes()
+        axes.set_xlim(min(xs), max(*xs, min(xs) + 1))
+        axes.set_xlabel(f"{x_label} →", loc="right")
+        _set_ticks(axes.xaxis, "whole")
+        low = _fit(axes, "y", ys, kind, log)
+        for i, (first, last, name) in enumerate(bands):
+            if i % 2 == 0:
+                axes.axvspan(first, last, ymax=1.1, color=LIGHT["soft"], lw=0, clip_on=False)
+            left, right = axes.transData.transform([(first, low), (last, low)])[:, 0]
+            if right - left > 7 * len(name):
+                middle, above = (first + last) / 2, axes.get_xaxis_transform()
+                axes.text(middle, 1.035, name, ha="center", transform=above)
+        middle = sum(axes.get_xlim()) / 2
+        for value, name, colour in levels:
+            is_budget, text = colour == "budget", f"{name} {text_of(value, kind)}"
+            dashes = (0, (4, 3) if is_budget else (1.5, 3))
+            axes.axhline(value, color=LIGHT[colour], lw=1.4, linestyle=dashes, clip_on=False)
+            # the name stands at the end of which the curve keeps away
+            near = min((abs(y - value), x) for line in series for x, y in line.points)
+            right = bool(near[1] < middle)
+            axes.text(0.995 if right else 0.01, value, text, ha=ENDS[right], color=LIGHT[colour],
+                      va="bottom" if is_budget else "top",
+                      transform=axes.get_yaxis_transform())  # fmt: skip
+        columns: dict[float, list[object]] = {}  # of the values at the pointer
+        names = list(dict.fromkeys(line.name for line in series if not line.tip))
         for line in series:
             x, y = zip(*((x, max(y, low)) for x, y in line.points), strict=True)
-            dots = line.dots or len(x) == 1
-            own = {"data-tip": line.tip, "class": "series"} if line.tip else {}
-            axes.plot(x, y, color=LIGHT[line.colour], clip_on=False, gid=picture.mark(**own),
-                      marker="o" if dots else None, markersize=6, markeredgecolor=LIGHT["card"],
-                      **({"linewidth": 1, "alpha": 0.42} if line.faint else {}))  # fmt: skip
-            for at, value in line.points if line.tip is None else ():
-                place = round(float(axes.transData.transform((at, 1))[0]), 1)
+            marker = "o" if line.dots or len(x) == 1 else None
+            alpha, width = (0.42, 1) if line.faint else (None, 2)
+            tip = {"data-tip": line.tip, "class": "series"} if line.tip else {}
+            axes.plot(x, y, color=LIGHT[line.colour], clip_on=False, marker=marker, alpha=alpha,
+                      lw=width, mec=LIGHT["card"], gid=picture.mark(tip))  # fmt: skip
+            for at, value in () if line.tip else line.points:
+                place = round(float(axes.transData.transform((at, low))[0]), 1)
                 column = columns.setdefault(at, [round(at), place])
                 column += [names.index(line.name), text_of(value, kind)]
         found = {"class": "chart wide" if wide else "chart"}
         if columns:
             values = {"names": names, "columns": [columns[x] for x in sorted(columns)]}
             found["data-values"] = json.dumps(values, separators=(",", ":"))
-        return picture.svg(label, found)
-
-
-def _draw_bands(axes: Axes, bands: Sequence[Band]) -> None:
-    height = 1 + 18 / (HEIGHT - TOP - BOTTOM)
-    first, last = axes.get_xlim()
-    room = axes.get_window_extent().width / (last - first)
-    for i, band in enumerate(bands):
-        if i % 2 == 0:
-            axes.axvspan(band.start, band.end, ymax=height, facecolor=LIGHT["soft"], alpha=0.75,
-                         linewidth=0, clip_on=False, zorder=0)  # fmt: skip
-        if room * (band.end - band.start) > 7 * len(band.name):
-            middle = (band.start + band.end) / 2
-            axes.annotate(band.name, (middle, 1), (0, 6), ha="center", textcoords="offset points",
-                          xycoords=axes.get_xaxis_transform())  # fmt: skip
-
-
-def _draw_level(axes: Axes, level: Level, kind: str, series: Sequence[Line]) -> None:
-    """A dashed line, with its name in the half where the curves leave more room."""
-    is_budget = level.colour == "budget"
-    axes.axhline(level.value, color=LIGHT[level.colour], linewidth=1.4, clip_on=False,
-                 linestyle=(0, (4, 3) if is_budget else (1.5, 3)))  # fmt: skip
-    points = axes.transData.transform([point for line in series for point in line.points])
-    height = axes.transData.transform((0, level.value))[1]
-    middle = axes.transAxes.transform((0.5, 0))[0]
-    room = {False: float(HEIGHT), True: float(HEIGHT)}
-    for x, y in points:
-        room[bool(x > middle)] = min(room[bool(x > middle)], abs(y - height))
-    right = room[True] > room[False]
-    axes.annotate(f"{level.name} {text_of(level.value, kind)}", (1 if right else 0, level.value),
-                  (-2 if right else 4, 5 if is_budget else -13), ha="right" if right else "left",
-                  xycoords=axes.get_yaxis_transform(), textcoords="offset points",
-                  color=LIGHT[level.colour])  # fmt: skip
+        return picture.svg(title, found)
 
 
 def scatter(
-    label: str,
+    title: str,
     dots: Sequence[Dot],
-    *,
     x_label: str = "multiply-adds",
     x_kind: str = "count",
-    front: Sequence[tuple[float, float]] = (),
-    is_file: bool = False,
+    front: Sequence[tuple[float, float]] | None = None,
 ) -> str:
-    """Draw networks by their cost and test error.
-
-    Args:
-        label: what the chart shows, for those who cannot see it.
-        dots: at least one; costs above 0, errors in percent.
-        x_label: below the x axis.
-        x_kind: how costs are written, see ``text_of``.
-        front: (cost, error) of the points that a line joins.
-        is_file: for a file rather than the page of a report.
-
-    Returns:
-        An svg element as text.
-
-    Example:
-        >>> scatter("runs", [Dot(4e6, 6.2, "one"), Dot(2e6, 7.1, "two")]).count("<circle")
-        2
-    """
+    """Draw networks by cost and test error; with a front, points that a line joins, as a file."""
     xs, ys = [dot.x for dot in dots], [dot.y for dot in dots]
-    width, height = (640, 400) if is_file else (WIDE, HEIGHT)
-    with _picture(width, height) as picture:
-        axes = picture.axes(LEFT, RIGHT + 12 * is_file, TOP, BOTTOM)
-        log, _ = _fit(axes, "x", xs, x_kind, log=max(xs) > 5 * min(xs), zero=False)
+    with _picture(*((WIDE, HEIGHT) if front is None else (640, 400))) as picture:
+        axes = picture.axes()
+        axes.set_xlabel(f"{x_label} →", loc="right")
+        axes.set_title("test error", loc="left")
+        _fit(axes, "x", xs, x_kind, max(xs) > 5 * min(xs), zero=False)
         _fit(axes, "y", ys, "percent", zero=False)
-        picture.note(f"{x_label} →", 1, ha="right")
-        if log:
-            picture.note("log scale", 0)
-        picture.note("test error", 0, axes.get_window_extent().height + 12)
         if front:
             axes.plot(*zip(*sorted(front), strict=True), color=LIGHT["k0"], clip_on=False)
         taken: list[tuple[float, float]] = []
         for dot in sorted(dots, key=lambda dot: (bool(dot.label), dot.x)):
-            colour = LIGHT[dot.colour]
-            axes.plot(
-                dot.x, dot.y, "o", markersize=9 if dot.ring else 12, clip_on=False,
-                color=LIGHT["card"] if dot.ring else colour, markeredgewidth=2 if dot.ring else 1,
-                markeredgecolor=colour if dot.ring else LIGHT["card"],
-                gid=picture.mark(**{"data-tip": dot.tip, "tabindex": 0, "class": "dot"}),
-            )  # fmt: skip
+            inner, outer = LIGHT[dot.colour], LIGHT["card"]
+            size, width = 12, 1
+            if dot.ring:
+                inner, outer, size, width = outer, inner, 9, 2
+            tip = {"data-tip": dot.tip, "tabindex": "0", "class": "dot"}
+            axes.plot(dot.x, dot.y, "o", color=inner, mec=outer, ms=size, mew=width, clip_on=False,
+                      gid=picture.mark(tip))  # fmt: skip
             if dot.label:
-                _label(axes, dot, picture, taken)
-        return picture.svg(label, {"class": "chart wide"}, is_file=is_file)
+                _label(picture, axes, dot, taken)
+        return picture.svg(title, {"class": "chart wide"} if front is None else None)
 
 
-def _label(axes: Axes, dot: Dot, picture: _Picture, taken: list[tuple[float, float]]) -> None:
+def _label(picture: _Picture, axes: Axes, dot: Dot, taken: list[tuple[float, float]]) -> None:
     """The name beside a point, at the nearest height at which it meets no other name."""
-    name = shorten(dot.label, 24)
+    name = dot.label if len(dot.label) <= 24 else f"{dot.label[:23]}…"
     x, y = map(float, axes.transData.transform((dot.x, dot.y)))
     near = [height for other, height in taken if abs(other - x) < 165]
     free = (step for step in (0, 13, -13, 26, -26, 39, -39, 52, -52)
             if all(abs(y + step - height) >= 12 for height in near))  # fmt: skip
     step = next(free, 0)
     taken.append((x, y + step))
-    left = x < picture.width - RIGHT - 7.5 * len(name)
-    axes.annotate("x", (dot.x, dot.y), (10 if left else -10, step - 4), color=LIGHT["ink"],
-                  textcoords="offset points", ha="left" if left else "right",
-                  gid=picture.mark(text=name))  # fmt: skip
+    left = x > picture.width - RIGHT - 7.5 * len(name)
+    # matplotlib does not see what users have named: the text is put in afterwards
+    axes.annotate("?", (dot.x, dot.y), (-10 if left else 10, step - 4), color=LIGHT["ink"],
+                  textcoords="offset points", ha=ENDS[left],
+                  gid=picture.mark({"text": name}))  # fmt: skip
 
 
 def front_svg(points: Sequence[Mapping[str, Any]], measure: str) -> str:
-    """Draw a Pareto front as a file; the line joins the networks that no other beats.
-
-    Args:
-        points: each with ``test_error`` in percent, ``on_front``, ``channels`` and the measure.
-        measure: ``macs``, ``params``, ``memory_bytes`` or ``latency_ms``.
-
-    Returns:
-        An svg element as text.
-
-    Example:
-        >>> point = {"macs": 1e6, "test_error": 9.0, "channels": [8, 16], "on_front": True}
-        >>> front_svg([point], "macs").count("<circle")
-        1
-    """
-    name, kind = MEASURES[measure], "number" if measure == "latency_ms" else "count"
-    dots = [
-        Dot(
-            point[measure],
-            point["test_error"],
-            f"{point['test_error']:.2f} % at {point[measure]:.6g} {name}, "
-            f"{'-'.join(map(str, point['channels']))} channels",
-            "k0" if point["on_front"] else "neutral",
-            ring=not point["on_front"],
-        )
-        for point in points
-    ]
-    best = [(point[measure], point["test_error"]) for point in points if point["on_front"]]
-    return scatter(f"test error against {name}", dots, x_label=name, x_kind=kind, front=best,
-                   is_file=True)  # fmt: skip
+    """Draw the points of a ``pareto.json``; the line joins those that no other beats."""
+    name, dots = MEASURES[measure], []
+    for point in points:
+        channels = "-".join(map(str, point["channels"]))
+        tip = f"{point['test_error']:.2f} % at {point[measure]:.6g} {name}, {channels} channels"
+        colour = "k0" if point["on_front"] else "neutral"
+        dots.append(Dot(point[measure], point["test_error"], tip, colour, not point["on_front"]))
+    best = [(dot.x, dot.y) for dot in dots if not dot.ring]
+    kind = "number" if measure == "latency_ms" else "count"
+    return scatter(f"test error against {name}", dots, name, kind, best)
 
 
 def spreads(
-    label: str,
+    title: str,
     panels: Mapping[str, Sequence[tuple[float, Mapping[str, Spread]]]],
     colours: Mapping[str, str],
 ) -> str:
-    """Draw the test errors of several methods at several costs, as a file.
-
-    Args:
-        label: what the picture shows, for those who cannot see it.
-        panels: by the title of each panel, costs above 0 and the errors of each method in percent.
-        colours: of the methods, names of ``LIGHT``, in the order in which they stand.
-
-    Returns:
-        An svg element as text: a dot for each value, a bar for mean and standard deviation.
-
-    Example:
-        >>> panels = {"share": [(1e6, {"searched": Spread([8.0, 9.0], 8.5, 0.7)})]}
-        >>> spreads("errors", panels, {"searched": "k0"}).count("<circle")
-        3
-    """
-    size, gap, height, step = 340, 30, 260, 10
+    """Draw test errors of several methods at several costs as a file, in panels with a name."""
     groups = [group for panel in panels.values() for _, group in panel]
     shown = [name for name in colours if any(name in group for group in groups)]
-    errors = [error for group in groups for found in group.values() for error in found.values]
+    errors = [error for group in groups for values, _, _ in group.values() for error in values]
     columns = max(1, min(2, len(panels)))  # of the legend; one panel has room for one
-    below = 54 + 18 * -(-len(shown) // columns)
-    width = LEFT + max(1, len(panels)) * (size + gap)
-    with _picture(width, TOP + height + below) as picture:
-        for i, (title, panel) in enumerate(panels.items()):
-            axes = picture.axes(LEFT + i * (size + gap), width - LEFT - i * (size + gap) - size,
-                                TOP, below)  # fmt: skip
-            logs = [math.log(cost) for cost, _ in panel]
-            across = size / ((max(logs) - min(logs)) or 1) * 0.6
-            places = [size / 2 + across * (at - (max(logs) + min(logs)) / 2) for at in logs]
-            axes.set_xlim(0, size)
+    below = 54 + 18 * math.ceil(len(shown) / columns)
+    width, height = LEFT + 370 * max(1, len(panels)), TOP + 260 + below
+    with _picture(width, height) as picture:
+        for i, (name, panel) in enumerate(panels.items()):
+            axes = picture.axes(LEFT + 370 * i, width - LEFT - 370 * i - 340, below)
+            axes.set_xlim(0, 340)
+            places = [340 * (at + 0.5) / len(panel) for at in range(len(panel))]
             axes.set_xticks(places, [text_of(cost, "count") for cost, _ in panel])
+            axes.set_xlabel("multiply-adds →", loc="right")
+            axes.set_title(name, color=LIGHT["ink"])
+            axes.set_title("" if i else "test error", loc="left")
             _fit(axes, "y", errors, "percent", zero=False)
             axes.tick_params(labelleft=i == 0)
-            picture.note(title, 0.5, height + 10, axes, ha="center", color=LIGHT["ink"])
-            picture.note("multiply-adds, log scale →", 1, -34, axes, ha="right")
-            if i == 0:
-                picture.note("test error", 0, height + 10)
-            for at, (_, group) in zip(places, panel, strict=True):
-                for turn, name in enumerate(name for name in shown if name in group):
-                    x, colour = at + step * (turn - (len(group) - 1) / 2), LIGHT[colours[name]]
-                    values, mean, std = group[name]
-                    axes.plot([x] * len(values), values, "o", color=colour, markersize=5.5,
-                              alpha=0.4, markeredgewidth=0, clip_on=False)  # fmt: skip
-                    axes.errorbar(x, mean, std, 4, color=colour, linewidth=1.8)
+            for place, (_, group) in zip(places, panel, strict=True):
+                methods = [method for method in shown if method in group]
+                for turn, method in enumerate(methods):
+                    x, colour = place + 10 * (turn - (len(methods) - 1) / 2), LIGHT[colours[method]]
+                    values, mean, std = group[method]
+                    axes.plot([x] * len(values), values, "o", color=colour, ms=5.5, mew=0,
+                              alpha=0.4, clip_on=False)  # fmt: skip
+                    axes.errorbar(x, mean, std, 4, color=colour, lw=1.8)
         if shown:
-            discs = [axes.plot([], [], "o", color=LIGHT[colours[name]], markersize=8)[0]
-                     for name in shown]  # fmt: skip
-            picture.figure.legend(
-                discs, shown, loc="lower left", ncols=columns, frameon=False, handletextpad=0.2,
-                bbox_to_anchor=((LEFT - 8) / width, 0),
-            )  # fmt: skip
-        return picture.svg(label, {}, is_file=True)
+            discs = [axes.plot([], [], "o", color=LIGHT[colours[method]], ms=8)[0]
+                     for method in shown]  # fmt: skip
+            picture.figure.legend(discs, shown, ncols=columns, loc="lower left",
+                                  bbox_to_anchor=((LEFT - 8) / width, 0))  # fmt: skip
+        return picture.svg(title)
 
 
 def _fit(
     axes: Axes, which: str, values: Sequence[float], kind: str, log: bool = False, zero: bool = True
-) -> tuple[bool, float]:
-    """Let an axis hold all values with a little room; returns whether it is log, and its lowest."""
+) -> float:
+    """Let an axis hold all values with a little room; returns its lower end."""
     positive = [value for value in values if value > 0]
-    log = log and bool(positive) and max(positive) > 2 * min(positive)
+    low, high = min(values), max(values)
+    log = log and bool(positive) and high > 2 * min(positive)
     if log:
-        low, high = min(positive) / 1.25, max(positive) * 1.15
+        low, high = min(positive) / 1.25, high * 1.15
+        axes.annotate("log scale", (0, 0), (0, -30), "axes fraction", "offset points")
     else:
-        low, high = min(values), max(values)
         room = 0.08 * (high - low) or 0.5 * abs(high) or 1.0
         low, high = min(0.0, low) if zero else low - room, high + room
     axes.set(**{f"{which}scale": "log" if log else "linear", f"{which}lim": (low, high)})
-    _set_ticks(axes, which, kind, high / low if log else None)
-    return log, low
+    _set_ticks(axes.yaxis if which == "y" else axes.xaxis, kind, high / low if log else None)
+    return low
 
 
-def _set_ticks(axes: Axes, which: str, kind: str, factor: float | None = None) -> None:
+def _set_ticks(axis: Axis, kind: str, factor: float | None = None) -> None:
     """Few and round ticks; ``factor`` between the ends of a logarithmic axis, None if linear."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    axis = axes.xaxis if which == "x" else axes.yaxis
     if factor is None:
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=kind == "whole"))
+        axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=kind == "whole"))
     else:
         subs = (1,) if factor > 100 else (1, 2, 5) if factor > 8 else (1, 1.5, 2, 3, 4, 5, 7)
         axis.set_major_locator(LogLocator(subs=subs, numticks=8))
@@ -404,13 +269,12 @@ def _set_ticks(axes: Axes, which: str, kind: str, factor: float | None = None) -
 
 @contextmanager
 def _picture(width: float, height: float) -> Iterator[_Picture]:
-    try:
-        import matplotlib
-    except ImportError:
-        raise ReportError(
-            'charts need matplotlib, which is not installed: pip install "dsonas[report]"'
-        ) from None
-    with matplotlib.rc_context(STYLE):
+    require("matplotlib")
+    import matplotlib
+
+    colours: Any = dict.fromkeys(MUTED, LIGHT["muted"])
+    colours["grid.color"] = LIGHT["line"]
+    with matplotlib.rc_context(colours, STYLES / "charts.mplstyle"):
         yield _Picture(width, height)
 
 
@@ -421,131 +285,82 @@ class _Picture:
         from matplotlib.figure import Figure
 
         self.width, self.height = width, height
-        self.figure = Figure(figsize=(width / 72, height / 72), dpi=72, frameon=False)
-        self.marks: dict[str, dict[str, Any]] = {}
-        self.radii: dict[str, str] = {}
+        self.figure = Figure(figsize=(width / 72, height / 72))
+        self.marks: dict[str, dict[str, str]] = {}
 
-    def axes(self, left: float, right: float, top: float, bottom: float) -> Axes:
-        """A plot with so much room around it, without frame and tick marks."""
-        place = (left / self.width, bottom / self.height, 1 - (left + right) / self.width,
-                 1 - (top + bottom) / self.height)  # fmt: skip
-        axes = self.figure.add_axes(place, frameon=False)
-        axes.grid(axis="y")
-        axes.tick_params("x", bottom=False, pad=3)
-        axes.tick_params("y", left=False, pad=6)
-        return axes
+    def axes(self, left: float = LEFT, right: float = RIGHT, bottom: float = BOTTOM) -> Axes:
+        """A plot with so much room around it."""
+        wide, high = self.width - left - right, self.height - TOP - bottom
+        return self.figure.add_axes((left / self.width, bottom / self.height,
+                                     wide / self.width, high / self.height))  # fmt: skip
 
-    def note(
-        self, text: str, x: float, y: float = -30, axes: Axes | None = None, **style: Any
-    ) -> None:
-        """A text beside a plot: ``x`` in its width, ``y`` units above its lower edge."""
-        axes = axes or self.figure.axes[0]
-        axes.annotate(text, (x, 0), (0, y), xycoords="axes fraction",
-                      textcoords="offset points", **style)  # fmt: skip
-
-    def mark(self, **attributes: Any) -> str:
+    def mark(self, attributes: dict[str, str]) -> str:
         """A name for a part that is to have these attributes; ``text`` is what it says."""
         self.marks[name := f"mark-{len(self.marks)}"] = attributes
         return name
 
-    def svg(self, label: str, attributes: Mapping[str, str], is_file: bool = False) -> str:
-        """The picture as text: without styles that the page has, ids, and references by id."""
+    def svg(self, title: str, attributes: Mapping[str, str] | None = None) -> str:
+        """The picture as text: for the page with attributes, without them a file."""
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         self.figure.savefig(buffer, format="svg", metadata=nothing)
-        drawn = fromstring(buffer.getvalue())
-        box = f"0 0 {self.width:g} {self.height:g}"
-        root = Element("svg", {"viewBox": box, "role": "img", "aria-label": clean_text(label)})
-        root.attrib.update({name: clean_text(value) for name, value in attributes.items()})
-        if is_file:
-            root.set("xmlns", "http://www.w3.org/2000/svg")
-            root.set("font-family", FONTS)
-            SubElement(root, "title").text = clean_text(label)
-            SubElement(root, "rect", width="100%", height="100%", fill=LIGHT["card"])
-        for part in drawn:
-            self._copy(part, root, is_file)
-        if "data-values" in attributes:
-            SubElement(root, "line", {"class": "cursor", "y1": str(TOP),
-                                      "y2": f"{self.height - BOTTOM:g}"})  # fmt: skip
+        root = fromstring(re.sub(r' xmlns[:\w]*="[^"]*"|xlink:(?=href)', "", buffer.getvalue()))
+        radii = {f"#{path.get('id')}": (path.get("d") or "").split()[2]
+                 for path in root.iterfind(".//defs/path")}  # fmt: skip
+        for part in list(root.iter()):
+            for child in part.findall("defs"):
+                part.remove(child)
+            mark = {k: clean_text(v) for k, v in self.marks.get(part.get("id", ""), {}).items()}
+            if "text" in mark:
+                part[0].text = mark.pop("text")
+            if attributes is None and "data-tip" in mark:  # a file has no script to show it
+                part.insert(0, Element("title"))
+                part[0].text = mark.pop("data-tip")
+            # without ids, which clash in a page, and with numbers of two decimals
+            kept = {name: re.sub(r"-?\d+\.\d+", lambda found: number(float(found[0])), value)
+                    for name, value in part.items() if name in ("x", "y", "d")}  # fmt: skip
+            if part.tag == "use":  # our markers are round
+                part.tag, radius = "circle", radii[part.get("href", "")]
+                kept = {"cx": kept["x"], "cy": kept["y"], "r": radius}
+            elif part.tag == "path":
+                kept["d"] = re.sub(r"\s*([MLCz])\s*", r"\1", kept.get("d", "").strip())
+            style = re.sub(r"font-family: [^;]*(; |$)", "", part.get("style", ""))
+            part.attrib = mark | kept | ({"style": style} if style else {})
+            part.tail = None
+        root.attrib = {"viewBox": f"0 0 {self.width:g} {self.height:g}", "role": "img"}
+        for name, value in {"aria-label": title, **(attributes or {})}.items():
+            root.set(name, clean_text(value))
+        if attributes is None:
+            root.attrib |= {"xmlns": "http://www.w3.org/2000/svg", "font-family": FONTS}
+            root.insert(0, Element("rect", width="100%", height="100%", fill=LIGHT["card"]))
+            return tostring(root, encoding="unicode")
+        SubElement(root, "line", {"class": "cursor", "y1": f"{TOP}", "y2": f"{HEIGHT - BOTTOM}"})
         text = tostring(root, encoding="unicode")
-        if not is_file:
-            for name, colour in LIGHT.items():
-                text = text.replace(colour, f"var(--{name})")
-        return text
-
-    def _copy(self, part: Element, parent: Element, is_file: bool) -> None:
-        """Append what is drawn: groups only if they have attributes, markers as circles."""
-        tag, name = part.tag.rpartition("}")[2], part.get("id", "")
-        if tag == "defs":  # a marker begins at its lowest point
-            self.radii.update({f"#{path.get('id')}": (path.get("d") or "").split()[2]
-                               for path in part if path.get("d")})  # fmt: skip
-        elif tag == "g":
-            marks = dict(self.marks.get(name, {}))
-            if "text" in marks:
-                part[-1].text = marks.pop("text")
-            if marks:
-                parent = SubElement(parent, "g")
-                if is_file and "data-tip" in marks:  # there is no script to show it
-                    SubElement(parent, "title").text = clean_text(marks.pop("data-tip"))
-                parent.attrib.update({key: clean_text(value) for key, value in marks.items()})
-            for inner in part:
-                self._copy(inner, parent, is_file)
-        elif tag in ("path", "text", "use"):
-            style = re.sub(r" ?font-family: [^;]*;", "", part.get("style", ""))
-            values = {key: re.sub(r"-?\d+\.\d+", lambda found: number(float(found[0])), value)
-                      for key, value in part.attrib.items() if key in ("x", "y", "d")}  # fmt: skip
-            if "d" in values:
-                values["d"] = re.sub(r"\s*([A-Za-z])\s*", r"\1", values["d"]).strip()
-            if tag == "use":
-                href = part.get("{http://www.w3.org/1999/xlink}href", "")
-                tag = "circle"
-                values = {"cx": values["x"], "cy": values["y"], "r": self.radii[href]}
-            SubElement(parent, tag, values | {"style": style}).text = clean_text(part.text or "")
+        return re.sub("|".join(NAMES), lambda found: f"var(--{NAMES[found[0]]})", text)
 
 
 def text_of(value: float, kind: str) -> str:
-    """Write a value as an axis or a tooltip does.
-
-    Args:
-        value: what to write.
-        kind: ``percent``, ``count``, ``number`` or ``whole``.
+    """Write a value as an axis or a tooltip does: a percent, a count, a number, or a whole one.
 
     Example:
         >>> text_of(6.25, "percent"), text_of(3896960, "count"), text_of(0.00321, "number")
         ('6.25 %', '3.9 M', '0.00321')
     """
-    if kind == "percent":
-        return f"{value:.3g} %"
     if kind == "count":
         return readable_count(value)
-    return f"{value:.0f}" if kind == "whole" else f"{value:.3g}"
+    return f"{value:.0f}" if kind == "whole" else f"{value:.3g}{' %' if kind == 'percent' else ''}"
+
+
+def percent(share: float) -> str:
+    """Write a share of 1 in percent: 0.974 as 97 %, and 0.004 as 0.4 %."""
+    return f"{100 * share:.0f} %" if share == 0 or share >= 0.0095 else f"{100 * share:.1g} %"
 
 
 def number(value: float) -> str:
-    """Write a coordinate with at most two decimals.
-
-    Example:
-        >>> number(3.0), number(1 / 3)
-        ('3', '0.33')
-    """
-    return f"{value:.2f}".rstrip("0").rstrip(".").replace("-0", "0", value == 0)
+    """Write a coordinate with at most two decimals."""
+    return f"{round(value, 2):.7g}"
 
 
 def clean_text(text: object) -> str:
-    r"""Replace the characters that no XML document may hold.
-
-    Example:
-        >>> clean_text("a\x00b")
-        'a\ufffdb'
-    """
+    """Replace the characters that no XML document may hold."""
     return _FORBIDDEN.sub("\ufffd", str(text))
-
-
-def shorten(text: str, longest: int) -> str:
-    """Cut a text to a number of characters.
-
-    Example:
-        >>> shorten("separable", 5)
-        'sepa…'
-    """
-    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -58,6 +58,10 @@ class ImageSet(ABC):
             uint8 tensor of shape ``(batch, channels, height, width)``.
         """
 
+    def name(self, position: int) -> str:
+        """The path of an image's file; empty if it has none."""
+        return ""
+
     def read(self, chunks: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Fetch the pixels and labels of groups of images one after the other.
 
@@ -134,6 +138,7 @@ class TensorImages(ImageSet):
         images: uint8 tensor of shape ``(num_stored, channels, height, width)``.
         labels: int64 tensor, class of each image.
         rows: int64 tensor, the row of ``images`` of each image; None for all in order.
+        names: the path of each row's file; empty if they have none.
 
     Raises:
         ValueError: if the tensors do not fit together.
@@ -146,7 +151,13 @@ class TensorImages(ImageSet):
 
     in_memory = True
 
-    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        rows: Tensor | None = None,
+        names: Sequence[str] = (),
+    ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise ValueError(
                 "images must be a uint8 tensor (images, channels, height, width), "
@@ -158,14 +169,20 @@ class TensorImages(ImageSet):
                 f"labels must be as many as images, got {len(labels)} for {num_images}: "
                 "give one label for each image"
             )
-        self._images, self._rows = images, rows
+        self._images, self._rows, self._names = images, rows, names
         self.labels = labels.to(torch.int64)
         self.image_shape = (images.shape[1], images.shape[2], images.shape[3])
 
     def subset(self, indices: Tensor) -> TensorImages:
         """Choose images; see ``ImageSet.subset``."""
         rows = torch.arange(len(self._images)) if self._rows is None else self._rows
-        return cropped(TensorImages(self._images, self.labels[indices], rows[indices]), self.crop)
+        found = TensorImages(self._images, self.labels[indices], rows[indices], self._names)
+        return cropped(found, self.crop)
+
+    def name(self, position: int) -> str:
+        """The path of an image's file; empty if it has none."""
+        row = position if self._rows is None else int(self._rows[position])
+        return self._names[row] if self._names else ""
 
     def gather(self, indices: Tensor) -> Tensor:
         """Fetch pixels; see ``ImageSet.gather``."""
@@ -286,7 +303,7 @@ class FileImages(DecodedImages):
         with ThreadPoolExecutor(num_threads) as pool:
             readable = torch.tensor(list(pool.map(decode_into_place, range(len(self)))))
         bad = [path for path, good in zip(self.paths, readable.tolist(), strict=True) if not good]
-        loaded = TensorImages(images, self.labels)
+        loaded = TensorImages(images, self.labels, names=self.paths)
         return (loaded.subset(readable) if bad else loaded), bad
 
     def name(self, position: int) -> str:

@@ -26,6 +26,7 @@ from .pipeline import (
     Job as Job,
     check_fits as check_fits,
     evaluate_run as evaluate_run,
+    place_network as place_network,
 )
 from .recipes import (
     recipe_names as recipe_names,

@@ -239,6 +239,16 @@ def evaluate_run(folder: RunFolder, config: RunConfig) -> dict[str, float]:
         RunError: if the network is not for these images.
     """
     engine, data = Engine(config.engine), load_data(config.data, config.seed)
+    network, data = place_network(folder, data, engine)
+    return evaluate(network, held_out_batches(data, engine), engine)
+
+
+def place_network(folder: RunFolder, data: ImageData, engine: Engine) -> tuple[Network, ImageData]:
+    """Put a finished network on its device; returns it with the data normalised as it expects.
+
+    Raises:
+        RunError: if the network is not for these images.
+    """
     network, preprocessing = folder.load_network()
     if preprocessing.class_names != data.class_names:
         raise RunError(
@@ -246,10 +256,9 @@ def evaluate_run(folder: RunFolder, config: RunConfig) -> dict[str, float]:
             f"the data set has {data.class_names}: give the data set it was trained on"
         )
     check_fits(network.architecture, data)
-    # as in training, even if the folder's training images have changed since
-    data = replace(data, mean=preprocessing.mean, std=preprocessing.std)
     engine.place(network)
-    return evaluate(network, held_out_batches(data, engine), engine)
+    # as in training, even if the folder's training images have changed since
+    return network, replace(data, mean=preprocessing.mean, std=preprocessing.std)
 
 
 def check_fits(architecture: Architecture, data: ImageData) -> None:

@@ -5,8 +5,7 @@ from random import Random
 import pytest
 from hypothesis import given, strategies as st
 
-from dsonas.commands.report.block_layout import NODE_HEIGHT, lay_out
-from dsonas.commands.report.ordering import level, live_lines
+from dsonas.commands.report.drawings import NODE_HEIGHT, column, lay_out, live_lines
 from dsonas.graph.graph import BlockGraph
 from helpers.builders import random_graph
 
@@ -27,7 +26,7 @@ def test_boxes_do_not_overlap_and_columns_are_levels(graph):
     assert set(layout.nodes) | set(layout.ghosts) == set(range(graph.output_node + 1))
     boxes = list((layout.nodes | layout.ghosts).items())
     for i, (node, box) in enumerate(boxes):
-        assert box.x == layout.columns[level(graph, node)]
+        assert box.x == layout.columns[column(graph, node)]
         for _, other in boxes[:i]:
             assert box.x != other.x or abs(box.y - other.y) >= NODE_HEIGHT
 

@@ -16,9 +16,7 @@ from dsonas.commands.report import ReportError, write_report
 from dsonas.commands.report.collect import read_run
 from dsonas.commands.report.examine import examine
 from dsonas.commands.report.page import MAX_BYTES
-from dsonas.commands.report.wording import headline
 from dsonas.run.runs import RunError, RunFolder
-from dsonas.train.checkpoints import CheckpointFolder
 from helpers.run_folders import make_data
 
 SECTIONS = ("found", "how", "quality", "cost", "reproduce")
@@ -34,7 +32,7 @@ class Page(HTMLParser):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
-        self.text = ""
+        self.text = self.title = ""
         self.feed(text)
         assert not self.open
 
@@ -51,6 +49,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+        if self.open[-1:] == ["title"]:
+            self.title = data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
@@ -68,7 +68,7 @@ def test_every_section_is_there_and_every_picture_is_well_formed(make_run, data)
     ids = [attributes.get("id") for _, attributes in page.elements]
     assert all(f"run-1-{name}" in ids for name in SECTIONS)
     pictures = re.findall(r"<svg.*?</svg>", text, re.S)
-    assert len(pictures) >= 10  # logo, strip, a block, six charts and the factors, confusions
+    assert len(pictures) >= 10  # logo, strip, a block, six charts and the factors
     for picture in pictures:
         fromstring(picture)
     for word in (
@@ -111,7 +111,7 @@ def test_hostile_names_stay_text(make_run):
     config.write_text(config.read_text() + "note: '</pre><script>alert(3)</script>'\n")
     page = Page(read(write_report([run], data=make_data(HOSTILE))))
     assert len(page.all("script")) == 1
-    assert not page.all("b") or all(not a for a in page.all("b"))
+    assert all(set(a) <= {"class", "style", "data-tip"} for a in page.all("b"))
     assert not any("onload" in attributes for _, attributes in page.elements)
     assert HOSTILE[0] in page.text
     assert HOSTILE[3] in page.text
@@ -126,13 +126,11 @@ def test_the_numbers_of_the_examination(make_run, data):
     pixels = data.test.gather(torch.arange(30)).float() / 255
     wrong = (network((pixels - 0.5) / 0.25).argmax(1) != data.test.labels).sum()
     assert found.num_images == 30
-    assert found.num_wrong == wrong > 0
+    assert len(found.mistakes) == wrong > 0
     assert sum(count for *_, count in found.confusions) == wrong
-    assert [sum(row) for row in found.counts] == [10, 10, 10]
-    assert 0 < len(found.mistakes) <= min(24, int(wrong))
-    for mistake in found.mistakes:
-        assert mistake.label != mistake.predicted
-        assert mistake.probability >= mistake.true_probability
+    assert [sum(row) for row in found.confusion] == [10, 10, 10]
+    assert 0 < sum(bool(mistake.picture) for mistake in found.mistakes) <= 24
+    assert all(mistake.label != mistake.predicted for mistake in found.mistakes)
     sure = [mistake.probability for mistake in found.mistakes]
     assert sure == sorted(sure, reverse=True)
     text = read(write_report([run], data=data))
@@ -140,12 +138,91 @@ def test_the_numbers_of_the_examination(make_run, data):
     assert "it was 12.50 % when the run ended" in text  # what the made-up metrics say
 
 
+def test_what_was_measured_is_kept_when_the_images_are_gone(make_run, data):
+    run = make_run()
+    write_report([run], data=data)
+    stored = json.loads((run / "evaluation.json").read_text())
+    assert stored["test_error"] == pytest.approx(100 * len(stored["mistakes"]) / 30)
+    assert [row["images"] for row in stored["classes"]] == [10, 10, 10]
+    before = read(run / "report.html")
+    assert "Confusion matrix" in before
+    write_report([run])  # the images of this run are nowhere
+    assert read(run / "report.html") == before
+
+
+def test_what_was_measured_with_another_network_is_not_used(make_run, data):
+    run, other = make_run(), make_run("other", blocks=(1, 1))
+    write_report([other], data=data)
+    for text in ((other / "evaluation.json").read_text(), "{", '{"network": 3}', "[]"):
+        (run / "evaluation.json").write_text(text)
+        assert "cannot be run on its test images" in read(write_report([run], run / "new.html"))
+    found = examine(RunFolder(run), {}, data)
+    assert examine(RunFolder(run), {}) == found
+
+
+def test_a_report_is_never_replaced_by_one_with_less(make_run, data, tmp_path):
+    run = make_run()
+    write_report([run], data=data)
+    (run / "evaluation.json").unlink()  # as with a run made before there was one
+    before = read(run / "report.html")
+    with pytest.raises(ReportError, match=r"report.html is kept.*error by class.*no_such_images.*"
+                                          r"choose another file with --out"):  # fmt: skip
+        write_report([run])
+    with pytest.raises(ReportError, match="not looked at, as asked for"):
+        write_report([run], examines=False)
+    assert read(run / "report.html") == before
+    (run / "log.csv").unlink()
+    with pytest.raises(ReportError, match=r"\(loss\)"):
+        write_report([run], data=data)
+    assert write_report([run], tmp_path / "less.html", examines=False).exists()
+
+
+def test_a_folder_that_cannot_be_written_is_reported_elsewhere(make_run, data, tmp_path):
+    run = make_run()
+    (run / "evaluation.json").mkdir()
+    assert "Confusion matrix" in read(write_report([run], tmp_path / "page.html", data=data))
+
+
+def test_bars_of_classes_are_not_relative_to_the_worst(make_run):
+    names = tuple(f"c{i:02}" for i in range(40))
+    run = make_run(class_names=names)
+    page = read(write_report([run], data=make_data(names, 80)))
+    rows = re.findall(
+        r'<i style="width:([\d.]+)%"></i></span></td><td class="figure">([\d.]+) %', page
+    )
+    full = float(re.findall(r"a full bar is (\d+) %", page)[0])
+    assert len(rows) == 20
+    assert "the worst 20 of 40" in page
+    assert all(
+        float(width) == pytest.approx(100 * float(error) / full, abs=1) for width, error in rows
+    )
+
+
+def test_wrong_images_are_told_with_their_files(make_run, tmp_path):
+    from PIL import Image
+
+    for i in range(30):
+        file = tmp_path / "photos" / ("cat", "dog", "owl")[i % 3] / f"photo {i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 8 * i).save(file)
+    run = make_run()
+    settings = {"name": f"folder:{tmp_path / 'photos'}", "image_size": 8, "test_fraction": 0.5}
+    found = examine(RunFolder(run), {"data": settings})
+    assert found.mistakes
+    for mistake in found.mistakes:
+        folder, name = mistake.file.split("/")
+        assert folder == found.class_names[mistake.label]
+        assert (tmp_path / "photos" / folder / name).is_file()
+    page = Page(read(write_report([run])))
+    assert page.all("em")[0]["title"] == found.mistakes[0].file
+
+
 def test_without_its_images_the_page_says_why(make_run):
     page = Page(read(write_report([make_run()])))
     assert "cannot be run on its test images here: image folder no_such_images" in page.text
     assert "Confusion matrix" not in page.text
     assert "Block A" in page.text
-    skipped = Page(read(write_report([make_run()], examines=False)))
+    skipped = Page(read(write_report([make_run("other")], examines=False)))
     assert "not looked at, as asked for" in skipped.text
 
 
@@ -179,31 +256,21 @@ def test_an_unfinished_search_says_how_far_it_is(make_run):
         (run / name).unlink()
     lines = (run / "log.csv").read_text().splitlines()
     (run / "log.csv").write_text("\n".join(lines[:6]) + "\n")
-    assert headline(read_run(run)).endswith("not finished: search epoch 2 of 3")
+    title = Page(read(write_report([run]))).title
+    assert title == "A search on no_such_images, not finished: search epoch 2 of 3 · dsonas"
     assert "Live connections" in read(write_report([run]))
 
 
-def test_factors_come_from_the_checkpoint_of_an_older_run(make_run):
+def test_factors_that_ended_at_0_have_their_last_value(make_run):
     run = make_run()
-    factors = read_run(run).factors
-    assert factors
-    (run / "factors.csv").unlink()
-    assert read_run(run).factors is None
-    CheckpointFolder(run / "checkpoints" / "train").save({"extras": {"factors": factors}})
     record = read_run(run)
-    assert record.factors == factors
-    text = read(write_report([run], examines=False))
-    assert "λ = " in text
-    assert "Scaling factors" not in text
-
-
-def test_a_damaged_checkpoint_is_a_problem_not_an_end(make_run):
-    run = make_run()
-    (run / "factors.csv").unlink()
-    folder = run / "checkpoints" / "train"
-    folder.mkdir(parents=True)
-    (folder / "checkpoint-00000001.pt").write_bytes(b"no checkpoint")
-    assert "factors cannot be read" in read(write_report([run], examines=False))
+    ends = [epoch[0] for epoch in record.history]
+    assert record.factors(0) == ends[-1]
+    line = (run / "factors.csv").read_text().splitlines()[-1]
+    text = (run / "factors.csv").read_text().removesuffix(f"{line}\n")
+    (run / "factors.csv").write_text(text)  # as if it had become 0 in the last epoch
+    assert read_run(run).factors(0) == ends[-1]
+    assert read_run(run).history[-1][0] != ends[-1]
 
 
 def test_not_a_run(tmp_path):
@@ -226,7 +293,7 @@ def test_several_runs_are_compared(make_run, data, tmp_path):
     for i in (1, 2, 3):
         assert f"run-{i}-found" in str(page.elements)
         assert page.all("a").count({"href": f"#run-{i}"}) == 2
-    dots = [a for a in page.all("circle") if "data-tip" in a]
+    dots = [a for a in page.all("g") if a.get("class") == "dot"]
     assert {str(a["data-tip"]).splitlines()[0] for a in dots} == {"one", "two"}
     ids = [a["id"] for _, a in page.elements if a.get("id")]
     assert len(ids) == len(set(ids))
@@ -244,7 +311,7 @@ def test_the_networks_of_a_study_are_shown_beside_the_run(make_run, data):
     budgets = [{"macs": 5e5, "searched": [3.0], "random": [5.0, 6.0], "p_value": 0.1}]
     (run / "compare.json").write_text(json.dumps({"budgets": budgets}))
     page = Page(read(write_report([run], data=data)))
-    tips = [str(a["data-tip"]) for a in page.all("circle") if "data-tip" in a]
+    tips = [str(a["data-tip"]) for a in page.all("g") if a.get("class") == "dot"]
     assert sorted(tip.splitlines()[0] for tip in tips) == ["random", "random", "run", "searched"]
     assert "random\n500 k multiply-adds, 6 %" in tips
 

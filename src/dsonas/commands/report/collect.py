@@ -1,4 +1,4 @@
-"""What a run folder holds, as far as it is there: a report is also made of an unfinished run."""
+"""Read what a run folder holds, as far as it is there: a report is also made of unfinished runs."""
 
 from __future__ import annotations
 
@@ -7,27 +7,21 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
-from dsonas.cost import Budget
+from dsonas.cost import Budget, Cost, architecture_cost
 from dsonas.graph import Architecture, block_connections, doubled_channels
-from dsonas.run import RunError
-from dsonas.train import STAGES, CheckpointError, CheckpointFolder
+from dsonas.run import RunError, RunFolder
+from dsonas.train import STAGES
 
 Factors = list[list[float]]  # packed factors of each block, or one list for all blocks
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """A line of ``log.csv``: its stage, its number from 1, and what was measured.
-
-    Example:
-        >>> Epoch("train", 3, {"loss": 0.5}).values["loss"]
-        0.5
-    """
+class Epoch(NamedTuple):
+    """A line of ``log.csv``: its stage, its number from 1, and what was measured."""
 
     stage: str
     number: int
@@ -36,31 +30,18 @@ class Epoch:
 
 @dataclass(kw_only=True)
 class RunRecord:
-    """Everything of a run that a report shows.
-
-    Args:
-        path: its folder.
-        config: the settings, nested as in ``config.yaml``.
-        config_text: that file.
-        epochs: the log.
-        metrics: what ``metrics.json`` holds; None if the run is not finished.
-        architecture: what was found or trained.
-        history: the scaling factors after each search epoch, or only after the last one.
-        only_last: whether ``history`` holds nothing but the end of the search.
-        studies: other networks that the folder knows: (multiply-adds, test error, kind).
-        problems: what could not be read, and why.
-    """
+    """Everything of a run that a report shows."""
 
     path: Path
-    config: dict[str, Any]
+    config: dict[str, Any]  # nested as in config.yaml
     config_text: str
     epochs: list[Epoch] = field(default_factory=list)
-    metrics: dict[str, Any] | None = None
-    architecture: Architecture | None = None
-    history: list[Factors] = field(default_factory=list)
-    only_last: bool = False
+    metrics: dict[str, Any] | None = None  # None if the run is not finished
+    architecture: Architecture | None = None  # what was found or trained
+    history: list[Factors] = field(default_factory=list)  # factors after each search epoch
+    # other networks that the folder knows: (multiply-adds, test error, kind)
     studies: list[tuple[float, float, str]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # what could not be read, and why
 
     @property
     def name(self) -> str:
@@ -68,19 +49,21 @@ class RunRecord:
         return self.path.resolve().name or str(self.path)
 
     @property
-    def factors(self) -> Factors | None:
-        """The scaling factors at the end of the search.
+    def is_study(self) -> bool:
+        """Whether it is nothing but a comparison."""
+        return bool(self.studies) and not self.epochs and self.architecture is None
+
+    def factors(self, place: int) -> list[float] | None:
+        """The scaling factors of a block at the end of the search; None if they are not known.
 
         Those that were 0 then have their last value before: the network that meets the budget may
         be one that the search passed on its way.
         """
-        if not self.history:
-            return None
-        last = [list(factors) for factors in self.history[-1]]
-        for earlier in reversed(self.history):
-            for values, before in zip(last, earlier, strict=True):
-                values[:] = [v or b for v, b in zip(values, before, strict=True)]
-        return last
+        last: list[float] = []
+        for epoch in self.history:
+            factors = epoch[min(place, len(epoch) - 1)]
+            last = [now or before for now, before in zip(factors, last or factors, strict=True)]
+        return last or None
 
     def setting(self, name: str) -> Any:
         """A setting by its dotted name; None if it is not there."""
@@ -96,22 +79,44 @@ class RunRecord:
     @property
     def seconds(self) -> dict[str, float]:
         """Wall time of each stage so far."""
-        times = {name: [e.values.get("seconds", 0.0) for e in self.stage(name)] for name in STAGES}
-        return {name: values[-1] for name, values in times.items() if values}
+        last = {name: epochs[-1] for name in STAGES if (epochs := self.stage(name))}
+        return {name: epoch.values.get("seconds", 0.0) for name, epoch in last.items()}
+
+    @property
+    def complete(self) -> Architecture | None:
+        """The architecture with nothing removed."""
+        found = self.architecture
+        return found and Architecture.complete(found.skeleton, found.operations, found.num_levels)
 
     @property
     def supernet(self) -> Architecture | None:
         """The complete architecture in which the search began; None for a run without one."""
-        if self.architecture is None or not self.stage("search"):
+        complete, channels = self.complete, self.setting("network.channels")
+        if complete is None or not self.stage("search"):
             return None
-        found = self.architecture
-        complete = Architecture.complete(found.skeleton, found.operations, found.num_levels)
-        channels = self.setting("network.channels")
-        stages = len(found.skeleton.blocks)
+        stages = len(complete.skeleton.blocks)
         if isinstance(channels, int):
             channels = doubled_channels(channels, stages)
         valid = isinstance(channels, list | tuple) and len(channels) == stages
         return complete.with_channels(tuple(map(int, channels))) if valid else None
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The upper bounds that the run was given, by measure."""
+        values = self.setting("budget")
+        try:
+            known = {k: values[k] for k in Budget.__dataclass_fields__ if k in values}
+            return dict(Budget(**known).bounds)
+        except (ValueError, TypeError):
+            return {}
+
+
+def cost_of(architecture: Architecture | None) -> Cost | None:
+    """What a network costs; None without one, or if it has operations not registered here."""
+    try:
+        return architecture_cost(architecture) if architecture else None
+    except ValueError:
+        return None
 
 
 def read_run(path: str | Path) -> RunRecord:
@@ -132,63 +137,42 @@ def read_run(path: str | Path) -> RunRecord:
             "give what --out was when it ran"
         )
     record = RunRecord(path=path, config=config, config_text=text)
-    record.epochs = _read(record, "log.csv", read_log) or []
-    record.metrics = _read(record, "metrics.json", _read_metrics)
-    record.architecture = _read(record, "architecture.json", Architecture.load)
-    record.studies = _read(record, "compare.json", read_study) or []
-    record.studies += _read(record, "pareto.csv", read_front) or []
-    _add_factors(record)
+
+    def read(name: str, reader: Callable[[Path], Value]) -> Value | None:
+        try:
+            return reader(path / name) if (path / name).is_file() else None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            record.problems.append(f"{name} cannot be read and is left out: {reason}")
+            return None
+
+    record.epochs = read("log.csv", _read_log) or []
+    record.metrics = read("metrics.json", lambda _: RunFolder(path).summary)
+    if found := read("architecture.json", Architecture.load):
+        record.architecture = found
+        record.history = read("factors.csv", lambda file: _read_factors(file, found)) or []
+    record.studies = read("compare.json", _read_study) or []
+    record.studies += read("pareto.csv", _read_front) or []
     return record
 
 
-def _read(record: RunRecord, name: str, read: Callable[[Path], Value]) -> Value | None:
-    file = record.path / name
-    if not file.is_file():
-        return None
-    try:
-        return read(file)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        record.problems.append(f"{name} cannot be read and is left out: {reason}")
-        return None
-
-
-def read_log(file: Path) -> list[Epoch]:
-    """The lines of a ``log.csv``; empty fields are left out."""
+def _rows(file: Path) -> list[dict[str, str]]:
     with open(file, newline="") as lines:
-        return [
-            Epoch(
-                row["stage"],
-                int(row["epoch"]),
-                {
-                    name: float(value)
-                    for name, value in row.items()
-                    if value and name not in ("stage", "epoch")
-                },
-            )
-            for row in csv.DictReader(lines)
-        ]
+        return list(csv.DictReader(lines))
 
 
-def _read_metrics(file: Path) -> dict[str, Any]:
-    metrics = json.loads(file.read_text())
-    for name in ("test_error", "macs", "params"):
-        if not isinstance(metrics[name], int | float):
-            raise ValueError(f"{name} must be a number, got {metrics[name]!r}")
-    return metrics
+def _read_log(file: Path) -> list[Epoch]:
+    return [
+        Epoch(row.pop("stage"), int(row.pop("epoch")), {k: float(v) for k, v in row.items() if v})
+        for row in _rows(file)
+    ]
 
 
-def read_study(file: Path) -> list[tuple[float, float, str]]:
-    """The networks of a comparison: (multiply-adds, test error in percent, how it was found).
-
-    Args:
-        file: JSON whose ``budgets`` is a list of objects; each has ``macs`` and, by the name of
-            each way to find a network, the list of its test errors.
-    """
-    budgets = json.loads(file.read_text())["budgets"]
+def _read_study(file: Path) -> list[tuple[float, float, str]]:
+    """The networks of a ``compare.json``: each budget has a list of errors for each method."""
     return [
         (float(budget["macs"]), float(error), kind.replace("_", " "))
-        for budget in budgets
+        for budget in json.loads(file.read_text())["budgets"]
         for kind, errors in budget.items()
         if isinstance(errors, list)
         for error in errors
@@ -196,52 +180,19 @@ def read_study(file: Path) -> list[tuple[float, float, str]]:
     ]
 
 
-def read_front(file: Path) -> list[tuple[float, float, str]]:
-    """The networks of ``pareto.csv``, as ``read_study`` has them."""
-    with open(file, newline="") as lines:
-        return [
-            (float(row["macs"]), float(row["test_error"]), "of the same search")
-            for row in csv.DictReader(lines)
-            if row["macs"] and row["test_error"]
-        ]
+def _read_front(file: Path) -> list[tuple[float, float, str]]:
+    return [
+        (float(row["macs"]), float(row["test_error"]), "of the same search")
+        for row in _rows(file)
+        if row["macs"] and row["test_error"]
+    ]
 
 
-def _add_factors(record: RunRecord) -> None:
-    """From ``factors.csv``; without it, from the checkpoints."""
-    if record.architecture is not None:
-        found = record.architecture
-
-        def read(file: Path) -> list[Factors]:
-            return read_factors(file, found)
-
-        record.history = _read(record, "factors.csv", read) or []
-    if record.history:
-        return
-    try:
-        saved = _checkpoint(record, "train").get("extras", {}).get("factors")
-        state = _checkpoint(record, "search").get("state", {}) if saved is None else {}
-    except CheckpointError as error:
-        record.problems.append(f"the scaling factors cannot be read: {error}")
-        return
-    record.history = [saved] if saved else state.get("history", [])
-    record.only_last = bool(saved)
-
-
-def _checkpoint(record: RunRecord, stage: str) -> dict[str, Any]:
-    return CheckpointFolder(record.path / "checkpoints" / stage).load_last() or {}
-
-
-def read_factors(file: Path, architecture: Architecture) -> list[Factors]:
-    """The scaling factors after each epoch, from ``factors.csv``.
-
-    Args:
-        file: one line for each factor that is not 0.
-        architecture: whose blocks they belong to.
-    """
+def _read_factors(file: Path, architecture: Architecture) -> list[Factors]:
+    """The factors after each epoch: the file has a line for each that is not 0."""
     connections = block_connections(architecture.num_levels, len(architecture.operations))
     index = {tuple(pair): i for i, pair in enumerate(connections)}
-    with open(file, newline="") as lines:
-        rows = list(csv.DictReader(lines))
+    rows = _rows(file)
     shared = any(row["block"] == "all" for row in rows)
     num_sets = 1 if shared else len(architecture.blocks)
     num_epochs = max((int(row["epoch"]) for row in rows), default=0)
@@ -251,13 +202,3 @@ def read_factors(file: Path, architecture: Architecture) -> list[Factors]:
         pair = int(row["source"]), int(row["target"])
         history[int(row["epoch"]) - 1][place][index[pair]] = float(row["factor"])
     return history
-
-
-def budget_bounds(record: RunRecord) -> dict[str, float]:
-    """The upper bounds that the run was given, by measure."""
-    values = record.setting("budget")
-    try:
-        known = {k: values[k] for k in Budget.__dataclass_fields__ if k in values}
-        return dict(Budget(**known).bounds)
-    except (ValueError, TypeError):
-        return {}

@@ -1,214 +1,139 @@
-"""The charts of a run: how its loss, error, connections, cost and factors went."""
+"""The charts of a run: how its loss, error, connections, cost and factors went; and of several."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from xml.etree.ElementTree import Element
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from dsonas.commands.report.blockdrawing import colour, node_name
-from dsonas.commands.report.charts import Band, Level, Series, line_chart
-from dsonas.commands.report.collect import Epoch, RunRecord, budget_bounds
-from dsonas.commands.report.wording import cost_of
-from dsonas.cost import Cost, architecture_cost
+from dsonas.commands.charts import NUM_COLOURS, Dot, Line, lines, scatter, text_of
+from dsonas.commands.report.collect import Epoch, RunRecord, cost_of
+from dsonas.commands.report.drawings import colour, node_name
 from dsonas.graph import BlockGraph, readable_operation
 from dsonas.train import STAGES
 
+Points = list[tuple[float, float]]
 
-@dataclass(frozen=True)
-class Chart:
-    """A chart with its title and what to know about it."""
+
+class Chart(NamedTuple):
+    """A chart with its title, what to know about it, and names and colours of the lines."""
 
     title: str
     note: str
-    svg: Element
-    legend: Sequence[tuple[str, str]] = ()  # names and classes of the lines
+    svg: str
+    legend: Sequence[tuple[str, str]] = ()
+    wide: bool = False
 
 
-def charts(record: RunRecord, most_lines: int, most_points: int) -> list[Chart]:
-    """All charts for which the run has data.
-
-    Args:
-        record: the run.
-        most_lines: so many scaling factors are drawn at most.
-        most_points: of a line, about so many epochs are drawn at most.
-    """
-    record = replace(record, epochs=_thinned(record, most_points))
-    found = [_progress(record, "loss", "Loss", "number"), _progress(record, "error", "Error",
-             "percent"), *_search_charts(record), _trajectories(record, most_lines)]  # fmt: skip
-    return [chart for chart in found if chart]
-
-
-def _thinned(record: RunRecord, most: int) -> list[Epoch]:
-    """The log without epochs that cannot be told apart; tests and the last of a stage stay."""
-    kept = []
-    for stage in STAGES:
-        epochs = record.stage(stage)
-        every = -(-len(epochs) // most)
-        kept += [
-            epoch
-            for i, epoch in enumerate(epochs)
-            if i % every == 0 or i + 1 == len(epochs) or "test_error" in epoch.values
-        ]
-    return kept
-
-
-def _stages(record: RunRecord) -> dict[str, int]:
-    """The stages that the log has, each with the number of epochs before it."""
-    offsets, total = {}, 0
-    for name in STAGES:
-        if epochs := record.stage(name):
-            offsets[name] = total
-            total += epochs[-1].number
-    return offsets
+def charts(record: RunRecord, most: Mapping[str, int]) -> Iterator[Chart]:
+    """Draw all charts for which the run has data: about so many epochs, at most so many factors."""
+    stages = {name: _thinned(record.stage(name), max(20, most["epochs"])) for name in STAGES}
+    yield from _progress(stages, "loss", "Loss", "number")
+    yield from _progress(stages, "error", "Error", "percent")
+    epochs, x_label = stages["search"], "search epoch"
+    supernet, bounds = record.supernet, record.bounds
+    start, final = cost_of(supernet), cost_of(record.architecture)
+    if points := _points(epochs, "live_connections", supernet and supernet.num_live):
+        svg = lines("connections", [Line("live connections", points)], "whole", x_label=x_label)
+        yield Chart("Live connections", "what the search has not removed", svg)
+    for name, title in (("macs", "Multiply-adds"), ("params", "Parameters")):
+        levels = [(bounds[name], "budget", "budget")] if name in bounds else []
+        levels += [(getattr(final, name), "final network", "muted")] if final else []
+        if points := _points(epochs, name, start and getattr(start, name)):
+            line = Line(title.lower(), points)
+            svg = lines(title, [line], "count", levels=levels, x_label=x_label)
+            yield Chart(title, "at the supernet's width; it is fitted afterwards", svg)
+    named = (("mean factor", "mean_factor", "k0"), ("pressure", "pressure", "k2"))
+    series = [Line(name, points, shade) for name, key, shade in named
+              if (points := _points(epochs, key, 1.0))]  # fmt: skip
+    if series:
+        svg = lines("factors and pressure", series, log=True, x_label=x_label)
+        note = "mean λ, and the penalty against its start"
+        yield Chart("Factors and pressure", note, svg, [(ln.name, ln.colour) for ln in series])
+    if record.complete and record.history and most["factor_lines"]:
+        yield _factors(record, record.complete.blocks[0], most["factor_lines"])
 
 
-def _progress(record: RunRecord, column: str, title: str, kind: str) -> Chart | None:
-    """Training and test values over all stages; the lines are broken where the network changes."""
-    offsets = _stages(record)
-    parts = [
-        ("training", "c0", column, offsets),
-        ("test", "c2", f"test_{column}", offsets),
-    ]
-    series = []
-    for name, colour_class, key, places in parts:
-        for stage, offset in places.items():
-            points = _points(record, stage, key, offset)
-            dots = name == "test" and len(points) <= 30
-            if points:
-                series.append(Series(name=name, points=points, kind=colour_class, dots=dots))
-    if not series:
-        return None
-    ends = [*offsets.values(), offsets[list(offsets)[-1]] + record.stage(list(offsets)[-1])[-1]
-            .number]  # fmt: skip
-    bands = [
-        Band(start, end, name) for (start, end), name in zip(pairwise(ends), offsets, strict=True)
-    ]
-    svg = line_chart(title, series, kind=kind, log=True, bands=bands)
-    legend = list(dict.fromkeys((line.name, line.kind) for line in series))
-    return Chart(title, "all stages, a new network in the last", svg, legend)
+def _thinned(epochs: Sequence[Epoch], most: int) -> list[Epoch]:
+    """Leave out epochs that cannot be told apart; tests and the last of a stage stay."""
+    every = -(-len(epochs) // most)
+    return [epoch for i, epoch in enumerate(epochs)
+            if i % every == 0 or i + 1 == len(epochs) or "test_error" in epoch.values]  # fmt: skip
 
 
 def _points(
-    record: RunRecord, stage: str, column: str, offset: int = 0
-) -> list[tuple[float, float]]:
-    return [
-        (float(offset + epoch.number), epoch.values[column])
-        for epoch in record.stage(stage)
-        if column in epoch.values
-    ]
+    epochs: Sequence[Epoch], key: str, first: float | None = None, start: int = 0
+) -> Points:
+    points = [(float(start + e.number), e.values[key]) for e in epochs if key in e.values]
+    return points if first is None or not points else [(0.0, float(first)), *points]
 
 
-def _search_charts(record: RunRecord) -> list[Chart | None]:
-    start = _supernet_cost(record)
-    supernet, bounds = record.supernet, budget_bounds(record)
-    charts = [
-        _search_chart(
-            record, "live_connections", "Live connections", "what the search has not removed",
-            "whole", supernet.num_live if supernet else None,
-        ),
-        _cost_chart(record, "macs", "Multiply-adds", start.macs if start else None, bounds),
-        _cost_chart(record, "params", "Parameters", start.params if start else None, bounds),
-        _factor_chart(record),
-    ]  # fmt: skip
-    return charts
+def _progress(
+    stages: Mapping[str, Sequence[Epoch]], key: str, title: str, kind: str
+) -> Iterator[Chart]:
+    """Training and test values over all stages; the lines are broken where the network changes."""
+    end, bands, series = 0, [], []
+    for stage, epochs in stages.items():
+        for name, column, shade in (("training", key, "k0"), ("test", f"test_{key}", "k2")):
+            if points := _points(epochs, column, start=end):
+                series.append(Line(name, points, shade, name == "test" and len(points) <= 30))
+        if epochs:
+            bands.append((end, end + epochs[-1].number, stage))
+            end += epochs[-1].number
+    if series:
+        svg = lines(title, series, kind, log=True, bands=bands)
+        legend = list(dict.fromkeys((line.name, line.colour) for line in series))
+        yield Chart(title, "all stages, a new network in the last", svg, legend)
 
 
-def _factor_chart(record: RunRecord) -> Chart | None:
-    """How far the factors are, and how hard they are pressed."""
-    named = (("mean factor", "mean_factor", "c0"), ("pressure", "pressure", "c2"))
-    series = [
-        Series(name=name, points=[(0.0, 1.0), *points], kind=kind)
-        for name, column, kind in named
-        if (points := _points(record, "search", column))
-    ]
-    if not series:
-        return None
-    svg = line_chart("factors and pressure", series, log=True, x_label="search epoch")
-    legend = [(line.name, line.kind) for line in series]
-    return Chart("Factors and pressure", "mean λ, and the penalty against its start", svg, legend)
-
-
-def _supernet_cost(record: RunRecord) -> Cost | None:
-    try:
-        return architecture_cost(record.supernet) if record.supernet else None
-    except ValueError:  # an operation that is registered only where the run was made
-        return None
-
-
-def _cost_chart(
-    record: RunRecord, column: str, title: str, start: float | None, bounds: dict[str, float]
-) -> Chart | None:
-    levels, final = [], cost_of(record)
-    note = "at the supernet's width; it is fitted afterwards"
-    if column in bounds:
-        levels.append(Level(bounds[column], "budget"))
-    if final:
-        levels.append(Level(getattr(final, column), "final network", "final"))
-    return _search_chart(record, column, title, note, "count", start, levels)
-
-
-def _search_chart(
-    record: RunRecord,
-    column: str,
-    title: str,
-    note: str,
-    kind: str,
-    start: float | None,
-    levels: Sequence[Level] = (),
-) -> Chart | None:
-    points = _points(record, "search", column)
-    if not points:
-        return None
-    if start is not None:
-        points = [(0.0, float(start)), *points]
-    series = [Series(name=title.lower(), points=points)]
-    svg = line_chart(title, series, kind=kind, levels=levels, x_label="search epoch")
-    return Chart(title, note, svg)
-
-
-def _trajectories(record: RunRecord, most_lines: int) -> Chart | None:
+def _factors(record: RunRecord, graph: BlockGraph, most: int) -> Chart:
     """Each scaling factor over the search epochs, up to where it becomes 0."""
-    if record.architecture is None or record.only_last or not record.history or not most_lines:
-        return None
-    found = record.architecture
-    graph = BlockGraph.complete(found.operations, found.num_levels)
+    drawn: list[Line] = []
     num_sets = len(record.history[0])
-    lines = [
-        _trajectory(record, graph, place, i)
-        for place in range(num_sets)
-        for i in range(len(graph.connections))
-    ]
-    # those that live longest last, so that they are drawn on top
-    lines.sort(key=lambda line: (len(line.points), line.points[-1][1]))
-    drawn = lines[-most_lines:]
-    svg = line_chart("scaling factors", drawn, wide=True, x_label="search epoch")
+    for place in range(num_sets):
+        for i, (source, target) in enumerate(graph.connections):
+            values = [1.0, *(epoch[place][i] for epoch in record.history)]
+            dead = values.index(0) if 0 in values else None
+            name = f"block {place + 1}: " if num_sets > 1 else ""
+            name += f"{node_name(graph, source)} → {node_name(graph, target)}"
+            end = f"λ = {values[-1]:.3f} at the end" if dead is None else f"0 after epoch {dead}"
+            points = [(float(at), value) for at, value in enumerate(values[: dead and dead + 1])]
+            shade, tip = colour(graph, source), f"{name}\n{end}"
+            drawn.append(Line(name, points, shade, tip=tip, faint=dead is not None))
+    drawn.sort(key=lambda line: (len(line.points), line.points[-1][1]))  # what lives is on top
     note = "every λ from 1 at the start; coloured by the operation that it leaves"
-    if len(drawn) < len(lines):
-        note += f"; the {len(drawn)} of {len(lines)} that lived longest"
-    legend = [(readable_operation(graph.operation(n)), colour(graph, n)) for n in _first(graph)]
-    return Chart("Scaling factors", note, svg, [("block input", "input"), *legend])
+    if len(drawn) > most:
+        note += f"; the {most} of {len(drawn)} that lived longest"
+    svg = lines("scaling factors", drawn[-most:], wide=True, x_label="search epoch")
+    legend = [("block input", "neutral")]
+    legend += [(readable_operation(name), colour(graph, node))
+               for node, name in enumerate(graph.operations, 1)]  # fmt: skip
+    return Chart("Scaling factors", note, svg, legend, wide=True)
 
 
-def _first(graph: BlockGraph) -> range:
-    """The operations of level 1, so one node of each operation."""
-    return range(1, 1 + len(graph.operations))
-
-
-def _trajectory(record: RunRecord, graph: BlockGraph, place: int, index: int) -> Series:
-    source, target = graph.connections[index]
-    values = [1.0, *(epoch[place][index] for epoch in record.history)]
-    dead = next((i for i, value in enumerate(values) if value == 0), None)
-    points = [(float(i), value) for i, value in enumerate(values[: dead and dead + 1])]
-    name = f"{node_name(graph, source)} → {node_name(graph, target)}"
-    if len(record.history[0]) > 1:
-        name = f"block {place + 1}: {name}"
-    end = f"λ = {values[-1]:.3f} at the end" if dead is None else f"0 after epoch {dead}"
-    state = "alive" if dead is None else "dying"
-    return Series(
-        name=name,
-        points=points,
-        kind=f"{state} {colour(graph, source)}",
-        tip=f"{name}\n{end}",
-    )
+def compare(records: Sequence[RunRecord]) -> dict[str, Any] | None:
+    """Several runs, or a run and the networks of a study, by cost and error; None for one run."""
+    studies = sorted({study for record in records for study in record.studies})
+    if len(records) == 1 and not studies:
+        return None
+    short = [record.name for record in records]
+    names = [name if short.count(name) == 1 else f"{record.path.resolve().parent.name}/{name}"
+             for record, name in zip(records, short, strict=True)]  # fmt: skip
+    kinds = sorted({kind for _, _, kind in studies})
+    networks = [(macs, error, kind, kinds.index(kind), "") for macs, error, kind in studies]
+    series = []
+    for i, (record, name) in enumerate(zip(records, names, strict=True)):
+        if found := record.metrics:
+            networks.append((found["macs"], found["test_error"], name, i, name))
+        if points := _points(record.stage("train"), "test_error"):
+            series.append(Line(name, points, f"k{i % NUM_COLOURS}", dots=True))
+    dots = []
+    for macs, error, name, i, label in networks:
+        tip = f"{name}\n{text_of(macs, 'count')} multiply-adds, {text_of(error, 'percent')}"
+        dots.append(Dot(macs, error, tip, f"k{i % NUM_COLOURS}", not label, label))
+    curve = lines("test error", series, "percent", log=True, wide=True) if series else None
+    return {
+        "scatter": scatter("test error against multiply-adds", dots) if dots else None,
+        "curve": curve if len(records) > 1 else None,
+        "kinds": kinds,
+        "runs": list(zip(names, records, strict=True)),
+    }

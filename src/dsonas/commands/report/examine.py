@@ -1,77 +1,67 @@
-"""How a finished network does on each of its test images."""
+"""How a finished network does on each of its test images: measured once, then kept."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dsonas.data import DataConfig, ImageData, load_data
-from dsonas.run import RunError, RunFolder, check_fits, held_out_batches
+from dsonas._utils import write_atomically
+from dsonas.data import DataConfig, ImageData, ImageSet, load_data
+from dsonas.run import RunFolder, held_out_batches, place_network
 from dsonas.train import Engine, EngineConfig
 
-MOST_SHOWN = 24
-MOST_OF_A_PAIR = 3
-THUMBNAIL = 64
+FILE_NAME = "evaluation.json"
+MOST_SHOWN, MOST_OF_A_PAIR, THUMBNAIL = 24, 3, 64
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test image that the network takes for another class.
-
-    Args:
-        label: true class.
-        predicted: class with the highest probability.
-        probability: of that class, in [0, 1].
-        true_probability: of the true class, in [0, 1].
-        picture: a data URI.
-        side: of the picture in pixels.
-    """
+    """A test image that the network takes for another class."""
 
     label: int
     predicted: int
-    probability: float
-    true_probability: float
-    picture: str
-    side: int
+    probability: float  # of the predicted class, in [0, 1]
+    file: str = ""  # its name and that of its folder, if it is in a file
+    picture: str = ""  # a data URI; only the surest few have one
+    side: int = 0  # of the picture in pixels
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What the network makes of its test images.
+    """What the network makes of its test images."""
 
-    Args:
-        class_names: in the order of the labels.
-        counts: for each true class (row), how many images are taken for each class.
-        mistakes: the most confident wrong ones.
-    """
-
-    class_names: tuple[str, ...]
-    counts: list[list[int]]
-    mistakes: list[Mistake]
+    class_names: list[str]
+    confusion: list[list[int]]  # for each true class (row), how many are taken for each class
+    mistakes: list[Mistake]  # all, the surest first
+    network: str  # SHA-256 of its file
 
     @property
     def num_images(self) -> int:
         """All test images."""
-        return sum(map(sum, self.counts))
+        return sum(map(sum, self.confusion))
 
     @property
-    def num_wrong(self) -> int:
-        """Those that are taken for another class."""
-        return self.num_images - sum(row[i] for i, row in enumerate(self.counts))
+    def error(self) -> float:
+        """Test error in percent."""
+        return 100 * len(self.mistakes) / self.num_images
 
     @property
     def class_errors(self) -> list[tuple[str, float, int]]:
         """Name, error in percent and number of images of each class, the worst first."""
         rows = [
             (name, 100 * (1 - row[i] / sum(row)), sum(row))
-            for i, (name, row) in enumerate(zip(self.class_names, self.counts, strict=True))
+            for i, (name, row) in enumerate(zip(self.class_names, self.confusion, strict=True))
             if sum(row)
         ]
         return sorted(rows, key=lambda row: -row[1])
@@ -79,46 +69,52 @@ class Examination:
     @property
     def confusions(self) -> list[tuple[str, str, int]]:
         """True class, predicted class and number, the most frequent first."""
-        pairs = [
-            (self.class_names[i], self.class_names[j], count)
-            for i, row in enumerate(self.counts)
-            for j, count in enumerate(row)
-            if i != j and count
-        ]
-        return sorted(pairs, key=lambda pair: -pair[2])
+        pairs = Counter((mistake.label, mistake.predicted) for mistake in self.mistakes)
+        ranked = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
+        return [(self.class_names[i], self.class_names[j], count) for (i, j), count in ranked]
 
 
 def examine(
     folder: RunFolder, config: Mapping[str, Any], data: ImageData | None = None
 ) -> Examination:
-    """Run the network of a folder on its test images.
+    """Run the network of a finished run on its test images, or read what that gave before.
 
-    Args:
-        folder: a finished run.
-        config: its settings, nested as in ``config.yaml``.
-        data: the data set, if it is in memory already.
+    The result goes into ``evaluation.json``, with the network's fingerprint, and stays as it was
+    measured: images that are added, moved or lost later change nothing in it.
 
     Raises:
         ValueError: if network or data set cannot be had; the message says why.
     """
-    network, preprocessing = folder.load_network()
+    file = folder.path / "network.safetensors"
+    key = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
+    if stored := _stored(folder.path / FILE_NAME, key):
+        return stored
     engine = Engine(_from_mapping(EngineConfig, config.get("engine")))
     if data is None:
         data = load_data(_from_mapping(DataConfig, config.get("data")), config.get("seed") or 0)
-    if preprocessing.class_names != data.class_names:
-        raise RunError(
-            "the network knows other classes than the data set has now: "
-            f"{len(preprocessing.class_names)} and {len(data.class_names)} classes"
-        )
-    check_fits(network.architecture, data)
-    data = replace(data, mean=preprocessing.mean, std=preprocessing.std)
-    engine.place(network)
+    network, data = place_network(folder, data, engine)
     probabilities, labels = _predict(network, data, engine)
-    return Examination(
-        class_names=data.class_names,
-        counts=_count(probabilities.argmax(1), labels, data.num_classes),
-        mistakes=_mistakes(probabilities, labels, data),
-    )
+    size = data.num_classes
+    counts = torch.bincount(labels * size + probabilities.argmax(1), minlength=size**2)
+    mistakes = _mistakes(probabilities, labels, data.test)
+    found = Examination(list(data.class_names), counts.reshape(size, size).tolist(), mistakes, key)
+    keys = ("name", "error", "images")
+    classes = [dict(zip(keys, row, strict=True)) for row in found.class_errors]
+    text = json.dumps({"test_error": found.error, "classes": classes, **asdict(found)})
+    with suppress(OSError):  # a folder that is read only: the report goes elsewhere
+        write_atomically(folder.path / FILE_NAME, text.encode())
+    return found
+
+
+def _stored(file: Path, key: str) -> Examination | None:
+    """What was measured before with this very network; None if there is nothing of use."""
+    try:
+        value = json.loads(file.read_text())
+        mistakes = [Mistake(**mistake) for mistake in value["mistakes"]]
+        found = Examination(value["class_names"], value["confusion"], mistakes, value["network"])
+        return found if found.network == key and found.error >= 0 and found.class_errors else None
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError):
+        return None
 
 
 def _from_mapping(kind: type[Any], values: object) -> Any:
@@ -139,55 +135,28 @@ def _predict(network: torch.nn.Module, data: ImageData, engine: Engine) -> tuple
     return torch.cat(rows), torch.cat(labels)
 
 
-def _count(predicted: Tensor, labels: Tensor, num_classes: int) -> list[list[int]]:
-    flat = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
-    return flat.reshape(num_classes, num_classes).tolist()
-
-
-def _mistakes(probabilities: Tensor, labels: Tensor, data: ImageData) -> list[Mistake]:
-    """The most confident mistakes, at most a few of each pair of classes."""
+def _mistakes(probabilities: Tensor, labels: Tensor, images: ImageSet) -> list[Mistake]:
+    """All mistakes, the surest first; the surest few of each pair of classes with a picture."""
     confidence, predicted = probabilities.max(1)
     wrong = torch.nonzero(predicted != labels).flatten()
-    ranked = wrong[confidence[wrong].argsort(descending=True, stable=True)].tolist()
     pairs: Counter[tuple[int, int]] = Counter()
-    chosen: list[int] = []
-    for index in ranked:
-        pair = int(labels[index]), int(predicted[index])
+    found, num_shown = [], 0
+    for i in wrong[confidence[wrong].argsort(descending=True, stable=True)].tolist():
+        pair, picture, side = (int(labels[i]), int(predicted[i])), "", 0
         pairs[pair] += 1
-        if pairs[pair] <= MOST_OF_A_PAIR and len(chosen) < MOST_SHOWN:
-            chosen.append(index)
-    return [
-        Mistake(
-            label=int(labels[i]),
-            predicted=int(predicted[i]),
-            probability=float(confidence[i]),
-            true_probability=float(probabilities[i, labels[i]]),
-            picture=to_data_uri(pixels),
-            side=min(pixels.shape[-1], THUMBNAIL),
-        )
-        for i, pixels in zip(chosen, _gather(data, chosen), strict=True)
-    ]
+        if pairs[pair] <= MOST_OF_A_PAIR and num_shown < MOST_SHOWN:
+            num_shown += 1
+            picture, side = _thumbnail(images.gather(torch.tensor([i]))[0])
+        file = "/".join(Path(images.name(i)).parts[-2:])
+        found.append(Mistake(*pair, round(float(confidence[i]), 6), file, picture, side))
+    return found
 
 
-def _gather(data: ImageData, chosen: Sequence[int]) -> list[Tensor]:
-    return list(data.test.gather(torch.tensor(chosen, dtype=torch.int64))) if chosen else []
+def _thumbnail(pixels: Tensor) -> tuple[str, int]:
+    """An image, uint8 (1 or 3, side, side), as a data URI of at most 64 pixels; and its side."""
+    from torchvision.transforms.v2.functional import to_pil_image
 
-
-def to_data_uri(pixels: Tensor) -> str:
-    """An image as text that a page can hold.
-
-    Args:
-        pixels: uint8, (1 or 3, height, width); larger sides than 64 are reduced.
-
-    Example:
-        >>> to_data_uri(torch.zeros(1, 8, 8, dtype=torch.uint8))[:22]
-        'data:image/png;base64,'
-    """
-    from PIL import Image
-
-    array = pixels.permute(1, 2, 0).numpy()
-    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    image, buffer = to_pil_image(pixels), io.BytesIO()
     image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(), image.width
