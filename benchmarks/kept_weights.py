@@ -25,7 +25,7 @@ import torch
 
 from ablations import SEARCHES, compare
 from dsonas._utils import derive_seed
-from dsonas.commands.comparison.work import training_work
+from dsonas.commands.comparison.study import training_work
 from dsonas.commands.configuring import config_parser, parse, to_config
 from dsonas.cost.costs import architecture_cost
 from dsonas.data import load_data

@@ -7,23 +7,25 @@ It prints file, class and probability of each image.
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
 
 
 def main(model: str, paths: list[str]) -> None:
     """Classify the images one by one."""
+    sys.path.insert(0, str(Path(model).parent))
+    from pixels import read_pixels  # it lies beside the network
+
     session = onnxruntime.InferenceSession(model)
     notes = session.get_modelmeta().custom_metadata_map
-    keys = ("class_names", "image_size", "input_channels", "mean", "std")
-    names, size, channels, mean, std = (json.loads(notes[key]) for key in keys)
+    keys = ("class_names", "image_size", "input_channels", "crop", "mean", "std")
+    names, size, channels, crop, *statistics = (json.loads(notes[key]) for key in keys)
+    mean, std = (np.float32(values).reshape(-1, 1, 1) for values in statistics)
     for path in paths:
-        image = ImageOps.exif_transpose(Image.open(path)).convert("L" if channels == 1 else "RGB")
-        square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-        pixels = np.asarray(square, np.float32).reshape(size, size, channels) / 255
-        images = ((pixels - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)[None]
+        pixels = read_pixels(path, size, channels, crop)
+        images = ((pixels / np.float32(255) - mean) / std)[None]
         logits = session.run(None, {"images": images})[0][0]
         probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         best = probabilities.argmax()

@@ -1,10 +1,14 @@
 """`dsonas compare` as a user runs it: refusals, a plan, and one whole study that is killed."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,15 +16,18 @@ import pytest
 OPTIONS = {
     "number": ("--seeds x", "seeds must be a whole number, got 'x'"),
     "range": ("--seeds 0", "seeds must be at least 1, got 0"),
-    "processes": ("--processes 0", "processes must be at least 1"),
+    "processes": ("--processes 0", "jobs.number must be at least 1, got 0"),
+    "jobs": ("--jobs.number x", "jobs.number must be a whole number, got 'x'"),
+    "backend": ("--jobs.backend pbs", "jobs.backend must be one of loky, ray, dask, got 'pbs'"),
+    "address": ("--jobs.address a:1", "jobs.address must be left out of this machine"),
     "fraction": ("--held_out x", "held_out must be a number, got 'x'"),
     "space": ("--spaces half", "spaces must be names out of"),
     "budget": ("--budgets 1k,zz", "budget.macs must be a positive number"),
     "infeasible": ("--budgets 100", "cannot be met"),
     "twice": ("--budgets 30k,30k", "budgets must not repeat"),
     "latency": ("--budget.latency_ms 1", "latency_ms must be left out"),
-    "option": ("--search.lr 0", "search.lr must be above 0"),
-    "job": ("--job nothing", "no trial or ranking 'nothing'"),
+    "option": ("--search.lr 0", "search.lr must be a number > 0"),
+    "job": ("--job nothing", "no job 'nothing'"),
 }
 
 
@@ -58,7 +65,7 @@ SMALL = shlex.split(
 def test_a_killed_study_goes_on_and_ends_with_the_comparison(dsonas, start, tiny, tmp_path):
     """Killed after its search: the same command does the rest, and the search only once."""
     out = tmp_path / "study"
-    given = ["compare", *tiny, *SMALL, "--out", out, "--processes", "1"]
+    given = ["compare", *tiny, *SMALL, "--out", out, "--jobs.number", "1"]
     process = start(*given)
     search = out / "jobs" / "search-share-0" / "result.json"
     deadline = time.monotonic() + 120
@@ -108,6 +115,83 @@ def test_a_killed_study_goes_on_and_ends_with_the_comparison(dsonas, start, tiny
     assert searches.code == 0, searches
     assert "1 jobs, 1 of them done" in searches.out
     assert json.loads((out / "compare.json").read_text()) == value  # nothing to compare
+
+
+MARK = """
+import os
+from pathlib import Path
+with Path({log!r}).open("a") as file:
+    file.write(f"{{os.getppid()}}\\n")
+"""
+
+
+@contextmanager
+def ray_cluster() -> Iterator[str]:
+    """Two nodes of one core, each a set of processes of its own; the cluster's address."""
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    try:
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+@contextmanager
+def dask_cluster() -> Iterator[str]:
+    """A scheduler and two workers, each a process of its own; the scheduler's address."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+        yield cluster.scheduler_address
+
+
+CLUSTERS = {
+    "ray": (ray_cluster, "RAY_ADDRESS"),
+    "dask": (dask_cluster, "DASK_SCHEDULER_ADDRESS"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", CLUSTERS)
+def test_a_cluster_of_two_workers_does_the_jobs_and_gets_the_same(
+    start, tiny, tmp_path, backend, monkeypatch
+):
+    """The parent of a job is its worker: both work. Results are those of this machine's jobs."""
+    make, variable = CLUSTERS[backend]
+    marks = tmp_path / "marks"
+    (tmp_path / "mark.py").write_text(MARK.format(log=str(marks)))
+    given = ["compare", *tiny, *SMALL, "--random", "2", "--out", tmp_path / "study"]
+    given += ["--import", tmp_path / "mark.py", "--jobs.backend", backend]
+    with make() as address:
+        process = start(*given, "--jobs.address", address)
+        out, err = process.communicate(timeout=500)
+        assert process.returncode == 0, (out, err)
+        monkeypatch.setenv(variable, address)
+        process = start(*given, "--random", "3")  # adds a job to the study
+        out, err = process.communicate(timeout=500)
+        assert process.returncode == 0, (out, err)
+    value = json.loads((tmp_path / "study" / "compare.json").read_text())
+    assert value["complete"]
+    assert len(value["budgets"][0]["random"]) == 3
+    parents = Counter(marks.read_text().split())
+    del parents[str(os.getpid())]  # of the study itself
+    assert len(parents) >= 2
+    here = [argument for argument in given if argument not in ("--jobs.backend", backend)]
+    here[here.index("--out") + 1] = tmp_path / "here"
+    process = start(*here)
+    process.communicate(timeout=500)
+    for result in (tmp_path / "here").glob("jobs/*/result.json"):
+        other = tmp_path / "study" / result.relative_to(tmp_path / "here")
+        assert timeless(result) == timeless(other)
+
+
+def timeless(result: Path) -> dict:
+    """A result without its times."""
+    value = json.loads(result.read_text())
+    return {key: value[key] for key in value if not key.endswith("seconds")}
 
 
 def archive(arguments):

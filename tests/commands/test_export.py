@@ -32,7 +32,7 @@ def test_a_line_for_every_file(dsonas, run: Path):
     assert all(" 50/50 " in line and line.endswith(" ms") for line in files)
     assert last == "compared on 50 test images of digits; latency: one image, 1 thread, median"
     names = {path.name for path in (run / "export").iterdir()}
-    assert names == {"network.pt2", "network.py", "network.pt"}
+    assert names == {"network.pt2", "network.py", "network.json", "network.pt", "pixels.py"}
 
 
 def test_json_is_one_object(dsonas, run: Path):
@@ -41,7 +41,8 @@ def test_json_is_one_object(dsonas, run: Path):
     assert (value["folded"], value["num_images"], value["threads"]) == (True, 50, 1)
     (file,) = value["exports"]
     assert file["format"] == "python"
-    assert file["paths"] == [str(run / "export" / name) for name in ("network.py", "network.pt")]
+    names = ("network.py", "network.json", "network.pt")
+    assert file["paths"] == [str(run / "export" / name) for name in names]
     assert file["same_predictions"] == 50
     assert file["max_difference"] < 1e-4
 
@@ -82,11 +83,12 @@ def test_the_commands_and_programs_of_the_page_work(dsonas, run: Path, monkeypat
     programs = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     printed = []
     for program in programs:
-        if not program.startswith("class "):  # a part of a file, shown
-            exec(compile(program, "deploy.md", "exec"), {})
-            printed.append(capsys.readouterr().out)
-    sys.modules.pop("network", None)
+        exec(compile(program, "deploy.md", "exec"), {})
+        printed.append(capsys.readouterr().out)
+    for name in ("network", "pixels"):
+        sys.modules.pop(name, None)
     assert len(printed) == 4
-    assert printed[0] == printed[1]  # onnx and pt2: five times the same image
-    assert printed[0].count(printed[2].strip()) == 5
+    label = printed[2].strip()  # of the same white image, once, five times and once
+    assert printed[0] == f"['{label}']\n"
+    assert printed[1] == f"{[label] * 5}\n"
     assert printed[3].startswith("runs/demo/export/network.py ")

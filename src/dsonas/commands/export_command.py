@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from dsonas.commands.configuring import OptionParser, UsageError, parse
@@ -15,10 +14,11 @@ from dsonas.run import StopSignal
 DESCRIPTION = (
     "Write the network of a finished run under DIR/export, for use without dsonas. Each file is\n"
     "read back and compared with the run on its test images, or on random ones where those are\n"
-    "out of reach. Class names and preprocessing travel with every format.\n\n"
+    "out of reach. Class names and preprocessing travel with every format; pixels.py beside\n"
+    "them reads image files as the run did.\n\n"
     "  onnx     network.onnx: for onnxruntime and many others; any batch size\n"
     "  pt2      network.pt2: a torch.export program; any batch size\n"
-    "  python   network.py, network.pt: readable source, torch alone, and its weights"
+    "  python   network.py, network.json, network.pt: source for torch alone, plan, weights"
 )
 
 
@@ -30,15 +30,14 @@ def export(command: str, arguments: list[str], stop: StopSignal) -> int:
     add("--format", type=str, action="append", metavar="NAME", dest="formats",
         help="onnx, pt2 or python; several with commas, or repeated (default all)")  # fmt: skip
     add("--fold", action="store_true", help="fold batch normalisation into convolutions")
-    add(
-        "--threads", type=int, default=1, metavar="N", help="CPU threads of the latency (default 1)"
-    )
+    text = "CPU threads of the latency (default 1)"
+    add("--threads", type=int, default=1, metavar="N", help=text)
     add("--json", action="store_true", help="print one JSON object alone")
     values = parse(parser, arguments)
     formats = _formats(values.formats)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it looks for CUDA
     results = export_run(values.DIR, formats, values.fold, threads=values.threads)
-    print(json.dumps(_summary(results)) if values.json else _table(results))
+    print(json.dumps(_summary(results), default=str) if values.json else _table(results))
     return 0
 
 
@@ -54,17 +53,15 @@ def _formats(given: list[str] | None) -> list[str]:
 
 def _summary(results: list[ExportResult]) -> dict[str, Any]:
     shared = ("images", "num_images", "pytorch_latency_ms", "threads", "folded")
-    first = asdict(results[0])
-    files = [{**asdict(result), "paths": list(map(str, result.paths))} for result in results]
-    return {
-        **{name: first[name] for name in shared},
-        "exports": [{k: v for k, v in file.items() if k not in shared} for file in files],
-    }
+    files = [asdict(result) for result in results]
+    own = [{name: file[name] for name in file if name not in shared} for file in files]
+    return {**{name: files[0][name] for name in shared}, "exports": own}
 
 
 def _table(results: list[ExportResult]) -> str:
     first = results[0]
-    names = [", ".join(map(str, _shortened(result.paths))) for result in results]
+    # of the files of a format the first with its folder, the others by name
+    names = [", ".join([str(r.paths[0]), *(path.name for path in r.paths[1:])]) for r in results]
     width = max(len("PyTorch, eager"), *map(len, names))
     lines = [
         f"{'file':<{width}}     size  max difference  same class    latency",
@@ -80,8 +77,3 @@ def _table(results: list[ExportResult]) -> str:
     threads = "1 thread" if first.threads == 1 else f"{first.threads} threads"
     lines.append(f"{folded}compared on {first.images}; latency: one image, {threads}, median")
     return "\n".join(lines)
-
-
-def _shortened(paths: tuple[Path, ...]) -> list[str]:
-    """The first with its folder, the others by name."""
-    return [str(paths[0]), *(path.name for path in paths[1:])]

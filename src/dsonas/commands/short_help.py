@@ -184,7 +184,7 @@ study
   --hand_made N               trainings of each hand-made network [as seeds]
   --trial_epochs N            epochs of a trial [a fifth of train.epochs]
   --held_out X                share of the training images to choose by [0.1]
-  --processes N               jobs at a time, of one CPU thread [all cores]
+  --jobs.number N             jobs at a time, of one CPU thread [all cores]
   --dry_run                   print the jobs and their counted cost, and end
 """
         + _DATA

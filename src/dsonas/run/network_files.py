@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,13 @@ class Preprocessing:
 
     def pixels(self, skeleton: Skeleton) -> dict[str, Any]:
         """How an image file becomes an input of a network: arguments of ``load_images``."""
-        values = {name: value for name, value in asdict(self).items() if name != "class_names"}
+        values = {"mean": self.mean, "std": self.std, "crop": self.crop}
         size, channels = skeleton.image_size, skeleton.input_channels
         return {"image_size": size, "input_channels": channels, **values}
 
     def description(self, skeleton: Skeleton) -> dict[str, Any]:
         """All of it as JSON values, for files of networks and exports."""
-        names = {"class_names": self.class_names}
-        return {**names, **self.pixels(skeleton), "resize": RESIZE}
+        return {"class_names": self.class_names, **self.pixels(skeleton), "resize": RESIZE}
 
     def check(self, skeleton: Skeleton) -> None:
         """Refuse what does not fit a network.
@@ -80,8 +79,8 @@ def write_weights(path: Path, network: Network, preprocessing: Preprocessing) ->
         for name, value in network.state_dict().items()
         if not name.startswith("auxiliary.")
     }
-    values = preprocessing.description(network.architecture.skeleton)
-    metadata = {name: json.dumps(value) for name, value in values.items()}
+    values = preprocessing.description(network.architecture.skeleton).items()
+    metadata = {name: json.dumps(value) for name, value in values}
     write_atomically(path, _in_order(to_safetensors(weights, metadata)))
 
 

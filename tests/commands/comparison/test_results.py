@@ -3,16 +3,23 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import pytest
 
+from dsonas.commands.comparison.jobs import Unit, read_json, result_file, to_json
 from dsonas.commands.comparison.plot import svg
-from dsonas.commands.comparison.results import comparison, cost, hardware
-from dsonas.commands.comparison.statistics import rank_correlation, welch_p
-from dsonas.commands.comparison.study_folder import StudyFolder, check_same, to_json
-from dsonas.commands.comparison.table import markdown
-from dsonas.commands.comparison.units import Unit, study_units
+from dsonas.commands.comparison.results import (
+    comparison,
+    cost,
+    hardware,
+    markdown,
+    rank_correlation,
+    welch_p,
+)
+from dsonas.commands.comparison.single_job import begin, read_task, write_given
+from dsonas.commands.comparison.study import Study
 from dsonas.cost.budgets import Budget
 from dsonas.run.runs import RunError
 
@@ -38,21 +45,30 @@ def fake_result(unit: Unit, number: int) -> dict:
     return value
 
 
+class Filled(NamedTuple):
+    """A study whose jobs are done."""
+
+    study: Study
+    units: list[Unit]
+    path: Path
+
+    def compared(self, **failed: str) -> dict:
+        return comparison(self.study, self.units, self.path, failed)
+
+
 @pytest.fixture
 def filled(study, tmp_path):
     made = study(random=5, seeds=3, hand_made=3)
-    folder = StudyFolder(tmp_path, made, ["dsonas"])
-    units = study_units(made)
+    units = made.units()
     for number, unit in enumerate(units):
-        folder.folder(unit).mkdir(parents=True)
-        path = folder.folder(unit) / "result.json"
+        path = result_file(tmp_path, unit.name)
+        path.parent.mkdir(parents=True)
         path.write_bytes(to_json(fake_result(unit, number)))
-    return folder, units
+    return Filled(made, units, tmp_path)
 
 
 def test_the_contract_and_the_numbers_behind_it(filled):
-    folder, units = filled
-    value = json.loads(to_json(comparison(folder, units, {})))
+    value = json.loads(to_json(filled.compared()))
     assert value["complete"]
     places = [(entry["macs"], entry["space"]) for entry in value["budgets"]]
     assert places == [(3e4, "share"), (3e4, "full"), (6e4, "share"), (6e4, "full")]
@@ -72,15 +88,13 @@ def test_the_contract_and_the_numbers_behind_it(filled):
                                          "hand_made_residual", "hand_made_mobile"}  # fmt: skip
         tau = rank_correlation([30.0 - i for i in range(5)], entry["random"])
         assert tau is not None
-        assert entry["kendall_tau"]["tau"] == pytest.approx(tau.tau)
-    assert len(value["networks"]) == sum(unit.kind == "train" for unit in units)
+        assert entry["kendall_tau"]["tau"] == pytest.approx(tau["tau"])
+    assert len(value["networks"]) == sum(unit.kind == "train" for unit in filled.units)
 
 
 def test_results_keep_their_budget_when_the_list_changes(filled, study):
-    folder, _ = filled
     made = study(random=5, seeds=3, hand_made=3, budgets=(Budget(macs="60k"), Budget(macs="30k")))
-    again = StudyFolder(folder.path, made, ["dsonas"])
-    value = comparison(again, study_units(made), {})
+    value = comparison(made, made.units(), filled.path, {})
     assert value["complete"]
     for entry in value["budgets"]:
         lower = 1 if entry["macs"] == 6e4 else 0
@@ -88,11 +102,10 @@ def test_results_keep_their_budget_when_the_list_changes(filled, study):
 
 
 def test_the_cost_is_the_sum_of_its_parts(filled):
-    folder, units = filled
-    value = comparison(folder, units, {})["cost"]
-    assert value["core_hours"] == pytest.approx(2 * len(units) / 3600, abs=1e-3)
+    value = filled.compared()["cost"]
+    assert value["core_hours"] == pytest.approx(2 * len(filled.units) / 3600, abs=1e-3)
     assert sum(s["candidates"] for s in value["random_search"].values()) == sum(
-        unit.kind == "trial" for unit in units
+        unit.kind == "trial" for unit in filled.units
     )
     for name, search in value["random_search"].items():
         counted = value["search"][name.split("-")[2]]["counted_macs"]
@@ -101,11 +114,10 @@ def test_the_cost_is_the_sum_of_its_parts(filled):
 
 
 def test_a_study_that_is_not_complete_says_so(filled):
-    folder, units = filled
-    for unit in units:
+    for unit in filled.units:
         if unit.kind == "rank" or unit.method == "random_search":
-            (folder.folder(unit) / "result.json").unlink()
-    value = comparison(folder, units, {"rank-full-5": "exit code 1"})
+            result_file(filled.path, unit.name).unlink()
+    value = filled.compared(**{"rank-full-5": "exit code 1"})
     assert not value["complete"]
     assert value["budgets"][0]["random_search"] == []
     assert "random_search" not in value["budgets"][0]["against"]
@@ -118,15 +130,14 @@ def test_a_study_that_is_not_complete_says_so(filled):
 
 def test_a_study_without_any_result_is_no_error(study, tmp_path):
     made = study()
-    value = comparison(StudyFolder(tmp_path, made, []), study_units(made), {})
+    value = comparison(made, made.units(), tmp_path, {})
     assert value["budgets"][0]["p_value"] is None
     ElementTree.fromstring(svg(value))
     assert "Not complete" in markdown(value)
 
 
 def test_the_table_shows_what_the_json_holds(filled):
-    folder, units = filled
-    value = comparison(folder, units, {})
+    value = filled.compared()
     rows = [line for line in markdown(value).splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + 4 * 6
     summary = value["budgets"][0]["summary"]["searched"]
@@ -137,8 +148,7 @@ def test_the_table_shows_what_the_json_holds(filled):
 
 
 def test_the_picture_has_a_dot_for_each_training(filled):
-    folder, units = filled
-    value = comparison(folder, units, {})
+    value = filled.compared()
     root = ElementTree.fromstring(svg(value))
     shown = sum(len(entry[method]) for entry in value["budgets"] for method in BASE)
     name = "{http://www.w3.org/2000/svg}"
@@ -155,36 +165,27 @@ def test_the_picture_has_a_dot_for_each_training(filled):
 
 def test_the_winner_of_a_random_search_is_chosen_by_held_out_images(filled):
     """The lowest held-out error; the test error of a trial is not even known."""
-    folder, units = filled
-    folder.begin("seed: 0\n")
-    name = "train-random-search-share-0-30k-at-30k-0"
-    unit = next(unit for unit in units if unit.name == name)
-    trials = [json.loads((folder.path / "jobs" / n / "result.json").read_text())
-              for n in unit.needs]  # fmt: skip
+    study, path = filled.study, filled.path
+    begin(path, study, "seed: 0\n")
+    task = read_task(path, "train-random-search-share-0-30k-at-30k-0")
+    trials = [read_json(result_file(path, name)) for name in task["needs"]]
     assert not any("test_error" in trial for trial in trials)
     best = min(trials, key=lambda trial: trial["validation_error"])["subject"]
-    command = folder.command(unit)
-    given = Path(command[command.index("--architecture") + 1]).read_text()
-    kept = (folder.path / "architectures" / f"{unit.subject}.json").read_text()
-    assert kept == (folder.path / "architectures" / f"{best}.json").read_text()
-    candidates = folder.study.candidates("share", 0, folder.study.config.budgets[0])
-    fitted = folder.study.fit([candidates[int(best[-3:])]], folder.study.config.budgets[0])
-    assert given == fitted.to_json()
+    write_given(path, task, study.config.run)
+    kept = (path / "architectures" / f"{task['subject']}.json").read_text()
+    assert kept == (path / "architectures" / f"{best}.json").read_text()
+    budget = study.config.budgets[0]
+    fitted = study.fit(study.candidates("share", 0, budget)[int(best[-3:])], budget)
+    given = result_file(path, task["name"]).with_name("given.json")
+    assert given.read_text() == fitted.to_json()
 
 
-def test_other_random_architectures_are_refused(filled, study):
-    folder, _ = filled
-    folder.begin("seed: 0\n")
-    other = folder.path / "architectures" / "random-share-000.json"
-    other.write_text((folder.path / "architectures" / "random-share-001.json").read_text())
+def test_other_random_architectures_are_refused(filled):
+    begin(filled.path, filled.study, "seed: 0\n")
+    other = filled.path / "architectures" / "random-share-000.json"
+    other.write_text((filled.path / "architectures" / "random-share-001.json").read_text())
     with pytest.raises(RunError, match="not what this study would draw"):
-        folder.begin("seed: 0\n")
-
-
-def test_other_settings_are_refused(tmp_path):
-    check_same({"a": 1, "b": 2}, {"a": 1}, tmp_path)
-    with pytest.raises(RunError, match="a was 1 and is 2"):
-        check_same({"a": 1}, {"a": 2}, tmp_path)
+        begin(filled.path, filled.study, "seed: 0\n")
 
 
 def test_the_hardware_has_no_name_of_the_machine():
@@ -192,13 +193,3 @@ def test_the_hardware_has_no_name_of_the_machine():
 
     assert hardware()["cores"] >= 1
     assert platform.node() not in json.dumps(hardware()).split('"')
-
-
-def test_jobs_import_the_same_operations(study, tmp_path):
-    made = study()
-    folder = StudyFolder(tmp_path, made, ["dsonas"], ["--import", "mine.py"])
-    folder.begin("seed: 0\n")
-    first = {unit.kind: unit for unit in study_units(made) if not unit.needs}
-    for unit in first.values():
-        command = folder.command(unit)
-        assert command[command.index("--import") + 1] == "mine.py"

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from dsonas.commands.comparison.statistics import (
+from dsonas.commands.comparison.results import (
+    absolute_t,
     means,
     permutation_p,
     rank_correlation,
     relative_error_reduction,
     summarise,
     welch_p,
-    welch_statistic,
 )
 
 ERRORS = st.lists(st.floats(1, 20).map(lambda x: round(x, 2)), min_size=2, max_size=6)
@@ -25,14 +25,14 @@ OURS, OTHERS = [8.1, 8.4, 7.9, 8.2, 8.0], [9.1, 8.9, 9.4, 9.0, 8.8, 9.6]
 def test_a_summary_takes_architectures_as_values():
     summary = summarise([[8.0, 10.0], [11.0], [], [12.0, 12.0, 12.0]])
     assert summary is not None
-    assert (summary.mean, summary.best) == (pytest.approx((9 + 11 + 12) / 3), 8.0)
-    assert summary.std == pytest.approx(np.std([9, 11, 12], ddof=1))
-    assert (summary.num_values, summary.num_trainings) == (3, 6)
+    assert (summary["mean"], summary["best"]) == (pytest.approx((9 + 11 + 12) / 3), 8.0)
+    assert summary["std"] == pytest.approx(np.std([9, 11, 12], ddof=1))
+    assert (summary["num_values"], summary["num_trainings"]) == (3, 6)
     assert means([[8.0, 10.0], []]) == [9.0]
     assert summarise([]) is None
     alone = summarise([[3.0]])
     assert alone is not None
-    assert alone.std is None
+    assert alone["std"] is None
 
 
 def test_the_reduction_of_the_paper():
@@ -54,13 +54,13 @@ def test_welch_follows_its_formula(ours, others):
 
 def test_the_permutation_test_counts_all_regroupings():
     pool = np.array(OURS + OTHERS)
-    observed = abs(welch_statistic(np.array(OURS), np.array(OTHERS)))
+    observed = absolute_t(np.array(OURS), np.array(OTHERS))
     chosen = list(combinations(range(len(pool)), len(OURS)))
     larger = 0
     for indices in chosen:
         mask = np.zeros(len(pool), bool)
         mask[list(indices)] = True
-        larger += abs(welch_statistic(pool[mask], pool[~mask])) >= observed * (1 - 1e-9)
+        larger += absolute_t(pool[mask], pool[~mask]) >= observed * (1 - 1e-9)
     assert permutation_p(OURS, OTHERS) == pytest.approx(larger / len(chosen))
 
 
@@ -89,7 +89,7 @@ def test_rank_correlation_is_between_opposite_and_equal():
     for other, tau in ((errors, 1.0), ([-e for e in errors], -1.0)):
         found = rank_correlation(errors, other)
         assert found is not None
-        assert found.tau == pytest.approx(tau)
-        assert found.num_architectures == 5
+        assert found["tau"] == pytest.approx(tau)
+        assert found["num_architectures"] == 5
     assert rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
     assert rank_correlation([1.0, 2.0], [1.0, 2.0]) is None

@@ -1,23 +1,24 @@
 """What a study consists of: the same list every time, and nothing twice."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from dsonas.commands.comparison.study import Study, budget_label
-from dsonas.commands.comparison.units import known_subjects, study_units
-from dsonas.commands.comparison.work import part_sizes, search_work, training_work
+from dsonas._utils import write_atomically
+from dsonas.commands.comparison.single_job import write_given
+from dsonas.commands.comparison.study import Study, budget_label, training_work
 from dsonas.cost.budgets import Budget, InfeasibleBudgetError, fit_width
 from dsonas.cost.costs import architecture_cost
 from dsonas.graph.architecture import Architecture
-from dsonas.run.run_config import RunConfig
-from dsonas.run.runs import RunFolder, load_chain
+from dsonas.run.run_config import RunConfig, part_sizes
+from dsonas.run.runs import RunFolder
 from dsonas.search.baselines import HAND_MADE
 from dsonas.search.search_stages import alternation
 
 
 def kinds(study: Study) -> dict[str, int]:
-    units = study_units(study)
+    units = study.units()
     return {kind: sum(u.kind == kind for u in units) for kind in ("search", "train", "rank")}
 
 
@@ -33,18 +34,17 @@ def test_the_jobs_are_those_of_the_protocol(study):
 
 
 def test_the_list_is_deterministic_and_its_names_are_unique(study):
-    first, second = study_units(study()), study_units(study())
+    first, second = study().units(), study().units()
     assert first == second
     assert [unit.work for unit in first] == [unit.work for unit in second]
     assert len({unit.name for unit in first}) == len(first)
-    known = known_subjects(study())
-    assert known == known_subjects(study())
-    assert len({subject.name for subject in known}) == len(known)
+    assert study().known() == study().known()
+    assert len(study().known()) == 2 + 2 * (3 + 2) + sum(unit.kind == "trial" for unit in first)
 
 
 def test_every_job_needs_jobs_of_the_list_that_stand_before_it(study):
     seen = set()
-    for unit in study_units(study()):
+    for unit in study().units():
         assert set(unit.needs) <= seen
         assert unit.work > 0
         seen.add(unit.name)
@@ -52,14 +52,13 @@ def test_every_job_needs_jobs_of_the_list_that_stand_before_it(study):
 
 def test_a_larger_study_holds_the_smaller_one(study):
     small = study(seeds=1, train_seeds=1, random=3, spaces=("share",), budgets=(Budget(macs=3e4),))
-    large = study_units(study(seeds=3, train_seeds=2, random=3))
-    assert set(study_units(small)) <= set(large)
-    architectures = {s.name: s.architecture for s in known_subjects(study(random=5))}
-    assert all(architectures[s.name] == s.architecture for s in known_subjects(small))
+    large = study(seeds=3, train_seeds=2, random=3).units()
+    assert set(small.units()) <= set(large)
+    assert small.known().items() <= study(random=5).known().items()
 
 
 def test_seeds_of_trainings_differ(study):
-    seeds = [unit.seed for unit in study_units(study()) if unit.kind in ("train", "trial")]
+    seeds = [unit.seed for unit in study().units() if unit.kind in ("train", "trial")]
     assert len(set(seeds)) == len(seeds)
 
 
@@ -105,7 +104,7 @@ def test_a_hand_made_network_that_meets_a_budget_at_no_width_is_left_out_there(s
     network = replace(run_config.network, channel_multiple=8)
     budgets = Budget(macs="60k"), Budget(macs="200k")
     made = study(run=replace(run_config, network=network), budgets=budgets, random=0)
-    trained = {(u.subject, u.budget) for u in study_units(made) if u.method == "hand_made"}
+    trained = {(u.subject, u.budget) for u in made.units() if u.method == "hand_made"}
     assert trained == {("hand-made-residual", 0), *((f"hand-made-{k}", 1) for k in HAND_MADE)}
 
 
@@ -116,24 +115,29 @@ def test_candidates_are_not_those_of_the_random_baseline(study):
     assert first[:2] != made.random("full")[:2]
 
 
-def test_all_are_fitted_to_the_budget_alike(study):
+def test_all_are_fitted_to_the_budget_alike(study, tmp_path):
     made, budget = study(), Budget(macs="60k")
-    for architecture in (*made.random("share"), *made.hand_made().values()):
-        fitted = made.fit([architecture], budget)
+    for name, architecture in made.known().items():
+        fitted = made.fit(architecture, budget)
         assert 45_000 < architecture_cost(fitted).macs <= 60_000
-        other = made.fit([architecture.with_channels((7, 9))], budget)
-        assert fitted == other  # whatever width it came with
+        assert given(made, tmp_path, name, architecture.to_json(), budget) == fitted
+
+
+def given(made: Study, path: Path, name: str, chain: str, budget: Budget) -> Architecture:
+    """What the job that trains an architecture at a budget makes of its file."""
+    write_atomically(path / "architectures" / f"{name}.json", chain.encode())
+    task = {"name": "a", "kind": "train", "method": "", "subject": name, "bounds": budget.bounds}
+    write_given(path, task, made.config.run)
+    return Architecture.load(path / "jobs" / "a" / "given.json")
 
 
 def test_work_of_a_search_without_a_plan_is_that_of_the_supernet(study, run_config: RunConfig):
-    made = study()
-    space = made.spaces["share"]
     dense = replace(run_config, search=replace(run_config.search, keep_cost=None))
     weights, factors = part_sizes(dense, 200)
     images = 2 * 96 + 4 * 16 * len(alternation(weights // 16, factors // 16, 1))
-    macs = architecture_cost(space.complete()).macs
-    assert search_work(space, dense, 200) == 3 * images * macs
-    assert search_work(space, run_config, 200) < 3 * images * macs
+    macs = architecture_cost(study().spaces["share"].complete()).macs
+    assert study(run=dense).search_work("share") == 3 * images * macs
+    assert study().search_work("share") < 3 * images * macs
 
 
 def test_work_follows_the_plan_and_so_the_log_of_a_search(study, run_config, digits, tmp_path):
@@ -150,7 +154,8 @@ def test_work_follows_the_plan_and_so_the_log_of_a_search(study, run_config, dig
     counted = study().search_work("share")
     assert 0.85 * counted < real <= counted
     found = Architecture.load(tmp_path / "architecture.json")
-    assert study().fit(load_chain(tmp_path / "chain.json"), Budget(macs="30k")) == found
+    chain = (tmp_path / "chain.json").read_text()
+    assert given(study(), tmp_path / "study", "searched", chain, Budget(macs="30k")) == found
 
 
 def test_training_work_counts_whole_batches():

@@ -27,7 +27,11 @@ def quick(monkeypatch: pytest.MonkeyPatch):
 
 
 def write_run(
-    folder: Path, architecture: Architecture, names: tuple[str, ...] = (), config: str = ""
+    folder: Path,
+    architecture: Architecture,
+    names: tuple[str, ...] = (),
+    config: str = "",
+    crop: float = 1.0,
 ) -> Path:
     """The folder of a finished run of an architecture."""
     skeleton = architecture.skeleton
@@ -35,7 +39,7 @@ def write_run(
     statistics = (0.4, 0.3, 0.5)[: skeleton.input_channels]
     run = RunFolder(folder / "run")
     network = randomise(Network(architecture), seed=len(names))
-    run.write_network(network, Preprocessing(names, statistics, statistics))
+    run.write_network(network, Preprocessing(names, statistics, statistics, crop))
     run.write_metrics({"test_error": 12.5})
     if config:
         run.write("config.yaml", config)

@@ -28,6 +28,7 @@ DIGITS = Skeleton(image_size=8, input_channels=1, blocks=(1, 1), channels=(4, 6)
 OPERATIONS = ("separable_conv3x3", "separable_conv5x5", "max_pool3x3", "average_pool3x3")
 DIGITS_CONFIG = "seed: 3\ndata: {name: digits, max_test_images: 40}\n"
 DIGIT_NAMES = tuple(map(str, range(10)))
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 def architecture(seed: int, skeleton: Skeleton, shared: bool = True) -> Architecture:
@@ -82,14 +83,16 @@ def test_what_travels_with_the_files_and_what_does_not(exported: Path):
     extra = {formats.METADATA_FILE: ""}
     torch.export.load(exported / "network.pt2", extra_files=extra)
     pt2 = json.loads(extra[formats.METADATA_FILE])
-    python = runpy.run_path(str(exported / "network.py"))
-    assert tuple(json.loads(onnx["class_names"])) == DIGIT_NAMES
-    assert tuple(pt2["class_names"]) == python["CLASS_NAMES"] == DIGIT_NAMES
-    for key in ("mean", "std", "image_size", "input_channels"):
-        expected = python[key.upper()]
-        assert json.loads(onnx[key]) == pt2[key] == pytest.approx(expected, abs=1e-7)
+    python = runpy.run_path(str(exported / "network.py"))["load"]().notes
+    assert tuple(pt2["class_names"]) == DIGIT_NAMES
+    for key, value in pt2.items():
+        assert python[key] == value
+        assert onnx[key] == (value if isinstance(value, str) else json.dumps(value))
+    preprocessing = RunFolder(exported.parent).load_network()[1]
+    expected = json.loads(json.dumps(preprocessing.description(DIGITS)))
+    assert {key: pt2[key] for key in expected} == expected
     assert pt2["test_error"] == 12.5
-    assert (pt2["data"], onnx["data"], pt2["seed"]) == ("digits", "digits", 3)
+    assert (pt2["data"], pt2["seed"], pt2["resize"]) == ("digits", 3, "bicubic")
     assert [value.shape[0] for value in session.get_inputs()] == ["batch"]
     for path in exported.iterdir():  # no folder of this machine
         assert str(Path(running.__file__).parents[3]).encode() not in path.read_bytes()
@@ -122,44 +125,81 @@ def test_files_work_without_dsonas_and_classify_as_predict_does(exported: Path, 
     assert not list(exported.glob("__pycache__"))
 
 
-def save_odd_images(folder: Path) -> list[str]:
+def save_odd_images(folder: Path) -> tuple[list[str], list[str]]:
+    """Image files of every kind, and some that nothing reads."""
     rng = np.random.default_rng(0)
 
-    def noise(*shape: int) -> np.ndarray:
-        return rng.integers(0, 255, shape, dtype=np.uint8)
+    def noise(*shape: int, top: int = 255) -> np.ndarray:
+        return rng.integers(0, top, shape).astype(np.uint8 if top < 256 else np.int32)
 
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     rgb, rgba = Image.fromarray(noise(20, 30, 3)), Image.fromarray(noise(21, 17, 4), "RGBA")
-    deep = Image.fromarray(rng.integers(0, 65535, (20, 24)).astype(np.uint16))
-    palette = rgb.quantize(16)
+    deep, palette = noise(20, 24, top=65535), rgb.quantize(16)
     saved = {
-        "plain.png": rgb, "turned.jpg": rgb, "clear.png": rgba, "deep.png": deep,
-        "palette.png": palette, "grey.png": rgb.convert("L"), "bits.png": rgb.convert("1"),
-        "large.jpg": rgb.resize((300, 200)), "pale.png": rgba.convert("LA"),
+        "plain.png": rgb, "turned.jpg": rgb, "clear.png": rgba, "palette.png": palette,
+        "deep.png": Image.fromarray(deep.astype(np.uint16)), "deep.pgm": Image.fromarray(deep),
+        "deep.tif": Image.fromarray(deep.astype(np.uint16)), "long.tif": Image.fromarray(deep),
+        "small.tif": Image.fromarray(deep // 257), "grey.png": rgb.convert("L"),
+        "bits.png": rgb.convert("1"), "large.jpg": rgb.resize((300, 200)),
+        "pale.png": rgba.convert("LA"), "pale.tif": rgba.convert("LA"),
+        "print.jpg": rgb.convert("CMYK"), "print.tif": rgb.convert("CMYK"),
+        "video.tif": rgb.convert("YCbCr"), "clear.webp": rgba,
     }  # fmt: skip
     for name, image in saved.items():
         image.save(folder / name, **({"exif": exif} if name == "turned.jpg" else {}))
-    palette.save(folder / "hole.gif", transparency=0)
-    return [str(folder / name) for name in (*saved, "hole.gif")]
+    for name in ("hole.gif", "hole.png"):
+        palette.save(folder / name, transparency=0)
+    rgb.convert("L").save(folder / "key.png", transparency=7)
+    read = [str(folder / name) for name in (*saved, "hole.gif", "hole.png", "key.png")]
+    Image.fromarray(deep / np.float32(65535)).save(folder / "float.tif")
+    Image.fromarray(deep * 10).save(folder / "wide.tif")
+    Image.fromarray(deep - 10000).save(folder / "below.tif")
+    (folder / "cut.png").write_bytes((folder / "plain.png").read_bytes()[:300])
+    return read, [str(folder / name) for name in ("float.tif", "wide.tif", "below.tif", "cut.png")]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_python_file_reads_images_as_dsonas_does(run_folder, tmp_path: Path, channels: int):
+@pytest.mark.parametrize(("channels", "crop"), [(1, 1.0), (3, 0.75)])
+def test_predict_the_python_file_and_the_onnx_program_read_images_alike(
+    run_folder, tmp_path: Path, capsys, monkeypatch, channels: int, crop: float
+):
     skeleton = Skeleton(
         image_size=16, input_channels=channels, num_classes=3, blocks=(1,), channels=(3,)
     )
-    run = run_folder(architecture(0, skeleton))
-    export_run(run, ["python"])
+    run = run_folder(architecture(0, skeleton), crop=crop)
+    export_run(run, ["python", "onnx"])
     exported = runpy.run_path(str(run / "export" / "network.py"))
-    statistics = RunFolder(run).load_network()[1]
-    for path in save_odd_images(tmp_path):
-        settings = {"image_size": 16, "mean": statistics.mean, "std": statistics.std}
-        try:
-            images, _ = next(load_images([path], input_channels=channels, **settings))
-        except ValueError:
-            continue  # dsonas wants colour
-        torch.testing.assert_close(exported["read_image"](path), images[0], rtol=0, atol=1e-6)
+    read, refused = save_odd_images(tmp_path)
+    pixels = RunFolder(run).load_network()[1].pixels(skeleton)
+    network = exported["load"]()
+    for path in read:
+        images, _ = next(load_images([path], **pixels))
+        torch.testing.assert_close(network.read_image(path), images[0], rtol=0, atol=1e-6)
+    expected = [f"{n}\t{label}\t{p:.4f}" for n, label, p in predict_images(RunFolder(run), read)]
+    assert exported["main"]([*read, *refused]) is None
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == expected
+    assert [line.split(" skipped: ")[0] for line in printed.err.splitlines()] == refused
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    classify = runpy.run_path(str(EXAMPLES / "walkthrough_classify.py"))["main"]
+    classify(str(run / "export" / "network.onnx"), read)
+    sys.modules.pop("pixels")
+    for line, other in zip(capsys.readouterr().out.splitlines(), expected, strict=True):
+        (*same, found), (*names, probability) = line.split("\t"), other.split("\t")
+        assert same == names
+        assert float(found) == pytest.approx(float(probability), abs=2e-4)
+    for path in refused:
+        with pytest.raises(ValueError, match="readable image"):
+            list(load_images([path], **pixels))
+        with pytest.raises((ValueError, OSError)):
+            classify(str(run / "export" / "network.onnx"), [path])
+    sys.modules.pop("pixels")
+
+
+def test_the_fixed_files_are_those_of_the_package(exported: Path):
+    package = Path(running.__file__).parents[2]
+    for name, source in (("network", "commands/exporting/runtime"), ("pixels", "data/pixels")):
+        assert (exported / f"{name}.py").read_bytes() == (package / f"{source}.py").read_bytes()
 
 
 def test_random_images_serve_where_the_data_are_out_of_reach(run_folder):
@@ -227,7 +267,7 @@ def test_a_file_with_other_outputs_is_refused_and_deleted(digits_run: Path, monk
     monkeypatch.setitem(formats.FORMATS, "python", changed)
     with pytest.raises(ExportError, match=r"network\.py gave outputs that differ by"):
         export_run(digits_run, ["python"])
-    assert not list((digits_run / "export").iterdir())
+    assert not list((digits_run / "export").iterdir())  # nor pixels.py by itself
 
 
 class Shifted(nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dsonas.commands.charts import Spread, spreads
-from dsonas.commands.comparison.table import TITLES
+from dsonas.commands.comparison.results import TITLES
 
 COLOURS = dict(zip(TITLES.values(), ("k0", "k2", "k5", "k4", "k3", "k7"), strict=True))
 

@@ -1,51 +1,49 @@
-"""From the results of a study's jobs to one JSON value: the comparison."""
+"""From the results of a study's jobs to one JSON value, the comparison, and to a Markdown page."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
-from dsonas.commands.comparison.statistics import (
-    means,
-    permutation_p,
-    rank_correlation,
-    relative_error_reduction,
-    summarise,
-    welch_p,
-)
-from dsonas.commands.comparison.study_folder import StudyFolder
-from dsonas.commands.comparison.units import METHODS, Unit
-from dsonas.run import versions
+import numpy as np
+
+from dsonas.commands.comparison.jobs import Unit, read_json, result_file
+from dsonas.commands.comparison.study import METHODS, Study
+from dsonas.run import readable_count, versions
 
 FORMAT, VERSION = "dsonas-compare", 1
+RESAMPLES = 99_999  # all regroupings of up to 5 and 20 values, or 8 and 10
 Result = Mapping[str, Any]
+Errors = Sequence[float]  # test errors, in percent
+
+
+# the JSON value
 
 
 def comparison(
-    folder: StudyFolder, units: Sequence[Unit], failed: Mapping[str, str]
+    study: Study, units: Sequence[Unit], path: Path, failed: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Everything a study has found so far.
-
-    Args:
-        folder: the study.
-        units: its jobs.
-        failed: jobs that failed, with the reason.
-
-    Returns:
-        A JSON value; ``docs/compare.md`` says what each key means.
-    """
+    """Sum up what the study in a folder has found so far; ``docs/compare.md`` explains the keys."""
     found = {  # a result was written when its budget may have stood at another place of the list
-        unit.name: {**result, "budget": unit.budget}
+        unit.name: {**read_json(file), "budget": unit.budget}
         for unit in units
-        if (result := folder.result(unit))
+        if (file := result_file(path, unit.name)).exists()
     }
-    results = list(found.values())
-    study, config = folder.study, folder.study.config
+    results, config = list(found.values()), study.config
     rankings = {r["space"]: r["errors"] for r in results if r["kind"] == "rank"}
+    counts = ("seeds", "train_seeds", "random", "random_factors", "random_searches", "hand_made",
+              "trial_epochs", "held_out")  # fmt: skip
+    largest = defaultdict(list)  # numbers of multiply-adds, where the budget bounds something else
+    for result in results:
+        if result["kind"] == "train":
+            largest[result["budget"]].append(result["macs"])
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -57,13 +55,15 @@ def comparison(
         },
         "budgets": [
             compare_at(results, budget, space, rankings.get(space))
-            | {"macs": bounds.macs or _largest(results, budget), "bounds": bounds.bounds}
-            | {"space": space}
+            | {"macs": bounds.macs or max(largest[budget], default=None)}
+            | {"bounds": bounds.bounds, "space": space}
             for budget, bounds in enumerate(config.budgets)
             for space in config.spaces
         ],
-        "searches": [_without(r, "work", "budget", "method") for r in results
-                     if r["kind"] == "search"],
+        "searches": [
+            {key: r[key] for key in r if key not in ("work", "budget", "method")}
+            for r in results if r["kind"] == "search"
+        ],
         "cost": cost(results, {name: study.search_work(name) for name in study.spaces}),
         "networks": [_network(r) for r in results if r["kind"] == "train"],
         "trials": [
@@ -72,11 +72,7 @@ def comparison(
         ],
         "failed": dict(failed),
         "study": {
-            "seed": config.run.seed, "seeds": config.seeds, "train_seeds": config.train_seeds,
-            "random": config.random, "random_factors": config.random_factors,
-            "random_searches": config.random_searches,
-            "hand_made": config.hand_made,
-            "trial_epochs": config.trial_epochs, "held_out": config.held_out,
+            "seed": config.run.seed, **{name: getattr(config, name) for name in counts},
             "jobs": len(units),
         },
         "settings": config.run.settings(),
@@ -88,62 +84,40 @@ def comparison(
 def compare_at(
     results: Iterable[Result], budget: int, space: str, ranking: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    """The comparison at one budget in one space.
+    """Compare at one budget, by its position, in one space; hand-made networks stand beside both.
 
-    Args:
-        results: of the jobs of a study.
-        budget: its position in the study.
-        space: ``share`` or ``full``; hand-made networks stand beside both.
-        ranking: the supernet's error of each random architecture; None if it was not measured.
-
-    Returns:
-        Lists of test errors by method, their summaries, and how the searched networks differ from
-        the others. p-values take architectures, not trainings, as independent values; those of
-        hand-made networks take trainings, since there is one architecture.
+    p-values take architectures, not trainings, as independent values; those of hand-made networks
+    take trainings, since there is one architecture.
     """
-    by_method: dict[str, dict[str, list[float]]] = {method: {} for method in METHODS}
+    by_method: dict[str, dict[str, list[float]]] = {method: defaultdict(list) for method in METHODS}
     for result in results:
         here = result["kind"] == "train" and result["budget"] == budget
         if here and result["space"] in (space, ""):
-            subjects = by_method[result["method"]]
-            subjects.setdefault(result["subject"], []).append(result["test_error"])
+            by_method[result["method"]][result["subject"]].append(result["test_error"])
     groups = {method: list(by_method[method].values()) for method in METHODS[:-1]}
     for name, errors in sorted(by_method["hand_made"].items()):
         groups[name.replace("-", "_")] = [[error] for error in errors]
     searched = means(groups["searched"])
     against = {
-        method: difference(searched, means(group))
+        method: _difference(searched, means(group))
         for method, group in groups.items() if method != "searched" and group
     }  # fmt: skip
-    random = against.get("random", difference([], []))
-    flat = {
-        method: [error for errors in by_method[method].values() for error in errors]
-        for method in METHODS
-    }
+    random = against.get("random", _difference([], []))
     return {
-        **flat,
+        **{method: [e for errors in by_method[method].values() for e in errors]
+           for method in METHODS},
         "relative_error_reduction": random["relative_error_reduction"],
         "p_value": random["p_value"],
-        "trainings": {
-            method: [error for errors in group for error in errors]
-            for method, group in groups.items() if group
-        },
-        "summary": {
-            method: asdict(summary)
-            for method, group in groups.items() if (summary := summarise(group))
-        },
+        "trainings": {method: [e for errors in group for e in errors]
+                      for method, group in groups.items() if group},
+        "summary": {method: summary for method, group in groups.items()
+                    if (summary := summarise(group))},
         "against": against,
         "kendall_tau": _rank(by_method["random"], ranking),
     }  # fmt: skip
 
 
-def difference(ours: Sequence[float], others: Sequence[float]) -> dict[str, float | None]:
-    """How the searched networks differ from others: error avoided, and two p-values.
-
-    Args:
-        ours: independent test errors of searched networks, in percent.
-        others: those of the others.
-    """
+def _difference(ours: Errors, others: Errors) -> dict[str, float | None]:
     return {
         "relative_error_reduction": relative_error_reduction(ours, others),
         "p_value": welch_p(ours, others),
@@ -151,43 +125,30 @@ def difference(ours: Sequence[float], others: Sequence[float]) -> dict[str, floa
     }
 
 
-def _rank(
-    trained: Mapping[str, Sequence[float]], ranking: Mapping[str, float] | None
-) -> dict[str, Any]:
+def _rank(trained: Mapping[str, Errors], ranking: Mapping[str, float] | None) -> dict[str, Any]:
     """How well the pretrained supernet ranks the random architectures."""
     if ranking is None:
         return {"tau": None, "reason": "no ranking: it takes pretraining and 3 random networks"}
     names = [name for name in trained if name in ranking]
-    found = rank_correlation(
-        [ranking[name] for name in names], means([trained[name] for name in names])
-    )
-    if found is None:
-        return {"tau": None, "reason": "it takes 3 trained random networks with different errors"}
-    return asdict(found)
+    errors = means([trained[name] for name in names])
+    found = rank_correlation([ranking[name] for name in names], errors)
+    reason = "it takes 3 trained random networks with different errors"
+    return found or {"tau": None, "reason": reason}
 
 
 def cost(results: Iterable[Result], search_work: Mapping[str, int]) -> dict[str, Any]:
-    """What the study and its parts have cost.
-
-    Args:
-        results: of the jobs.
-        search_work: counted multiply-adds of a search in each space.
-
-    Returns:
-        ``core_hours`` in all and by kind of job; for each space a search's counted multiply-adds
-        and mean seconds of one core beside those of a random search.
-    """
-    seconds: dict[str, float] = {}
+    """Sum up core-hours by kind of job, and searches beside random searches of each space."""
+    seconds: dict[str, float] = defaultdict(float)
     searches: dict[str, list[float]] = {space: [] for space in search_work}
-    trials: dict[str, dict[str, list[Result]]] = {space: {} for space in search_work}
+    trials: dict[str, dict[str, list[Result]]] = {space: defaultdict(list) for space in search_work}
     for result in results:
         kind = result["kind"]
-        seconds[kind] = seconds.get(kind, 0.0) + result["core_seconds"]
+        seconds[kind] += result["core_seconds"]
         if kind == "search":
             searches[result["space"]].append(result["core_seconds"])
         if kind == "trial":
             name = result["subject"].rpartition("-")[0].replace("candidate", "random-search")
-            trials[result["space"]].setdefault(name, []).append(result)
+            trials[result["space"]][name].append(result)
     return {
         "core_hours": round(sum(seconds.values()) / 3600, 3),
         "core_hours_by_kind": {kind: round(value / 3600, 3) for kind, value in seconds.items()},
@@ -206,36 +167,223 @@ def cost(results: Iterable[Result], search_work: Mapping[str, int]) -> dict[str,
     }  # fmt: skip
 
 
-def _largest(results: Iterable[Result], budget: int) -> int | None:
-    """The largest number of multiply-adds, where the budget bounds something else."""
-    return max((r["macs"] for r in results if r["kind"] == "train" and r["budget"] == budget),
-               default=None)  # fmt: skip
-
-
 def _network(result: Result) -> dict[str, Any]:
     keys = ("subject", "method", "space", "budget", "seed", "test_error", "macs", "params",
             "channels", "live_connections", "diverged", "core_seconds")  # fmt: skip
     return {key: result[key] for key in keys if key in result}
 
 
-def _without(result: Result, *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if key not in keys}
-
-
 def hardware() -> dict[str, Any]:
     """The machine, without its name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": _processor(),
+        "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "system": platform.system(),
         "threads_per_job": 1,
     }
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+# statistics
+
+
+def summarise(trainings: Sequence[Errors]) -> dict[str, Any] | None:
+    """Summarise the errors of each architecture's trainings; None without any.
+
+    Mean and standard deviation (n - 1; None for a single one) are between architectures, each the
+    mean of its trainings. The best training is chosen on the test images, so for information.
+
+    Example:
+        >>> summarise([[8.0, 10.0], [12.0, 12.0]])["mean"]
+        10.5
+    """
+    units, every = means(trainings), [error for errors in trainings for error in errors]
+    if not units:
+        return None
+    return {
+        "mean": fmean(units),
+        "std": stdev(units) if len(units) > 1 else None,
+        "best": min(every),
+        "num_values": len(units),
+        "num_trainings": len(every),
+    }
+
+
+def means(trainings: Iterable[Errors]) -> list[float]:
+    """The mean of each architecture that has been trained: the independent values of a test."""
+    return [fmean(errors) for errors in trainings if errors]
+
+
+def relative_error_reduction(ours: Errors, others: Errors) -> float | None:
+    """The share of the others' mean error that is avoided; 0.1 is 10 %. None without values."""
+    if not ours or not others or fmean(others) == 0:
+        return None
+    return 1 - fmean(ours) / fmean(others)
+
+
+def welch_p(ours: Errors, others: Errors) -> float | None:
+    """Two-sided p-value of Welch's t-test; None below two values a side, or if nothing varies."""
+    from scipy import stats  # takes half a second
+
+    if min(len(ours), len(others)) < 2:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of values that are all the same
+        p_value = float(stats.ttest_ind(ours, others, equal_var=False).pvalue)  # pyright: ignore
+    return p_value if math.isfinite(p_value) else None
+
+
+def permutation_p(ours: Errors, others: Errors, seed: int = 0) -> float | None:
+    """Two-sided p-value of the permutation test on Welch's statistic; None below two values.
+
+    The statistic is studentised, so that the test stays right when the two sides vary differently.
+    All regroupings are taken if there are at most ``RESAMPLES``, otherwise so many random ones.
+    """
+    from scipy import stats
+
+    if min(len(ours), len(others)) < 2:
+        return None
+    found = stats.permutation_test(
+        (ours, others), absolute_t, permutation_type="independent", alternative="greater",
+        vectorized=True, n_resamples=RESAMPLES, batch=10_000, rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(found.pvalue)
+
+
+def absolute_t(ours: np.ndarray, others: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The absolute value of Welch's statistic; 1e12 for different values without any spread.
+
+    Not by scipy's t-test, for which differences of rounding size are some.
+    """
+    difference = np.abs(np.mean(ours, axis) - np.mean(others, axis))
+    variance = sum(np.var(x, axis, ddof=1) / np.shape(x)[axis] for x in (ours, others))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # an infinite statistic would count as larger than itself in a permutation test
+        statistic = np.minimum(difference / np.sqrt(variance), 1e12)
+    return np.where(difference < 1e-12, 0.0, statistic)
+
+
+def rank_correlation(first: Errors, second: Errors) -> dict[str, float] | None:
+    """Kendall's tau-b of two rankings; None below three items, or if one side is constant.
+
+    Example:
+        >>> rank_correlation([1, 2, 3, 4], [5, 6, 8, 7])["tau"]
+        0.6666666666666669
+    """
+    from scipy import stats
+
+    if len(first) < 3:
+        return None
+    tau, p_value = map(float, stats.kendalltau(first, second))  # pyright: ignore
+    found = {"tau": tau, "p_value": p_value, "num_architectures": len(first)}
+    return found if math.isfinite(tau) and math.isfinite(p_value) else None
+
+
+# the page
+
+TITLES = {
+    "searched": "searched",
+    "random": "random",
+    "random_factors": "random factors, same plan",
+    "random_search": "random search, equal cost",
+    "hand_made_residual": "hand-made, two separable 3x3",
+    "hand_made_mobile": "hand-made, inverted bottleneck",
+}
+_HEAD = (
+    "| space | multiply-adds | networks | architectures (trainings) | test error % | best "
+    "| error avoided by searching | p (Welch) | p (permutation) |"
+)
+_NOTE = (
+    "Test error: mean and standard deviation between architectures, each the mean of its "
+    "trainings (hand-made: between trainings of one architecture). Best is chosen on the test "
+    "images, so it is for information only. Error avoided: of the searched networks against "
+    "those of the line; p-values are two-sided."
+)
+
+
+def markdown(value: Mapping[str, Any]) -> str:
+    """Write the table of a comparison, and what it takes to judge it, as Markdown."""
+    data, study = value["data"], value["study"]
+    lines = [
+        f"# Searched against random and hand-made networks: {data['name']}\n\n"
+        f"{data['training_images']} training and {data['test_images']} test images; "
+        f"searches of each space: {study['seeds']}, trainings of each architecture "
+        f"found: {study['train_seeds']}, seed {study['seed']}. All networks are trained alike, "
+        f"{value['settings']['train.epochs']} epochs on all training images, and measured once, "
+        "at the end; nothing is chosen by the test images.\n"
+    ]
+    if not value["complete"]:
+        lines.append("**Not complete: some jobs are missing.**\n")
+    lines += [_HEAD, "|-" * 9 + "|"]
+    lines += [row for entry in value["budgets"] for row in _rows(entry)]
+    lines += ["", _NOTE, "", *_ranks(value["budgets"]), *_costs(value["cost"])]
+    machine, used = value["hardware"], value["versions"].items()
+    lines.append(
+        f"- {machine['processor']}, {machine['cores']} cores, {machine['system']}, "
+        f"{machine['threads_per_job']} thread for each job; "
+        + ", ".join(f"{name} {version}" for name, version in used)
+    )
+    lines += [f"- failed: {name}: {reason}" for name, reason in value["failed"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(entry: Mapping[str, Any]) -> Iterator[str]:
+    for method, title in TITLES.items():
+        if (summary := entry["summary"].get(method)) is None:
+            continue
+        spread = "" if summary["std"] is None else f" ± {summary['std']:.2f}"
+        against = entry["against"].get(method, {})
+        avoided = against.get("relative_error_reduction")
+        count = 1 if method.startswith("hand_made") else summary["num_values"]
+        cells = [
+            entry["space"],
+            _count(entry["macs"]),
+            title,
+            f"{count} ({summary['num_trainings']})",
+            f"{summary['mean']:.2f}{spread}",
+            f"{summary['best']:.2f}",
+            "" if avoided is None else f"{100 * avoided:.1f} %",
+            _p(against.get("p_value")),
+            _p(against.get("p_permutation")),
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _ranks(entries: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for entry in entries:
+        rank, where = entry["kendall_tau"], f"{entry['space']}, {_count(entry['macs'])}"
+        if rank["tau"] is None:
+            yield f"- rank correlation ({where}): not measured, {rank['reason']}"
+        else:
+            yield (
+                f"- rank correlation of the pretrained supernet's error and the trained error of "
+                f"{rank['num_architectures']} random architectures ({where}): Kendall's tau "
+                f"{rank['tau']:.2f} (p {_p(rank['p_value'])})"
+            )
+
+
+def _costs(cost: Mapping[str, Any]) -> Iterator[str]:
+    kinds = ", ".join(f"{kind} {hours:.2f}" for kind, hours in cost["core_hours_by_kind"].items())
+    yield f"- cost of the study: {cost['core_hours']:.2f} core-hours ({kinds})"
+    for space, search in cost["search"].items():
+        seconds = search["core_seconds"]
+        mean = f"{fmean(seconds):.0f} core-seconds" if seconds else "not done"
+        counted = _count(search["counted_macs"])
+        yield f"- a search of the {space} space: {counted} counted multiply-adds, {mean}"
+    for name, search in cost["random_search"].items():
+        yield (
+            f"- {name}: {search['candidates']} candidates, {_count(search['counted_macs'])} "
+            f"counted multiply-adds, {search['core_seconds']:.0f} core-seconds"
+        )
+
+
+def _count(number: float | None) -> str:
+    return "?" if number is None else readable_count(number)
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "< 0.0001" if value < 0.0001 else f"{value:.2g}"

@@ -1,15 +1,20 @@
-"""What a study compares: its configuration, and the architectures that follow from it."""
+"""What a study compares: its configuration, and the architectures, jobs and costs that follow.
+
+Cost is counted, in multiply-adds of all images: a training image counts three times (forward, and
+backward for features and weights), an evaluated one once. It needs no clock, so it is the same on
+every machine; a random search gets as much of it as a search.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import islice, product
 
 import torch
 
 from dsonas._utils import derive_seed
-from dsonas.commands.comparison.work import search_work, training_work
+from dsonas.commands.comparison.jobs import Unit
 from dsonas.cost import (
     Budget,
     InfeasibleBudgetError,
@@ -20,16 +25,22 @@ from dsonas.cost import (
 )
 from dsonas.data import ImageData
 from dsonas.graph import SHARINGS, Architecture, SearchSpace
-from dsonas.run import RunConfig
+from dsonas.run import RunConfig, part_sizes
 from dsonas.search import (
     HAND_MADE,
+    alternation,
+    blocks_macs,
     first_accepted,
     hand_made,
     random_architectures,
     random_plan_result,
+    weight_steps_per_factor_step,
 )
 
+METHODS = ("searched", "random", "random_factors", "random_search", "hand_made")
+RANKING_IMAGES = 5000
 MAX_CANDIDATES = 1000
+PASSES = 3  # of a training image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +51,14 @@ class StudyConfig:
         run: data, supernet, search and training, the same for all; its seed is the study's.
         budgets: what the networks must meet; at least one, each with a bound that is counted.
         spaces: ``share``, ``full`` or both.
-        seeds: searches of each space, >= 1.
-        train_seeds: trainings of each searched architecture, >= 0; 0 only searches.
-        random: random architectures of each space, >= 0, each trained once.
-        random_factors: architectures of the search's plan with random scaling factors, of each
-            space, >= 0, each trained once; none where the search has no plan.
-        random_searches: random searches of each space and budget, >= 0.
-        hand_made: trainings of each hand-made network at each budget, >= 0.
-        trial_epochs: length of the training of a random search's candidate, >= 1.
-        held_out: share of the training images by which a random search chooses, in (0, 1).
+        seeds: searches of each space
+        train_seeds: trainings of each architecture that a search or a random search has found
+        random: random architectures of each space, each trained once at each budget
+        random_factors: networks of the search's plan with random scaling factors, the same
+        random_searches: random searches of each space and budget
+        hand_made: trainings of each hand-made network at each budget
+        trial_epochs: epochs of a random search's trials
+        held_out: share of the training images by which a random search chooses
 
     Raises:
         ValueError: if a value breaks its rule.
@@ -67,12 +77,11 @@ class StudyConfig:
     held_out: float = 0.1
 
     def __post_init__(self) -> None:
-        least = {"seeds": 1, "trial_epochs": 1}
         counts = ("train_seeds", "random", "random_factors", "random_searches", "hand_made")
-        least |= dict.fromkeys(counts, 0)
-        for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
+        for name in ("seeds", "trial_epochs", *counts):
+            least = 0 if name in counts else 1
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be above 0 and below 1, got {self.held_out}: try 0.1")
         if not self.spaces or not set(self.spaces) <= set(SHARINGS):
@@ -84,35 +93,63 @@ class StudyConfig:
                 "budget.latency_ms must be left out of a comparison, since a measured width is "
                 "not repeatable: bound macs, params or memory_bytes"
             )
-        for name in ("budgets", "spaces"):
-            values = getattr(self, name)
+        for name, values in (("budgets", self.budgets), ("spaces", self.spaces)):
             if len({str(value) for value in values}) < len(values):
                 raise ValueError(f"{name} must not repeat a value, got {list(values)}")
 
 
 def budget_label(budget: Budget) -> str:
-    """A budget in a file name.
+    """Name a budget in a file name.
 
     Example:
         >>> budget_label(Budget(macs="1.5M")), budget_label(Budget(params=20000, macs=3e6))
         ('1.5M', '3M-20k-params')
     """
-    parts = []
-    for name, bound in budget.bounds.items():
-        suffix = "" if name == "macs" else f"-{name}"
-        parts.append(_short(bound) + suffix)
-    return "-".join(parts)
+
+    def part(name: str, bound: float) -> str:
+        sizes = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (0, ""))
+        size, suffix = next((size, suffix) for size, suffix in sizes if bound >= size)
+        return f"{bound / (size or 1):.12g}{suffix}" + ("" if name == "macs" else f"-{name}")
+
+    return "-".join(part(name, bound) for name, bound in budget.bounds.items())
 
 
-def _short(number: float) -> str:
-    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.12g}{suffix}"
-    return f"{number:.12g}"
+def numbered(name: str, found: Sequence[Architecture]) -> dict[str, Architecture]:
+    """Name architectures one by one."""
+    return {f"{name}-{i:03}": net for i, net in enumerate(found)}
+
+
+def training_work(
+    macs: int, epochs: int, num_train: int, batch_size: int, num_evaluated: int
+) -> int:
+    """Count the multiply-adds of training a network and evaluating it once.
+
+    Example:
+        >>> training_work(1000, 2, 100, 32, 10)  # 2 * 96 images count three times
+        586000
+    """
+    seen = epochs * (num_train // batch_size * batch_size)
+    return macs * (PASSES * seen + num_evaluated)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """An architecture that is trained; None while it has yet to be found."""
+
+    name: str
+    method: str
+    space: str
+    trainings: int
+    net: Architecture | None = None
+    needs: tuple[str, ...] = field(default=())
 
 
 class Study:
-    """A study of one data set.
+    """The architectures, jobs and costs of a study of one data set.
+
+    They depend on configuration and data alone. A smaller study (fewer seeds, spaces, budgets or
+    random networks) has the same names, so it can be extended. Architectures are at the supernet's
+    channels, until a job fits them to its budget.
 
     Args:
         config: what to compare.
@@ -120,72 +157,72 @@ class Study:
     """
 
     def __init__(self, config: StudyConfig, data: ImageData) -> None:
-        self.config = config
+        self.config, self.seed = config, config.run.seed
         self.num_train, self.num_test = len(data.train), len(data.test)
+        self.labels = {budget: budget_label(budget) for budget in config.budgets}
         self.spaces: dict[str, SearchSpace] = {
             name: self.space_config(name).space(data) for name in config.spaces
         }
+        self.anywhere = next(iter(self.spaces.values()))
         self._random_factors: dict[str, list[Architecture]] = {}
-        self._fitted: dict[tuple[tuple[Architecture, ...], Budget], Architecture] = {}
+        self._fitted: dict[tuple[Architecture, Budget], Architecture] = {}
 
     def space_config(self, space: str) -> RunConfig:
         """The run configuration with one of the spaces."""
         run = self.config.run
         return replace(run, search=replace(run.search, space=space))
 
-    def fit(self, chain: Sequence[Architecture], budget: Budget) -> Architecture:
-        """What meets the budget: the fit that a search's result gets, for every kind of network.
-
-        Args:
-            chain: nested architectures of a search, largest first, or a single architecture; at
-                any channels.
-            budget: the bounds.
-
-        Raises:
-            InfeasibleBudgetError: if the fewest channels are too much already.
-        """
-        channels = next(iter(self.spaces.values())).skeleton.channels
-        key = (tuple(member.with_channels(channels) for member in chain), budget)
+    def fit(self, architecture: Architecture, budget: Budget) -> Architecture:
+        """Bring an architecture to a budget, as the result of a search."""
+        key = architecture, budget
         if key not in self._fitted:
             multiple = self.config.run.network.channel_multiple
-            self._fitted[key] = fit_chain(key[0], budget, multiple=multiple)
+            self._fitted[key] = fit_chain([architecture], budget, multiple=multiple)
         return self._fitted[key]
 
+    def meets(self, architecture: Architecture, *budgets: Budget) -> bool:
+        """Whether an architecture, with all its operations, meets budgets at some width."""
+        multiple = self.config.run.network.channel_multiple
+        try:
+            for budget in budgets:
+                fit_width(architecture, budget, multiple=multiple)
+        except InfeasibleBudgetError:
+            return False
+        return True
+
+    def _draw(self, space: str, purpose: str) -> Iterator[Architecture]:
+        seed = derive_seed(self.seed, "study", space, purpose)
+        return random_architectures(self.spaces[space], seed, accept=self._accept)
+
+    def _accept(self, architecture: Architecture) -> bool:
+        return self.meets(architecture, *self.config.budgets)
+
     def random(self, space: str) -> list[Architecture]:
-        """The random architectures of a space, at the supernet's channels."""
+        """Draw the random architectures of a space."""
         return list(islice(self._draw(space, "baseline"), self.config.random))
 
     def random_factors(self, space: str) -> list[Architecture]:
-        """Architectures of the search's plan with random factors, at the supernet's channels."""
-        if space not in self._random_factors:
-            self._random_factors[space] = self._draw_random_factors(space)
-        return self._random_factors[space]
-
-    def _draw_random_factors(self, space: str) -> list[Architecture]:
-        config = self.space_config(space).search
-        if config.plan is None:
-            return []
+        """Follow the search's plan with random scaling factors; nothing if it has no plan."""
+        config, found = self.space_config(space).search, self._random_factors
         measure, leading = cost_function(), self.config.budgets[0].leading
-        seed = derive_seed(self.config.run.seed, "study", space, "random-factors")
+        seed = derive_seed(self.seed, "study", space, "random-factors")
 
         def drawn(index: int) -> Architecture:
             generator = torch.Generator().manual_seed(derive_seed(seed, index))
-            return first_accepted(
-                lambda: random_plan_result(
-                    self.spaces[space], config, generator, lambda net: measure(net)[leading]
-                ),
-                self._meets_budgets,
-            )
+            options = self.spaces[space], config, generator, lambda net: measure(net)[leading]
+            return first_accepted(lambda: random_plan_result(*options), self._accept)
 
-        return [drawn(index) for index in range(self.config.random_factors)]
+        if space not in found:
+            count = 0 if config.plan is None else self.config.random_factors
+            found[space] = [drawn(index) for index in range(count)]
+        return found[space]
 
     def hand_made(self) -> dict[str, Architecture]:
-        """The hand-made architectures by kind, at the supernet's channels."""
-        space = next(iter(self.spaces.values()))
-        return {kind: hand_made(space, kind) for kind in HAND_MADE}
+        """The hand-made architectures."""
+        return {f"hand-made-{kind}": hand_made(self.anywhere, kind) for kind in HAND_MADE}
 
     def candidates(self, space: str, index: int, budget: Budget) -> list[Architecture]:
-        """The candidates of a random search: as many as the cost of a search pays for.
+        """Draw the candidates of a random search: as many as the cost of a search pays for.
 
         The last one may exceed that cost, so a random search never gets less than a search; two
         is the least, to have a choice.
@@ -206,48 +243,123 @@ class Study:
             )
         return found
 
+    def _random_searches(self) -> Iterator[tuple[str, Budget, str, dict[str, Architecture]]]:
+        """Space, budget, name and candidates of each random search."""
+        searches = range(self.config.random_searches)
+        for space, (budget, label), index in product(self.spaces, self.labels.items(), searches):
+            name = f"{space}-{index}-{label}"
+            candidates = self.candidates(space, index, budget)
+            yield space, budget, name, numbered(f"candidate-{name}", candidates)
+
+    def known(self) -> dict[str, Architecture]:
+        """All architectures that are there before the first job, by name."""
+        found = self.hand_made()
+        for space in self.spaces:
+            found |= numbered(f"random-{space}", self.random(space))
+            found |= numbered(f"random-factors-{space}", self.random_factors(space))
+        for *_, candidates in self._random_searches():
+            found |= candidates
+        return found
+
     def search_work(self, space: str) -> int:
-        """Counted multiply-adds of a search."""
-        return search_work(self.spaces[space], self.space_config(space), self.num_train)
+        """Count the multiply-adds of pretraining and search, the cost following the plan.
+
+        Where nothing is planned, the whole supernet counts until the end.
+        """
+        config, supernet = self.space_config(space), self.spaces[space].complete()
+        search, plan = config.search, config.search.plan
+        weights, factors = part_sizes(config, self.num_train)
+        whole, prunable = architecture_cost(supernet).macs, blocks_macs(supernet)
+        size = config.pretrain.batch_size
+        total = PASSES * config.pretrain.epochs * (weights // size * size) * whole
+        size = search.batch_size
+        ratio = weight_steps_per_factor_step(config.data.factor_split)
+        images = size * len(alternation(weights // size, factors // size, ratio))
+        for epoch in range(search.epochs):
+            share = 1.0
+            if plan is not None:
+                rebuilt = epoch // search.rebuild_every * search.rebuild_every
+                share = plan.share(plan.structure, rebuilt / search.epochs)
+            total += round(PASSES * images * (whole - (1 - share) * prunable))
+        return total
 
     def trial_work(self, architecture: Architecture, budget: Budget) -> int:
-        """Counted multiply-adds of a candidate's trial."""
-        config, macs = self.config, architecture_cost(self.fit([architecture], budget)).macs
+        """Count the multiply-adds of a candidate's trial."""
+        config, macs = self.config, architecture_cost(self.fit(architecture, budget)).macs
         held_out = round(config.held_out * self.num_train)
         images, size = self.num_train - held_out, config.run.train.batch_size
         return training_work(macs, config.trial_epochs, images, size, held_out)
 
     def full_work(self, budget: Budget, architecture: Architecture | None = None) -> int:
-        """Counted multiply-adds of a full training; an estimate if the architecture is not known.
-
-        Args:
-            budget: what the width is fitted to.
-            architecture: what is trained.
-        """
-        if architecture is not None:
-            macs = architecture_cost(self.fit([architecture], budget)).macs
-        else:
-            macs = self._macs_at(budget)
-        train = self.config.run.train
+        """Count the multiply-adds of a full training; at the budget if it is not known of what."""
+        net, train = architecture and self.fit(architecture, budget), self.config.run.train
+        macs = architecture_cost(net or self.anywhere.complete()).macs
+        macs = int(budget.macs or macs) if net is None else macs
         return training_work(macs, train.epochs, self.num_train, train.batch_size, self.num_test)
 
-    def _macs_at(self, budget: Budget) -> int:
-        """Of a network that meets a budget; at most those of the supernet if these are free."""
-        space = next(iter(self.spaces.values()))
-        return int(budget.macs or architecture_cost(space.complete()).macs)
+    def units(self) -> list[Unit]:
+        """All jobs, none before one that it needs."""
+        config, budgets = self.config, self.config.budgets
+        units = [
+            # one for all budgets: their bounds do not steer it, only the width that follows
+            Unit(name=f"search-{space}-{index}", kind="search", method="searched", space=space,
+                 subject=f"searched-{space}-{index}", seed=self.seed + index,
+                 work=self.search_work(space))
+            for index, space in product(range(config.seeds), self.spaces)
+        ]  # fmt: skip
+        for subject in self._subjects():
+            for budget in budgets:
+                if subject.net is None or self.meets(subject.net, budget):
+                    units += self._trainings(subject, budget)
+        if config.random >= 3 and config.run.pretrain.epochs > 0:
+            units += [self._ranking(space) for space in self.spaces]
+        for space, budget, name, candidates in self._random_searches():
+            trials = [
+                Unit(name=f"trial-{subject}", kind="trial", method="random_search", space=space,
+                     subject=subject, budget=budgets.index(budget), seed=self._seed_of(subject),
+                     work=self.trial_work(net, budget))
+                for subject, net in candidates.items()
+            ]  # fmt: skip
+            kept, count = f"random-search-{name}", config.train_seeds
+            needs = tuple(trial.name for trial in trials)
+            subject = _Subject(kept, "random_search", space, count, needs=needs)
+            units += [*trials, *self._trainings(subject, budget)]
+        return units
 
-    def _draw(self, space: str, purpose: str) -> Iterator[Architecture]:
-        seed = derive_seed(self.config.run.seed, "study", space, purpose)
-        return random_architectures(self.spaces[space], seed, accept=self._meets_budgets)
+    def _subjects(self) -> Iterator[_Subject]:
+        """All that is trained at every budget that it meets."""
+        config = self.config
+        for index, space in product(range(config.seeds), self.spaces):
+            name, needs = f"searched-{space}-{index}", (f"search-{space}-{index}",)
+            yield _Subject(name, "searched", space, config.train_seeds, needs=needs)
+        for space in self.spaces:
+            for name, net in numbered(f"random-{space}", self.random(space)).items():
+                yield _Subject(name, "random", space, 1, net)
+            drawn = numbered(f"random-factors-{space}", self.random_factors(space))
+            for name, net in drawn.items():
+                yield _Subject(name, "random_factors", space, 1, net)
+        for name, net in self.hand_made().items():
+            yield _Subject(name, "hand_made", "", config.hand_made, net)
 
-    def _meets_budgets(self, architecture: Architecture) -> bool:
-        return all(self.meets(architecture, budget) for budget in self.config.budgets)
+    def _trainings(self, subject: _Subject, budget: Budget) -> Iterator[Unit]:
+        label, position = self.labels[budget], self.config.budgets.index(budget)
+        for index in range(subject.trainings):
+            yield Unit(
+                name=f"train-{subject.name}-at-{label}-{index}", kind="train",
+                method=subject.method, space=subject.space, subject=subject.name, budget=position,
+                seed=self._seed_of(subject.name, label, index), needs=subject.needs,
+                work=self.full_work(budget, subject.net),
+            )  # fmt: skip
 
-    def meets(self, architecture: Architecture, budget: Budget) -> bool:
-        """Whether an architecture, with all its operations, meets a budget at some width."""
-        multiple = self.config.run.network.channel_multiple
-        try:
-            fit_width(architecture, budget, multiple=multiple)
-        except InfeasibleBudgetError:
-            return False
-        return True
+    def _ranking(self, space: str) -> Unit:
+        """The pretrained supernet of the space's first search judges all random architectures."""
+        macs = architecture_cost(self.spaces[space].complete()).macs
+        return Unit(
+            name=f"rank-{space}-{self.config.random}", kind="rank", space=space,
+            subject=f"random-{space}", seed=self.seed, needs=(f"search-{space}-0",),
+            work=macs * min(RANKING_IMAGES, self.num_train) * self.config.random,
+        )  # fmt: skip
+
+    def _seed_of(self, *parts: int | str) -> int:
+        """A seed that no other training has; 31 bits, to be readable in a command."""
+        return derive_seed(self.seed, "study", *parts) % 2**31

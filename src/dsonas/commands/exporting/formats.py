@@ -1,25 +1,64 @@
-"""The file formats of an export: how each is written and read back."""
+"""What is exported, and the file formats: how each is written and read back."""
 
 from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsonas._utils import write_atomically
-from dsonas.commands.exporting.deployment import Deployment
-from dsonas.commands.exporting.errors import ExportError
-from dsonas.commands.exporting.source import network_source
+from dsonas.commands.exporting.layers import ExportError, network_plan
+from dsonas.cost import architecture_cost
+from dsonas.nn import Network
+from dsonas.run import Preprocessing
 
 Call = Callable[[Tensor], Tensor]
 METADATA_FILE = "metadata.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """A trained network with everything that travels with it.
+
+    Args:
+        network: the final network, in evaluation mode.
+        preprocessing: class names, and the way from an image file to an input.
+        folded: whether ``fuse_bn`` has made the network.
+        data: the data set it was trained on, for the reader.
+        test_error: in percent; None if it is not known.
+        seed: of the run; None if it is not known.
+    """
+
+    network: Network
+    preprocessing: Preprocessing
+    folded: bool = False
+    data: str = "unknown"
+    test_error: float | None = None
+    seed: int | None = None
+
+    def metadata(self) -> dict[str, Any]:
+        """Class names, preprocessing and origin as values that JSON can hold."""
+        import dsonas
+
+        architecture = self.network.architecture
+        return {
+            **self.preprocessing.description(architecture.skeleton),
+            "macs": architecture_cost(architecture).macs,
+            "params": sum(parameter.numel() for parameter in self.network.parameters()),
+            "test_error": self.test_error,
+            "data": self.data,
+            "seed": self.seed,
+            "dsonas": dsonas.__version__,
+        }
 
 
 @dataclass(frozen=True)
@@ -72,8 +111,9 @@ def _write_onnx(deployment: Deployment, folder: Path) -> list[Path]:
     )
     assert program is not None
     _forget_origin(program.model)
-    for key, value in deployment.metadata().items():
-        program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    notes = deployment.metadata().items()
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in notes}
+    program.model.metadata_props.update(texts)
     path = folder / "network.onnx"
     write_atomically(path, program.model_proto.SerializeToString())
     return [path]
@@ -112,7 +152,9 @@ def _write_pt2(deployment: Deployment, folder: Path) -> list[Path]:
         node.meta.pop("stack_trace", None)  # file names of this machine
     buffer = io.BytesIO()
     notes = {METADATA_FILE: json.dumps(deployment.metadata())}
-    torch.export.save(program, buffer, extra_files=notes)
+    with warnings.catch_warnings():  # of weights in channels_last, which are whole
+        warnings.filterwarnings("ignore", "No complete tensor found")
+        torch.export.save(program, buffer, extra_files=notes)
     path = folder / "network.pt2"
     write_atomically(path, buffer.getvalue())
     return [path]
@@ -123,20 +165,34 @@ def _open_pt2(path: Path, threads: int) -> Call:
 
 
 def _write_python(deployment: Deployment, folder: Path) -> list[Path]:
-    source = network_source(deployment)
-    buffer = io.BytesIO()
-    torch.save(source.weights, buffer)
-    weights, path = folder / "network.pt", folder / "network.py"
-    write_atomically(weights, buffer.getvalue())
-    write_atomically(path, source.text.encode())
-    return [path, weights]
+    network, buffer = deployment.network, io.BytesIO()
+    notes = {**deployment.metadata(), "folded": deployment.folded, **network_plan(network)}
+    torch.save(dict(network.state_dict()), buffer)
+    contents = {
+        "network.py": Path(__file__).with_name("runtime.py").read_bytes(),
+        "network.json": (_lines(notes, 6) + "\n").encode(),
+        "network.pt": buffer.getvalue(),
+    }
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def _lines(value: Any, depth: int, indent: str = "\n") -> str:
+    """JSON to be read: each item of a mapping, and of a list of mappings, on its own line."""
+    inner = indent + " "
+    if depth and value and isinstance(value, dict):
+        items = [f"{json.dumps(key)}: {_lines(v, depth - 1, inner)}" for key, v in value.items()]
+        return f"{{{inner}{f',{inner}'.join(items)}{indent}}}"
+    if depth and value and isinstance(value, list) and isinstance(value[0], dict):
+        items = [_lines(item, depth - 1, inner) for item in value]
+        return f"[{inner}{f',{inner}'.join(items)}{indent}]"
+    return json.dumps(value)
 
 
 def _open_python(path: Path, threads: int) -> Call:
     # run rather than imported, so that nothing is cached beside it
-    names = {"__name__": "exported_network", "__file__": str(path)}
-    exec(compile(path.read_bytes(), str(path), "exec"), names)
-    return names["load"]()  # type: ignore[operator]
+    return run_path(str(path))["load"]()
 
 
 FORMATS = {

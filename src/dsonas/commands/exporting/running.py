@@ -1,30 +1,28 @@
-"""Export a finished run: write, read back, compare, time."""
+"""Export a finished run: write, read back, compare on images of the run, time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 
 import torch
+import yaml
 from torch import Tensor
 
-from dsonas.commands.exporting.deployment import Deployment
-from dsonas.commands.exporting.errors import ExportError
-from dsonas.commands.exporting.example_images import (
-    CheckImages,
-    check_images,
-    describe,
-    stored_data_config,
-    stored_settings,
-)
-from dsonas.commands.exporting.formats import FORMATS, Call, Format
-from dsonas.commands.exporting.fuse_bn import fold_batch_norms
+from dsonas._utils import write_atomically
+from dsonas.commands.exporting.formats import FORMATS, Call, Deployment, Format
+from dsonas.commands.exporting.layers import ExportError, fuse_bn
+from dsonas.data import Batches, DataConfig, load_data
 from dsonas.nn import Network
-from dsonas.run import Preprocessing, RunFolder
+from dsonas.run import Preprocessing, RunFolder, check_fits
 
 TOLERANCE = 1e-4  # of outputs, as a part of the largest
 TIMED_SECONDS = 0.2  # at least, for each latency
+NUM_RANDOM = 64
+BATCH_SIZE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,7 @@ def export_run(
     """Write the network of a finished run under ``folder/export`` and check every file.
 
     Each file is read back and given the run's test images, or random ones where its data set is
-    out of reach.
+    out of reach. ``pixels.py`` beside them reads image files as the run did.
 
     Args:
         folder: of the run.
@@ -92,77 +90,109 @@ def export_run(
         ...
         dsonas.run.network_files.RunError: no_such_run holds no finished network ...
     """
-    chosen = _chosen_formats(formats)
+    chosen = _chosen_formats(list(formats))
     for name, value in (("threads", threads), ("num_images", num_images)):
         if value < 1:
             raise ExportError(f"{name} must be at least 1, got {value}")
     run = RunFolder(folder)
     network, preprocessing = run.load_network()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    deployment = _deployment(run, network, preprocessing, fold)
-    images = check_images(run, network, preprocessing, num_images)
-    comparison = _Comparison(network, images, threads)
-    target = run.path / "export"
-    return [_export(format, deployment, target, comparison) for format in chosen]
-
-
-def _chosen_formats(names: Iterable[str]) -> list[Format]:
-    given = list(names)
-    unknown = [name for name in given if name not in FORMATS]
-    if unknown or not given:
-        shown = repr(unknown[0]) if unknown else "none"
-        raise ExportError(f"format must be one or more of {', '.join(FORMATS)}, got {shown}")
-    chosen = [format for name, format in FORMATS.items() if name in given]
-    for format in chosen:
-        format.require()
-    return chosen
-
-
-def _deployment(
-    run: RunFolder, network: Network, preprocessing: Preprocessing, fold: bool
-) -> Deployment:
-    try:
-        data = describe(stored_data_config(run))
-    except ValueError:
-        data = "unknown data"
-    seed = stored_settings(run).get("seed")
-    return Deployment(
-        network=fold_batch_norms(network) if fold else network,
+    data, seed = _stored(run)
+    deployment = Deployment(
+        network=fuse_bn(network) if fold else network,
         preprocessing=preprocessing,
         folded=fold,
-        data=data,
+        data=_called(data) if data else "unknown data",
         test_error=(run.metrics or {}).get("test_error"),
-        seed=seed if isinstance(seed, int) else None,
+        seed=seed,
     )
+    batches, description = _check_images(data, network, preprocessing, num_images)
+    comparison = _Comparison(network, batches, description, threads)
+    return [_export(format, deployment, run.path / "export", comparison) for format in chosen]
+
+
+def _chosen_formats(names: list[str]) -> list[Format]:
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown or not names:
+        shown = repr(unknown[0]) if unknown else "none"
+        raise ExportError(f"format must be one or more of {', '.join(FORMATS)}, got {shown}")
+    for name in names:
+        FORMATS[name].require()
+    return [format for name, format in FORMATS.items() if name in names]
+
+
+def _stored(run: RunFolder) -> tuple[DataConfig | None, int | None]:
+    """Data set and seed of a run, as far as its ``config.yaml`` can be read."""
+    data = seed = None
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        settings = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+        seed = settings.get("seed")
+        data = DataConfig(**settings["data"])
+    return data, seed if isinstance(seed, int) else None
+
+
+def _called(config: DataConfig) -> str:
+    """The name of a data set; of a folder its own name alone."""
+    root = config.root
+    return f"folder {root.resolve().name}" if config.source == "folder" and root else config.source
+
+
+def _check_images(
+    config: DataConfig | None, network: Network, preprocessing: Preprocessing, num_images: int
+) -> tuple[Sequence[Tensor], str]:
+    """Test images, as many of each class, in batches, and what they are; or else random ones."""
+    try:
+        if config is None:
+            raise ValueError("config.yaml names no data set")
+        data = load_data(config)
+        check_fits(network.architecture, data)
+        if data.class_names != preprocessing.class_names:
+            raise ValueError("the data set has other classes than the network")
+        chosen = data.test.sample(num_images, seed=0)
+        data = replace(data, test=chosen, mean=preprocessing.mean, std=preprocessing.std)
+        whole = Batches(chosen, data, batch_size=BATCH_SIZE, augmentation=None, shuffle=False,
+                        drop_last=False, seed=0).epoch(0)  # fmt: skip
+        batches = [images for images, _ in whole]
+        description = f"{len(chosen)} test images of {_called(config)}"
+    except (ValueError, OSError) as error:
+        skeleton, generator = network.architecture.skeleton, torch.Generator().manual_seed(0)
+        size = (NUM_RANDOM, skeleton.input_channels, skeleton.image_size, skeleton.image_size)
+        batches = [torch.randn(size, generator=generator)]
+        reason = " ".join(str(error).split()).split(": ")[0]
+        description = f"{NUM_RANDOM} random images ({reason})"
+    # the first image by itself: a file must not depend on the size of the batch
+    first, *others = batches
+    return [*first.tensor_split([1]), *others] if len(first) > 1 else batches, description
 
 
 class _Comparison:
     """The outputs and the latency to which every file is held."""
 
-    def __init__(self, network: Network, images: CheckImages, threads: int) -> None:
-        self.images, self.threads = images, threads
-        self.expected = _outputs(network, images.batches)
+    def __init__(
+        self, network: Network, batches: Sequence[Tensor], images: str, threads: int
+    ) -> None:
+        self.batches, self.images, self.threads = batches, images, threads
+        self.expected = self._outputs(network)
         self.latency_ms = self.time(network)
 
     def time(self, call: Call) -> float:
         """Milliseconds for one image."""
         from torch.utils.benchmark import Timer  # its import looks for compilers and may say so
 
-        names = {"call": call, "image": self.images.first}
+        names = {"call": call, "image": self.batches[0]}
         timer = Timer("call(image)", globals=names, num_threads=self.threads)
         with torch.inference_mode():
             return 1e3 * timer.blocked_autorange(min_run_time=TIMED_SECONDS).median
 
     def difference(self, call: Call) -> tuple[float, int]:
         """The largest difference of a logit, and the number of images with the same class."""
-        found = _outputs(call, self.images.batches)
+        found = self._outputs(call)
         same = int((found.argmax(1) == self.expected.argmax(1)).sum())
         return float((found - self.expected).abs().max()), same
 
-
-@torch.inference_mode()
-def _outputs(call: Call, batches: Sequence[Tensor]) -> Tensor:
-    return torch.cat([call(images) for images in batches])
+    @torch.inference_mode()
+    def _outputs(self, call: Call) -> Tensor:
+        return torch.cat([call(images) for images in self.batches])
 
 
 def _export(
@@ -179,6 +209,7 @@ def _export(
             f"{paths[0]} gave outputs that differ by {difference:.2g} from those of the run, and "
             f"was deleted; {allowed:.2g} is allowed: choose another --format, or leave out --fold"
         )
+    write_atomically(target / "pixels.py", (files("dsonas.data") / "pixels.py").read_bytes())
     return ExportResult(
         format=format.name,
         paths=tuple(paths),
@@ -186,7 +217,7 @@ def _export(
         max_difference=difference,
         same_predictions=same,
         num_images=len(comparison.expected),
-        images=comparison.images.description,
+        images=comparison.images,
         latency_ms=comparison.time(call),
         pytorch_latency_ms=comparison.latency_ms,
         threads=comparison.threads,

@@ -1,20 +1,27 @@
-"""Trials see no test image; rankings are those of the pretrained supernet."""
+"""A job of a study: trials see no test image, rankings are of the pretrained supernet, locks."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from dsonas.commands.comparison.random_search import (
+from dsonas.commands.comparison.jobs import result_file
+from dsonas.commands.comparison.single_job import (
+    begin,
+    best_trial,
+    do_job,
     hold_out,
     pretrained_supernet,
+    read_task,
     run_ranking,
     run_trial,
     supernet_error,
 )
-from dsonas.commands.comparison.study_folder import best_trial
 from dsonas.nn.network import Network
+from dsonas.run.interrupts import StopSignal
 from dsonas.run.runs import RunError
 from dsonas.search.baselines import random_architecture
 from dsonas.search.shrinking import shrink
@@ -37,7 +44,7 @@ def test_what_is_held_out_are_training_images(digits):
 
 def test_a_trial_is_short_resumable_and_measures_held_out_images(run_config, study, tmp_path):
     made = study()
-    fitted = made.fit(made.random("share")[:1], made.config.budgets[0])
+    fitted = made.fit(made.random("share")[0], made.config.budgets[0])
     (tmp_path / "given.json").write_text(fitted.to_json())
     task = {"seed": 5, "epochs": 1, "held_out": 0.2, "split": "0 candidate-share-0-30k"}
     long = replace(run_config, train=replace(run_config.train, epochs=50))
@@ -71,7 +78,7 @@ def test_the_supernet_judges_an_architecture_as_if_it_were_cut_out(
 
 
 def test_a_judgement_counts_only_the_images_it_saw(run_config, digits, study, monkeypatch):
-    monkeypatch.setattr("dsonas.commands.comparison.random_search.BATCH", 60)  # of 200 images
+    monkeypatch.setattr("dsonas.commands.comparison.single_job.BATCH", 60)  # of 200 images
     space = study().spaces["share"]
     network = Network(space.complete(), sharing="share")
     engine = Engine(run_config.engine)
@@ -107,7 +114,7 @@ def test_a_search_without_its_supernet_is_refused(run_config, digits, tmp_path):
 
 def test_a_candidate_that_diverges_is_the_worst_and_no_failure(run_config, study, tmp_path):
     made = study()
-    fitted = made.fit(made.random("share")[:1], made.config.budgets[0])
+    fitted = made.fit(made.random("share")[0], made.config.budgets[0])
     (tmp_path / "given.json").write_text(fitted.to_json())
     task = {"seed": 5, "epochs": 1, "held_out": 0.2, "split": "x"}
     wild = replace(run_config, train=replace(run_config.train, lr=1e30, warmup_epochs=0.0))
@@ -123,3 +130,88 @@ def test_a_diverged_candidate_is_kept_only_for_want_of_another():
     better = {"subject": "c", "validation_error": 100.0, "loss": 2.3}
     assert best_trial([diverged, hopeless, better]) is better
     assert best_trial([diverged, {**diverged, "subject": "d"}]) is diverged
+
+
+@pytest.fixture
+def begun(study, tmp_path):
+    """The folder of a study, and the name of a job that needs nothing."""
+    begin(tmp_path, study(), "seed: 0\n")
+    return tmp_path, "train-random-share-000-at-30k-0"
+
+
+def commanded(monkeypatch, work) -> list[list[str]]:
+    """Let jobs call this rather than a command; the arguments of every call."""
+    calls: list[list[str]] = []
+
+    def command(name, arguments, stop):
+        calls.append([name, *arguments])
+        return work()
+
+    monkeypatch.setattr("dsonas.commands.commands.COMMANDS", {"train": command})
+    return calls
+
+
+def test_a_job_imports_own_operations_and_writes_its_result(begun, run_config, monkeypatch):
+    path, name = begun
+    result = result_file(path, name)
+
+    def work() -> int:
+        (result.parent / "metrics.json").write_text('{"test_error": 3.0, "macs": 7}')
+        return 0
+
+    calls = commanded(monkeypatch, work)
+    imports = ["--import=mine.py"]
+    assert do_job(path, read_task(path, name), run_config, imports, StopSignal()) == 0
+    assert calls[0][:2] == ["train", "--import=mine.py"]
+    found = json.loads(result.read_text())
+    assert (found["name"], found["test_error"], found["kind"]) == (name, 3.0, "train")
+    assert found["core_seconds"] > 0
+    assert do_job(path, read_task(path, name), run_config, imports, StopSignal()) == 0
+    assert len(calls) == 1  # what is done is not done again
+
+
+@pytest.mark.parametrize("ends", [130, ValueError("bad")])
+def test_the_time_of_an_attempt_that_fails_counts(begun, run_config, monkeypatch, ends):
+    path, name = begun
+
+    def work() -> int:
+        if isinstance(ends, ValueError):
+            raise ends
+        return ends
+
+    commanded(monkeypatch, work)
+    for _ in range(2):
+        try:
+            assert do_job(path, read_task(path, name), run_config, [], StopSignal()) == 130
+        except ValueError as error:
+            assert error is ends  # noqa: PT017
+    attempts = json.loads(result_file(path, name).with_name("attempts.json").read_text())
+    assert [attempt["exit_code"] for attempt in attempts] == [130 if ends == 130 else 1] * 2
+    assert all(attempt["core_seconds"] > 0 for attempt in attempts)
+    assert not result_file(path, name).exists()
+
+
+HOLDER = """
+import sys, time
+from filelock import FileLock
+with FileLock(sys.argv[1] + "/lock"):
+    print("held", flush=True)
+    time.sleep(1)
+    open(sys.argv[1] + "/result.json", "w").write("{}")
+"""
+
+
+def test_a_job_that_another_process_does_is_waited_for(begun, run_config, monkeypatch):
+    """As after the end of a study by SIGKILL, which leaves its jobs running."""
+    path, name = begun
+    folder = result_file(path, name).parent
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    calls = commanded(monkeypatch, lambda: 1)
+    assert do_job(path, read_task(path, name), run_config, [], StopSignal()) == 0
+    assert calls == []
+    assert (folder / "result.json").exists()
+    assert holder.wait() == 0
