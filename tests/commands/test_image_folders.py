@@ -64,10 +64,14 @@ def test_predict_makes_colour_grey_for_a_grey_network(dsonas, grey, colour):
     assert lines(ended.out)[0][1:] == lines(same.out)[0][1:]
 
 
-def test_predict_refuses_grey_for_a_colour_network(dsonas, grey, colour):
+def test_predict_makes_grey_colour_for_a_colour_network(dsonas, grey, colour, tmp_path):
+    image = Image.open(grey[0] / "digit0" / "00.png")
+    assert image.mode == "L"
+    image.convert("RGB").save(tmp_path / "rgb.png")
     ended = dsonas("predict", "--run", colour[1], grey[0] / "digit0" / "00.png")
-    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
-    assert "is grey" in ended.err
+    same = dsonas("predict", "--run", colour[1], tmp_path / "rgb.png")
+    assert (ended.code, ended.err) == (0, "")
+    assert lines(ended.out)[0][1:] == lines(same.out)[0][1:]
 
 
 def test_predict_skips_and_counts_corrupt_images(dsonas, grey, tmp_path):
