@@ -1,6 +1,7 @@
 """`dsonas report`, and the report that a run leaves behind."""
 
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -66,3 +67,9 @@ def test_help_fits_a_screen(dsonas):
     ended = dsonas("report", "--help")
     assert ended.code == 0
     assert len(ended.out.splitlines()) <= 24
+
+
+def test_the_command_line_starts_without_the_plotting_library():
+    code = "import sys, dsonas.commands.cli, dsonas.commands.commands as c; c.COMMANDS['report']; "
+    code += "sys.exit(any(name in sys.modules for name in ('matplotlib', 'jinja2')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Charts as SVG text, drawn by matplotlib: lines over epochs, networks as points, and spreads.
+"""Charts as SVG text, drawn by matplotlib: lines over epochs, and networks by cost and error.
 
 A *file* stands alone, in light colours. A chart of the report's *page* names its colours instead
 (``var(--muted)``), so that it follows the page from light to dark, and carries what the page's
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -76,9 +75,6 @@ class Dot(NamedTuple):
     label: str = ""
 
 
-Spread = tuple[Sequence[float], float, float]  # values, their mean and standard deviation
-
-
 def lines(
     title: str,
     series: Sequence[Line],
@@ -93,12 +89,12 @@ def lines(
     """Draw lines over epochs, for the page; the title is for those who cannot see them."""
     xs = [x for line in series for x, _ in line.points] + [band[0] for band in bands]
     ys = [y for line in series for _, y in line.points] + [level[0] for level in levels]
-    with _picture(WIDE if wide else WIDTH, HEIGHT) as picture:
-        axes = picture.axes()
+    with picture(WIDE if wide else WIDTH, HEIGHT) as drawn:
+        axes = drawn.axes()
         axes.set_xlim(min(xs), max(*xs, min(xs) + 1))
         axes.set_xlabel(f"{x_label} →", loc="right")
         _set_ticks(axes.xaxis, "whole")
-        low = _fit(axes, "y", ys, kind, log)
+        low = fit_axis(axes, "y", ys, kind, log)
         for i, (first, last, name) in enumerate(bands):
             if i % 2 == 0:
                 axes.axvspan(first, last, ymax=1.1, color=LIGHT["soft"], lw=0, clip_on=False)
@@ -114,9 +110,9 @@ def lines(
             # the name stands at the end of which the curve keeps away
             near = min((abs(y - value), x) for line in series for x, y in line.points)
             right = bool(near[1] < middle)
-            axes.text(0.995 if right else 0.01, value, text, ha=ENDS[right], color=LIGHT[colour],
-                      va="bottom" if is_budget else "top",
-                      transform=axes.get_yaxis_transform())  # fmt: skip
+            axes.annotate(text, (right, value), (-2 if right else 3, 3 if is_budget else -3),
+                          axes.get_yaxis_transform(), "offset points", ha=ENDS[right],
+                          va="bottom" if is_budget else "top", color=LIGHT[colour])  # fmt: skip
         columns: dict[float, list[object]] = {}  # of the values at the pointer
         names = list(dict.fromkeys(line.name for line in series if not line.tip))
         for line in series:
@@ -125,7 +121,7 @@ def lines(
             alpha, width = (0.42, 1) if line.faint else (None, 2)
             tip = {"data-tip": line.tip, "class": "series"} if line.tip else {}
             axes.plot(x, y, color=LIGHT[line.colour], clip_on=False, marker=marker, alpha=alpha,
-                      lw=width, mec=LIGHT["card"], gid=picture.mark(tip))  # fmt: skip
+                      lw=width, mec=LIGHT["card"], gid=drawn.mark(tip))  # fmt: skip
             for at, value in () if line.tip else line.points:
                 place = round(float(axes.transData.transform((at, low))[0]), 1)
                 column = columns.setdefault(at, [round(at), place])
@@ -134,7 +130,7 @@ def lines(
         if columns:
             values = {"names": names, "columns": [columns[x] for x in sorted(columns)]}
             found["data-values"] = json.dumps(values, separators=(",", ":"))
-        return picture.svg(title, found)
+        return drawn.svg(title, found)
 
 
 def scatter(
@@ -146,12 +142,12 @@ def scatter(
 ) -> str:
     """Draw networks by cost and test error; with a front, points that a line joins, as a file."""
     xs, ys = [dot.x for dot in dots], [dot.y for dot in dots]
-    with _picture(*((WIDE, HEIGHT) if front is None else (640, 400))) as picture:
-        axes = picture.axes()
+    with picture(*((WIDE, HEIGHT) if front is None else (640, 400))) as drawn:
+        axes = drawn.axes()
         axes.set_xlabel(f"{x_label} →", loc="right")
         axes.set_title("test error", loc="left")
-        _fit(axes, "x", xs, x_kind, max(xs) > 5 * min(xs), zero=False)
-        _fit(axes, "y", ys, "percent", zero=False)
+        fit_axis(axes, "x", xs, x_kind, max(xs) > 5 * min(xs), zero=False)
+        fit_axis(axes, "y", ys, "percent", zero=False)
         if front:
             axes.plot(*zip(*sorted(front), strict=True), color=LIGHT["k0"], clip_on=False)
         taken: list[tuple[float, float]] = []
@@ -162,13 +158,13 @@ def scatter(
                 inner, outer, size, width = outer, inner, 9, 2
             tip = {"data-tip": dot.tip, "tabindex": "0", "class": "dot"}
             axes.plot(dot.x, dot.y, "o", color=inner, mec=outer, ms=size, mew=width, clip_on=False,
-                      gid=picture.mark(tip))  # fmt: skip
+                      gid=drawn.mark(tip))  # fmt: skip
             if dot.label:
-                _label(picture, axes, dot, taken)
-        return picture.svg(title, {"class": "chart wide"} if front is None else None)
+                _label(drawn, axes, dot, taken)
+        return drawn.svg(title, {"class": "chart wide"} if front is None else None)
 
 
-def _label(picture: _Picture, axes: Axes, dot: Dot, taken: list[tuple[float, float]]) -> None:
+def _label(drawn: Picture, axes: Axes, dot: Dot, taken: list[tuple[float, float]]) -> None:
     """The name beside a point, at the nearest height at which it meets no other name."""
     name = dot.label if len(dot.label) <= 24 else f"{dot.label[:23]}…"
     x, y = map(float, axes.transData.transform((dot.x, dot.y)))
@@ -177,11 +173,11 @@ def _label(picture: _Picture, axes: Axes, dot: Dot, taken: list[tuple[float, flo
             if all(abs(y + step - height) >= 12 for height in near))  # fmt: skip
     step = next(free, 0)
     taken.append((x, y + step))
-    left = x > picture.width - RIGHT - 7.5 * len(name)
+    left = x > drawn.width - RIGHT - 7.5 * len(name)
     # matplotlib does not see what users have named: the text is put in afterwards
     axes.annotate("?", (dot.x, dot.y), (-10 if left else 10, step - 4), color=LIGHT["ink"],
                   textcoords="offset points", ha=ENDS[left],
-                  gid=picture.mark({"text": name}))  # fmt: skip
+                  gid=drawn.mark({"text": name}))  # fmt: skip
 
 
 def front_svg(points: Sequence[Mapping[str, Any]], measure: str) -> str:
@@ -197,46 +193,7 @@ def front_svg(points: Sequence[Mapping[str, Any]], measure: str) -> str:
     return scatter(f"test error against {name}", dots, name, kind, best)
 
 
-def spreads(
-    title: str,
-    panels: Mapping[str, Sequence[tuple[float, Mapping[str, Spread]]]],
-    colours: Mapping[str, str],
-) -> str:
-    """Draw test errors of several methods at several costs as a file, in panels with a name."""
-    groups = [group for panel in panels.values() for _, group in panel]
-    shown = [name for name in colours if any(name in group for group in groups)]
-    errors = [error for group in groups for values, _, _ in group.values() for error in values]
-    columns = max(1, min(2, len(panels)))  # of the legend; one panel has room for one
-    below = 54 + 18 * math.ceil(len(shown) / columns)
-    width, height = LEFT + 370 * max(1, len(panels)), TOP + 260 + below
-    with _picture(width, height) as picture:
-        for i, (name, panel) in enumerate(panels.items()):
-            axes = picture.axes(LEFT + 370 * i, width - LEFT - 370 * i - 340, below)
-            axes.set_xlim(0, 340)
-            places = [340 * (at + 0.5) / len(panel) for at in range(len(panel))]
-            axes.set_xticks(places, [text_of(cost, "count") for cost, _ in panel])
-            axes.set_xlabel("multiply-adds →", loc="right")
-            axes.set_title(name, color=LIGHT["ink"])
-            axes.set_title("" if i else "test error", loc="left")
-            _fit(axes, "y", errors, "percent", zero=False)
-            axes.tick_params(labelleft=i == 0)
-            for place, (_, group) in zip(places, panel, strict=True):
-                methods = [method for method in shown if method in group]
-                for turn, method in enumerate(methods):
-                    x, colour = place + 10 * (turn - (len(methods) - 1) / 2), LIGHT[colours[method]]
-                    values, mean, std = group[method]
-                    axes.plot([x] * len(values), values, "o", color=colour, ms=5.5, mew=0,
-                              alpha=0.4, clip_on=False)  # fmt: skip
-                    axes.errorbar(x, mean, std, 4, color=colour, lw=1.8)
-        if shown:
-            discs = [axes.plot([], [], "o", color=LIGHT[colours[method]], ms=8)[0]
-                     for method in shown]  # fmt: skip
-            picture.figure.legend(discs, shown, ncols=columns, loc="lower left",
-                                  bbox_to_anchor=((LEFT - 8) / width, 0))  # fmt: skip
-        return picture.svg(title)
-
-
-def _fit(
+def fit_axis(
     axes: Axes, which: str, values: Sequence[float], kind: str, log: bool = False, zero: bool = True
 ) -> float:
     """Let an axis hold all values with a little room; returns its lower end."""
@@ -268,17 +225,22 @@ def _set_ticks(axis: Axis, kind: str, factor: float | None = None) -> None:
 
 
 @contextmanager
-def _picture(width: float, height: float) -> Iterator[_Picture]:
+def picture(width: float, height: float) -> Iterator[Picture]:
+    """A picture in the style of all, of so many SVG units.
+
+    Raises:
+        ReportError: if matplotlib is missing.
+    """
     require("matplotlib")
     import matplotlib
 
     colours: Any = dict.fromkeys(MUTED, LIGHT["muted"])
     colours["grid.color"] = LIGHT["line"]
     with matplotlib.rc_context(colours, STYLES / "charts.mplstyle"):
-        yield _Picture(width, height)
+        yield Picture(width, height)
 
 
-class _Picture:
+class Picture:
     """A figure measured in SVG units, whose parts are given attributes when it is written."""
 
     def __init__(self, width: float, height: float) -> None:

@@ -115,17 +115,15 @@ def _page(records: Sequence[RunRecord], examined: Sequence[Examined], share: flo
 
 
 def _blocks(record: RunRecord, most: dict[str, int]) -> Iterator[dict[str, Any]]:
-    """Every distinct block with its drawing."""
+    """Every distinct block with its drawing; what was removed from it, if that is not too much."""
     assert record.architecture is not None
     graphs, dead_left = record.architecture.clean().blocks, most["dead_lines"]
     for graph, letter in list(block_letters(record.architecture).items())[: most["blocks"]]:
         places = [i for i, other in enumerate(graphs, 1) if other == graph]
-        num_dead = len(graph.live) - graph.num_live
-        with_dead = 0 < num_dead <= dead_left
-        dead_left -= num_dead if with_dead else 0
-        svg = draw_block(graph, record.factors(places[0] - 1), letter, with_dead=with_dead)
-        yield {"letter": letter, "places": places, "graph": graph, "with_dead": with_dead,
-               "svg": svg}  # fmt: skip
+        dead_left -= (num_dead := len(graph.live) - graph.num_live)
+        shows = num_dead > 0 <= dead_left
+        svg = draw_block(graph, record.factors(places[0] - 1), letter, with_dead=shows)
+        yield {"letter": letter, "places": places, "graph": graph, "with_dead": shows, "svg": svg}
 
 
 def data_name(record: RunRecord) -> str:
