@@ -23,7 +23,7 @@ import fuzz_cases as cases
 from dsonas.commands.cli import main as dsonas
 from dsonas.commands.configuring import config_parser
 from dsonas.data.decoding import UnreadableImageError, decode, read_header
-from dsonas.graph.architecture import ArchitectureError
+from dsonas.graph.jsonvalues import ArchitectureError
 from dsonas.run.interrupts import StopSignal
 from dsonas.run.recipes import recipe_names, recipe_path
 from dsonas.run.runs import RunError, load_chain

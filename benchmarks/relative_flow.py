@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import dsonas.search.removal as control
-from dsonas.graph.architecture import BlockGraph
+from dsonas.graph.block import BlockGraph
 from dsonas.search.importance import connection_flows, node_importance
 
 

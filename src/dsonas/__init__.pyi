@@ -21,14 +21,20 @@ from .nn import (
     register_operation as register_operation,
 )
 from .search import (
+    BlockResult as BlockResult,
     PretrainConfig as PretrainConfig,
     SearchConfig as SearchConfig,
+    Searcher as Searcher,
     SearchResult as SearchResult,
     search as search,
     shrink as shrink,
 )
 from .sparse import (
+    InputChoice as InputChoice,
+    LayerChoice as LayerChoice,
     ProximalNAG as ProximalNAG,
+    Zero as Zero,
+    apply_choices as apply_choices,
     prune_model as prune_model,
     scale_connections as scale_connections,
     soft_threshold as soft_threshold,

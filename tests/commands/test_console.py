@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dsonas.graph.architecture import Architecture, BlockGraph, Skeleton
+from dsonas.graph.architecture import Architecture, Skeleton
+from dsonas.graph.block import BlockGraph
 from dsonas.graph.drawing import draw_architecture, draw_block
 from dsonas.run.console import Reporter, readable_count
 

@@ -9,6 +9,8 @@ from random import Random
 
 import pytest
 import torch
+from dsonas.search.search_stages import Searching
+from dsonas.search.searching import search
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -35,8 +37,6 @@ from dsonas.nn.operations import operation_names, register_operation
 from dsonas.run.run_config import NetworkConfig, RunConfig
 from dsonas.search.baselines import random_architectures
 from dsonas.search.search_config import PretrainConfig, SearchConfig
-from dsonas.search.search_stages import Searching
-from dsonas.search.searching import search
 from dsonas.sparse.proximal import ProximalNAG
 from dsonas.train.engine import EngineConfig
 from dsonas.train.loop import Journal

@@ -10,7 +10,8 @@ from hypothesis import given, settings, strategies as st
 from dsonas.cost.budgets import Budget, InfeasibleBudgetError, fit_width, smallest_architecture
 from dsonas.cost.chains import chain_from_json, chain_to_json, distinct, fit_chain, is_chain
 from dsonas.cost.costs import architecture_cost
-from dsonas.graph.architecture import Architecture, ArchitectureError, Skeleton
+from dsonas.graph.architecture import Architecture, Skeleton
+from dsonas.graph.jsonvalues import ArchitectureError
 from dsonas.graph.spaces import PAPER_OPERATIONS
 from dsonas.search.removal import Plan, follow_plan
 

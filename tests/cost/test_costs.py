@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsonas.cost.costs import Cost, architecture_cost, block_cost, operation_cost
-from dsonas.graph.architecture import Architecture, BlockGraph, Skeleton
+from dsonas.graph.architecture import Architecture, Skeleton
+from dsonas.graph.block import BlockGraph
 from dsonas.graph.spaces import cifar_space, imagenet_space
 from dsonas.nn.network import Network
 from dsonas.nn.operations import register_operation

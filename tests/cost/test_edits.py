@@ -13,7 +13,8 @@ from dsonas.cost.edits import (
     without_connection,
     without_operation,
 )
-from dsonas.graph.architecture import Architecture, BlockGraph
+from dsonas.graph.architecture import Architecture
+from dsonas.graph.block import BlockGraph
 from helpers.builders import random_architecture, random_skeleton
 
 seeds = st.integers(0, 10**6)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dsonas.graph.architecture import Architecture, BlockGraph, Skeleton, doubled_channels
+from dsonas.graph.architecture import Architecture, Skeleton, doubled_channels
+from dsonas.graph.block import BlockGraph
 from dsonas.graph.spaces import PAPER_OPERATIONS
 from dsonas.nn.scaling import ScalingFactors
 from helpers import golden_cases as golden

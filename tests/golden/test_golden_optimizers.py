@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsonas.graph.architecture import block_connections
+from dsonas.graph.block import block_connections
 from dsonas.graph.spaces import PAPER_OPERATIONS
 from dsonas.sparse.proximal import ProximalNAG
 from helpers import golden_cases as golden

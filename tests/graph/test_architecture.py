@@ -5,14 +5,9 @@ from random import Random
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from dsonas.graph.architecture import (
-    Architecture,
-    ArchitectureError,
-    BlockGraph,
-    Skeleton,
-    block_connections,
-    scale_channels,
-)
+from dsonas.graph.architecture import Architecture, Skeleton, scale_channels
+from dsonas.graph.block import BlockGraph, block_connections
+from dsonas.graph.jsonvalues import ArchitectureError
 from helpers.builders import random_architecture
 
 

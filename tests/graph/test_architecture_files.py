@@ -7,7 +7,8 @@ from random import Random
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from dsonas.graph.architecture import Architecture, ArchitectureError, Skeleton
+from dsonas.graph.architecture import Architecture, Skeleton
+from dsonas.graph.jsonvalues import ArchitectureError
 from helpers.builders import random_architecture
 
 json_values = st.recursive(

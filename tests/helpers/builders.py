@@ -5,7 +5,8 @@ from random import Random
 
 import torch
 
-from dsonas.graph.architecture import Architecture, BlockGraph, Skeleton, block_connections
+from dsonas.graph.architecture import Architecture, Skeleton
+from dsonas.graph.block import BlockGraph, block_connections
 from dsonas.graph.spaces import PAPER_OPERATIONS
 from dsonas.nn.network import Network
 from dsonas.sparse.proximal import ProximalNAG

@@ -19,13 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dsonas.graph.architecture import (
-    REDUCTION_OPERATIONS,
-    Architecture,
-    BlockGraph,
-    Skeleton,
-    doubled_channels,
-)
+from dsonas.graph.architecture import REDUCTION_OPERATIONS, Architecture, Skeleton, doubled_channels
+from dsonas.graph.block import BlockGraph
 from dsonas.graph.spaces import PAPER_OPERATIONS
 from dsonas.nn.network import Network
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dsonas.graph.architecture import Architecture, BlockGraph, Skeleton
+from dsonas.graph.architecture import Architecture, Skeleton
+from dsonas.graph.block import BlockGraph
 from dsonas.graph.spaces import PAPER_OPERATIONS
 from dsonas.nn.cpu.layout import Layout
 from dsonas.nn.network import Network

@@ -11,7 +11,8 @@ from dataclasses import fields
 import pytest
 
 from dsonas.data import DataConfig
-from dsonas.graph.architecture import Architecture, ArchitectureError, Skeleton
+from dsonas.graph.architecture import Architecture, Skeleton
+from dsonas.graph.jsonvalues import ArchitectureError
 from dsonas.run.run_config import NetworkConfig, RunConfig
 from dsonas.search.search_config import PretrainConfig, SearchConfig
 from dsonas.train.engine import EngineConfig

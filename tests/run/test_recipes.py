@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from dsonas.search.search_stages import Searching
 
 from dsonas.commands.configuring import config_parser, parse, to_config
 from dsonas.cost.budgets import fit_width
@@ -16,7 +17,7 @@ from dsonas.nn.network import Network
 from dsonas.run.recipes import recipe_names, recipe_path
 from dsonas.run.run_config import RunConfig
 from dsonas.run.transferring import transfer
-from dsonas.search.search_stages import Searching
+from dsonas.search.stages import Searching
 from dsonas.train.engine import Engine, EngineConfig
 from helpers.builders import random_architecture
 

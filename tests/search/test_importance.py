@@ -3,11 +3,11 @@
 from random import Random
 
 import pytest
+from dsonas.search.importance import connection_flows, node_importance
 from hypothesis import given, settings, strategies as st
 
 from dsonas.cost.edits import without_node
-from dsonas.graph.architecture import BlockGraph
-from dsonas.search.importance import connection_flows, node_importance
+from dsonas.graph.block import BlockGraph
 from helpers.builders import random_graph
 
 

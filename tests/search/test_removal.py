@@ -5,13 +5,13 @@ from itertools import pairwise
 from random import Random
 
 import pytest
+from dsonas.search.importance import connection_flows, node_importance
 from hypothesis import given, settings, strategies as st
 
 from dsonas.cost.costs import architecture_cost
 from dsonas.cost.edits import operation_costs, without_node
 from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.graph.spaces import PAPER_OPERATIONS
-from dsonas.search.importance import connection_flows, node_importance
 from dsonas.search.removal import Plan, drop_smallest, follow_plan
 from helpers.builders import random_architecture, random_skeleton
 

@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from dsonas.search.search_stages import Searching, SearchResult, alternation
+from dsonas.search.searching import search
 
 from dsonas.cost.budgets import Budget, cost_function
 from dsonas.cost.costs import architecture_cost
@@ -15,8 +17,6 @@ from dsonas.graph.spaces import SearchSpace
 from dsonas.nn.network import Network
 from dsonas.search.penalties import connection_penalties
 from dsonas.search.search_config import PretrainConfig, SearchConfig
-from dsonas.search.search_stages import Searching, SearchResult, alternation
-from dsonas.search.searching import search
 from dsonas.train.checkpoints import CheckpointFolder
 from dsonas.train.engine import Engine, EngineConfig
 from dsonas.train.loop import DivergedError, Interrupted, Journal

@@ -1,9 +1,8 @@
 from .budgets import (
     Budget as Budget,
-    CostFunction as CostFunction,
     InfeasibleBudgetError as InfeasibleBudgetError,
+    Measures as Measures,
     check_reachable as check_reachable,
-    cost_function as cost_function,
     fit_width as fit_width,
     parse_count as parse_count,
 )
@@ -13,6 +12,13 @@ from .chains import (
     distinct as distinct,
     fit_chain as fit_chain,
     is_chain as is_chain,
+)
+from .choice_costs import (
+    Candidate as Candidate,
+    ChoiceCosts as ChoiceCosts,
+    Chosen as Chosen,
+    Item as Item,
+    count_choices as count_choices,
 )
 from .costs import (
     BYTES as BYTES,
@@ -28,18 +34,20 @@ from .costs import (
 from .edits import (
     Place as Place,
     connection_places as connection_places,
-    with_graph as with_graph,
     without_connection as without_connection,
-    without_node as without_node,
     without_operation as without_operation,
 )
 from .latency import (
-    LatencyFunction as LatencyFunction,
     LatencyMeter as LatencyMeter,
 )
 from .latency_table import (
     latency_from_table as latency_from_table,
     read_table as read_table,
+)
+from .measures import (
+    MEASURES as MEASURES,
+    CostFunction as CostFunction,
+    exact_measures as exact_measures,
 )
 from .part_timing import (
     measure_table as measure_table,

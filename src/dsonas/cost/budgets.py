@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, make_dataclass, replace
 from itertools import product
+from typing import TYPE_CHECKING
 
 from dsonas.cost.costs import architecture_cost
-from dsonas.cost.latency import LatencyFunction
+from dsonas.cost.measures import MEASURES, CostFunction, exact_measures
 from dsonas.graph import Architecture, scale_channels
+
+Measures = Mapping[str, CostFunction]
 
 _SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
 MAX_MULTIPLIER = 64.0
@@ -36,73 +39,126 @@ def parse_count(value: float | str, name: str = "count") -> float:
     return number
 
 
-MEASURES = ("macs", "latency_ms", "memory_bytes", "params")
-CostFunction = Callable[[Architecture], Mapping[str, float]]
-
-
-def cost_function(latency: LatencyFunction | None = None) -> CostFunction:
-    """All measures of an architecture by name.
-
-    Args:
-        latency: milliseconds of an architecture; None leaves ``latency_ms`` out.
-
-    Example:
-        >>> from dsonas.graph.spaces import cifar_space
-        >>> sorted(cost_function()(cifar_space(channels=4).complete()))
-        ['macs', 'memory_bytes', 'params']
-    """
-
-    def measure(architecture: Architecture) -> dict[str, float]:
-        found: dict[str, float] = dict(asdict(architecture_cost(architecture)))
-        return {**found, "latency_ms": latency(architecture)} if latency else found
-
-    return measure
-
-
 @dataclass(frozen=True, kw_only=True)
-class Budget:
-    """Upper bounds on the final network; every bound that is given must hold.
-
-    Args:
-        macs: multiply-adds for one image; a number, or a text such as ``1.5M``.
-        params: parameters of the final network.
-        memory_bytes: memory access for one image, in bytes.
-        latency_ms: milliseconds for one image on one CPU thread, or on the accelerator, measured
-            on this machine; or as ``EngineConfig.latency_table`` and its like say.
-
-    Raises:
-        ValueError: if a bound is not a positive number.
-
-    Example:
-        >>> Budget(macs="2M").bounds
-        {'macs': 2000000.0}
-    """
-
-    macs: float | str | None = None
-    params: float | str | None = None
-    memory_bytes: float | str | None = None
-    latency_ms: float | str | None = None
+class _Bounds:
+    """What a budget does with its bounds, whichever measures there are."""
 
     def __post_init__(self) -> None:
         for name in MEASURES:
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, parse_count(value, f"budget.{name}"))
+                object.__setattr__(self, name, _parse_bound(value, f"budget.{name}"))
 
     @property
     def bounds(self) -> dict[str, float]:
-        """The bounds that are given, by name."""
-        values = {name: getattr(self, name) for name in MEASURES}
-        return {name: value for name, value in values.items() if value is not None}
+        """The bounds that are given, by name.
+
+        Raises:
+            ValueError: if one is a share, whose whole is not known yet; see ``of``.
+        """
+        found = {name: getattr(self, name) for name in self.given}
+        for name, value in found.items():
+            if isinstance(value, str):
+                raise ValueError(
+                    f"budget.{name} {value} is a share of a model, and there is none here: give a "
+                    "number such as 1.5M"
+                )
+        return found
+
+    @property
+    def given(self) -> list[str]:
+        """The measures that are bounded."""
+        return [name for name in MEASURES if getattr(self, name) is not None]
 
     @property
     def leading(self) -> str:
         """The measure that leads a search: the first of ``MEASURES`` that is bounded."""
-        return next(iter(self.bounds), MEASURES[0])
+        return next(iter(self.given), "macs")
 
-    def use(self, cost: Mapping[str, float]) -> float:
-        """The largest share of a bound that a cost takes; 0 without bounds, above 1 if broken."""
-        return max((cost[name] / bound for name, bound in self.bounds.items()), default=0)
+    def of(self, whole: Callable[[str], float]) -> Budget:
+        """Turn shares into numbers.
+
+        Args:
+            whole: the cost of the model at hand in a measure.
+
+        Example:
+            >>> Budget(macs="50%", params=1000).of(lambda name: 3000.0).bounds
+            {'macs': 1500.0, 'params': 1000.0}
+        """
+        values = {name: getattr(self, name) for name in self.given}
+        shares = {name: value for name, value in values.items() if isinstance(value, str)}
+        return Budget(
+            **values | {name: whole(name) * float(text[:-1]) / 100 for name, text in shares.items()}
+        )
+
+    def use(self, architecture: Architecture, measures: Measures) -> float:
+        """Compute the largest share of a bound that is taken; 0 without bounds, above 1 if broken.
+
+        Args:
+            architecture: what is to keep the bounds.
+            measures: functions of an architecture by name, see ``exact_measures``.
+
+        Raises:
+            ValueError: if a bound is on a measure that is not among them.
+        """
+        return max((self.shares(architecture, measures)), default=0.0)
+
+    def shares(self, architecture: Architecture, measures: Measures) -> list[float]:
+        """Compute the share of each bound that is taken."""
+        missing = [name for name in self.bounds if name not in measures]
+        if missing:
+            raise ValueError(f"budget.{missing[0]} needs a function that measures it, got none")
+        return [measures[name](architecture) / bound for name, bound in self.bounds.items()]
+
+
+def _parse_bound(value: float | str, name: str) -> float | str:
+    text = str(value).strip()
+    if not text.endswith("%"):
+        return parse_count(value, name)
+    try:
+        share = float(text[:-1])
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 100:
+        raise ValueError(f"{name} must be a share above 0% and at most 100%, got {value!r}")
+    return text
+
+
+if TYPE_CHECKING:
+
+    @dataclass(frozen=True, kw_only=True)
+    class Budget(_Bounds):
+        """See below."""
+
+        macs: float | str | None = None
+        latency_ms: float | str | None = None
+        memory_bytes: float | str | None = None
+        params: float | str | None = None
+
+else:
+    Budget = make_dataclass(
+        "Budget",
+        [(name, float | str | None, None) for name in MEASURES],
+        bases=(_Bounds,),
+        frozen=True,
+        kw_only=True,
+    )
+    Budget.__module__ = __name__
+    Budget.__doc__ = "\n".join(
+        [
+            "Upper bounds on the final network; every bound that is given must hold.",
+            "",
+            "Args:",
+            *(f"    {name}: {measure.bound}." for name, measure in MEASURES.items()),
+            "",
+            "Raises:",
+            "    ValueError: if a bound is not a positive number.",
+            "",
+            "Example:",
+            "    >>> Budget(macs='2M').bounds",
+            "    {'macs': 2000000.0}",
+        ]
+    )
 
 
 class InfeasibleBudgetError(ValueError):
@@ -114,7 +170,7 @@ def fit_width(
     budget: Budget,
     *,
     multiple: int = 1,
-    cost: CostFunction | None = None,
+    measures: Measures | None = None,
 ) -> Architecture:
     """Scale all channels by one global multiplier until the budget is used up, never above it.
 
@@ -125,7 +181,8 @@ def fit_width(
         architecture: its structure is kept.
         budget: the bounds.
         multiple: channels are multiples of it, >= 1; 8 runs faster on CPUs, 1 fits closest.
-        cost: all measures of an architecture; needed for a latency bound. None: the exact counts.
+        measures: functions of an architecture by name; needed for a latency bound. None: the exact
+            counts.
 
     Returns:
         The same structure with other channels.
@@ -137,12 +194,12 @@ def fit_width(
         >>> from dsonas.graph.spaces import cifar_space
         >>> supernet = cifar_space(channels=8, blocks=(1, 1)).complete()
         >>> narrow = fit_width(supernet, Budget(macs="5M"))
-        >>> narrow.blocks == supernet.blocks, cost_function()(narrow)["macs"] <= 5_000_000
+        >>> narrow.blocks == supernet.blocks, exact_measures()["macs"](narrow) <= 5_000_000
         (True, True)
     """
     if not budget.bounds:
         return architecture
-    cost = cost or cost_function()
+    measures = measures or exact_measures()
     base = architecture.skeleton.channels
 
     def scaled(multiplier: float) -> Architecture:
@@ -150,24 +207,23 @@ def fit_width(
         return architecture.with_channels([multiple * width for width in widths])
 
     low, high = 0.0, MAX_MULTIPLIER
-    least = cost(scaled(low))
-    if budget.use(least) > 1:
+    if budget.use(scaled(low), measures) > 1:
         raise InfeasibleBudgetError(
             f"budget {budget.bounds} is below the smallest network of this structure "
-            f"({multiple} channels per stage): {_listed(least)}"
+            f"({multiple} channels per stage): {_listed(scaled(low), measures)}"
         )
     for _ in range(40):
         middle = (low + high) / 2
-        fits = budget.use(cost(scaled(middle))) <= 1
+        fits = budget.use(scaled(middle), measures) <= 1
         low, high = (middle, high) if fits else (low, middle)
     if "latency_ms" in budget.bounds:
         return scaled(low)  # each trial would be a measurement, with noise larger than the gain
     ideal = [width * low for width in base]
-    return _fill(scaled(low), ideal, budget, multiple, cost)
+    return _fill(scaled(low), ideal, budget, multiple, measures)
 
 
-def _listed(cost: Mapping[str, float]) -> str:
-    return ", ".join(f"{value:.6g} {name}" for name, value in cost.items())
+def _listed(architecture: Architecture, measures: Measures) -> str:
+    return ", ".join(f"{cost(architecture):.6g} {name}" for name, cost in measures.items())
 
 
 TOLERANCE = 0.03  # of a budget that may stay unused
@@ -181,10 +237,10 @@ def _fill(
     ideal: Sequence[float],
     budget: Budget,
     multiple: int,
-    cost: CostFunction,
+    measures: Measures,
 ) -> Architecture:
     """The best use of the budget among widths near the ideal ones, each stage by itself."""
-    best, best_use = architecture, budget.use(cost(architecture))
+    best, best_use = architecture, budget.use(architecture, measures)
     for steps in STEPS:
         choices = [
             _near(floor, width, [multiple * step for step in steps])
@@ -192,7 +248,7 @@ def _fill(
         ]
         for channels in product(*choices):
             trial = architecture.with_channels(channels)
-            use = budget.use(cost(trial))
+            use = budget.use(trial, measures)
             if best_use < use <= 1:
                 best, best_use = trial, use
         if best_use >= 1 - TOLERANCE:
@@ -209,7 +265,7 @@ def _near(floor: int, ideal: float, steps: Sequence[int]) -> list[int]:
 def check_reachable(
     supernet: Architecture,
     budget: Budget,
-    cost: CostFunction | None = None,
+    measures: Measures | None = None,
     multiple: int = 1,
 ) -> None:
     """Refuse, before any training, a budget that no network of a space can meet.
@@ -217,7 +273,8 @@ def check_reachable(
     Args:
         supernet: the complete architecture of the space.
         budget: the bounds.
-        cost: all measures of an architecture; needed for a latency bound. None: the exact counts.
+        measures: functions of an architecture by name; needed for a latency bound. None: the exact
+            counts.
         multiple: channels are multiples of it, >= 1.
 
     Raises:
@@ -225,15 +282,15 @@ def check_reachable(
     """
     if not budget.bounds:
         return
-    cost = cost or cost_function()
-    smallest = cost(smallest_architecture(supernet, multiple))
-    if budget.use(smallest) > 1:
+    measures = measures or exact_measures()
+    smallest = smallest_architecture(supernet, multiple)
+    if budget.use(smallest, measures) > 1:
         widest = scale_channels(supernet.skeleton.channels, MAX_MULTIPLIER)
-        largest = cost_function()(supernet.with_channels(widest))
+        largest = supernet.with_channels(widest)
         raise InfeasibleBudgetError(
             f"budget {budget.bounds} cannot be met: the smallest network of this space (one "
-            f"operation per block, {multiple} channels per stage) has {_listed(smallest)}; the "
-            f"largest has {_listed(largest)}"
+            f"operation per block, {multiple} channels per stage) has "
+            f"{_listed(smallest, measures)}; the largest has {_listed(largest, exact_measures())}"
         )
 
 
@@ -241,13 +298,12 @@ def smallest_architecture(supernet: Architecture, multiple: int = 1) -> Architec
     """The cheapest network of a space: one operation in every block, the fewest channels."""
     best: Architecture | None = None
     for node in range(1, 1 + len(supernet.operations)):
-        graphs = tuple(
+        one = supernet.with_cells(
             graph.prune([target == graph.output_node and source == node
                          for source, target in graph.connections]).clean()
-            for graph in supernet.blocks
+            for graph in supernet.cells
         )  # fmt: skip
-        reductions = tuple((True, False) for _ in supernet.reductions)
-        one = Architecture(supernet.skeleton, graphs, reductions)
+        one = replace(one, reductions=tuple((True, False) for _ in supernet.reductions))
         one = one.with_channels([multiple] * len(one.skeleton.channels))
         if best is None or architecture_cost(one).macs < architecture_cost(best).macs:
             best = one

@@ -17,19 +17,19 @@ from typing import Any
 from dsonas.cost.budgets import (
     TOLERANCE,
     Budget,
-    CostFunction,
     InfeasibleBudgetError,
-    cost_function,
+    Measures,
     fit_width,
 )
 from dsonas.cost.edits import (
+    branch_places,
     connection_places,
     operation_places,
-    reduction_costs,
     without_branch,
     without_connection,
     without_operation,
 )
+from dsonas.cost.measures import exact_measures
 from dsonas.graph import Architecture, ArchitectureError, read_list, read_mapping
 
 MAX_REMOVALS = 4  # of single connections, for the fine adjustment
@@ -50,7 +50,7 @@ def fit_chain(
     budget: Budget,
     *,
     multiple: int = 1,
-    cost: CostFunction | None = None,
+    measures: Measures | None = None,
     at_full_width: bool = False,
 ) -> Architecture:
     """The structure and the width that bring a search to a budget, never above it.
@@ -68,7 +68,8 @@ def fit_chain(
         chain: nested, largest first; at least one.
         budget: the bounds; without bounds the last member is returned as it is.
         multiple: channels are multiples of it, >= 1.
-        cost: all measures of an architecture; needed for a latency bound. None: the exact counts.
+        measures: functions of an architecture by name; needed for a latency bound. None: the exact
+            counts.
         at_full_width: prefer the member that is nearest to the budget as it is, so that the width
             changes least.
 
@@ -78,44 +79,44 @@ def fit_chain(
     Example:
         >>> from dsonas.graph.spaces import cifar_space
         >>> chain = [cifar_space(channels=8, blocks=(1,)).complete()]
-        >>> round(cost_function()(fit_chain(chain, Budget(macs="1M")))["macs"] / 1e6, 2)
+        >>> round(exact_measures()["macs"](fit_chain(chain, Budget(macs="1M"))) / 1e6, 2)
         0.99
     """
     if not budget.bounds:
         return chain[-1]
-    cost = cost or cost_function()
+    measures = measures or exact_measures()
     timed = "latency_ms" in budget.bounds
 
     def fit(structures: Iterable[Architecture], tolerance: float) -> Architecture | None:
         best: tuple[float, Architecture] | None = None
         for structure in structures:
             try:
-                fitted = fit_width(structure, budget, multiple=multiple, cost=cost)
+                fitted = fit_width(structure, budget, multiple=multiple, measures=measures)
             except InfeasibleBudgetError:
                 continue
-            use = budget.use(cost(fitted))
+            use = budget.use(fitted, measures)
             if best is None or use > best[0]:
                 best = use, fitted
             if use >= 1 - tolerance:
                 break
         return None if best is None else best[1]
 
-    preferred = _structures(chain, budget, cost, at_full_width)
+    preferred = _structures(chain, budget, measures, at_full_width)
     found = fit(islice(preferred, 1), 1.0) if timed else fit(preferred, TOLERANCE)
     if found is None:
-        found = fit(_slimmer(chain, lambda member: budget.use(cost(member))), 1.0)
+        found = fit(_slimmer(chain, lambda member: budget.use(member, measures)), 1.0)
     if found is None:  # this raises, and tells what is wrong
-        return fit_width(chain[-1], budget, multiple=multiple, cost=cost)
+        return fit_width(chain[-1], budget, multiple=multiple, measures=measures)
     return found
 
 
 def _structures(
-    chain: Sequence[Architecture], budget: Budget, cost: CostFunction, at_full_width: bool
+    chain: Sequence[Architecture], budget: Budget, measures: Measures, at_full_width: bool
 ) -> Iterator[Architecture]:
     """What to try, see ``fit_chain``."""
 
     def use(member: Architecture) -> float:
-        return budget.use(cost(member))
+        return budget.use(member, measures)
 
     wanted = 1.0 if at_full_width else use(chain[-1])
 
@@ -135,13 +136,12 @@ def _thinned(member: Architecture, use: Callable[[Architecture], float]) -> Iter
     Of removals that cost the same one is as good as another here; no block is emptied. What costs
     least goes on to lose one more.
     """
-    shared = len(set(member.blocks)) == 1
     for _ in range(MAX_REMOVALS):
         whole, smaller = use(member), {}
-        for place in connection_places(member, shared=shared):
-            rest = without_connection(member, place, shared=shared)
+        for place in connection_places(member):
+            rest = without_connection(member, place)
             left = use(rest)
-            if left < whole and rest.blocks[place[0]].kept_nodes:
+            if left < whole and rest.cells[place[0]].kept_nodes:
                 smaller.setdefault(left, rest)
         if not smaller:
             return
@@ -158,14 +158,14 @@ def _slimmer(
     next larger one follows, and so on.
     """
     for member in sorted(chain, key=use):
-        shared, rests = len(set(member.blocks)) == 1, [member]
+        rests = [member]
         while rests:
             smaller = min(rests, key=use)
             yield smaller
-            places = operation_places(smaller, shared=shared)
-            rests = [without_operation(smaller, place, shared=shared) for place in places]
+            places = operation_places(smaller)
+            rests = [without_operation(smaller, place) for place in places]
             rests = [rest for rest in rests if all(graph.kept_nodes for graph in rest.blocks)]
-            rests += [without_branch(smaller, place) for place in reduction_costs(smaller)]
+            rests += [without_branch(smaller, place) for place in branch_places(smaller)]
 
 
 def chain_to_json(chain: Sequence[Architecture]) -> str:

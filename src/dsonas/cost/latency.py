@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -10,8 +9,6 @@ from torch import Tensor, nn
 
 from dsonas.graph import Architecture
 from dsonas.nn import Network
-
-LatencyFunction = Callable[[Architecture], float]
 
 
 @dataclass

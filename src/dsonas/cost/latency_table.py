@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsonas.cost.latency import LatencyFunction
+from dsonas.cost.measures import CostFunction
 from dsonas.graph import Architecture
 
 OPTIONAL = ("add", "block")  # parts that a table may leave out: they take no time then
@@ -20,7 +20,7 @@ MAX_MILLISECONDS = 1e9
 _FORM = "base, or NAME@CxS: a part at C channels on S x S features"
 
 
-def latency_from_table(table: Mapping[str, float]) -> LatencyFunction:
+def latency_from_table(table: Mapping[str, float]) -> CostFunction:
     """The latency function of a device, from the milliseconds of its parts.
 
     Between two numbers of channels that the table has, latency is taken to be linear; below the
@@ -43,7 +43,7 @@ def latency_from_table(table: Mapping[str, float]) -> LatencyFunction:
 
     Example:
         >>> from dsonas.graph.spaces import cifar_space
-        >>> from dsonas.graph.graph import BlockGraph
+        >>> from dsonas.graph.block import BlockGraph
         >>> import dataclasses
         >>> table = {"base": 1.0, "output@4x32": 0.1, "max_pool3x3@4x32": 0.2}
         >>> complete = cifar_space(channels=4, blocks=(1,)).complete()

@@ -7,12 +7,12 @@ needs the standard library only.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dsonas.graph.graph import BlockGraph, Connection, block_connections
+from dsonas.graph.block import BlockGraph
 from dsonas.graph.jsonvalues import (
     ArchitectureError,
     read_integer,
@@ -23,25 +23,13 @@ from dsonas.graph.jsonvalues import (
     shorten,
 )
 
-__all__ = [
-    "REDUCTION_OPERATIONS",
-    "STEMS",
-    "Architecture",
-    "ArchitectureError",
-    "BlockGraph",
-    "Connection",
-    "Skeleton",
-    "block_connections",
-    "doubled_channels",
-    "scale_channels",
-]
-
 FORMAT = "dsonas-architecture"
 VERSION = 1
 MAX_NUMBER = 2**31 - 1  # of a skeleton; products of two still are 64-bit numbers
 MAX_FILE_NODES = 1000  # of a block in a file, so that a wrong number is refused, not allocated
 REDUCTION_OPERATIONS = ("conv1x1", "conv3x3")
 STEMS = ("cifar", "imagenet")
+SHARINGS = ("share", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +106,13 @@ class Architecture:
 
     Args:
         skeleton: stem, stages, channels and head.
-        blocks: a graph for each block, stage after stage; all of the same operations and levels.
+        blocks: a graph for each block, stage after stage, all of the same operations and levels.
         reductions: for each reduction block, which of its 1x1 and 3x3 convolution are live.
+        sharing: ``share`` if all blocks have, and keep, one structure; ``full`` if each its own.
 
     Raises:
-        ArchitectureError: if the numbers of blocks or reductions do not fit the skeleton.
+        ArchitectureError: if the numbers of blocks or reductions do not fit the skeleton, or
+            blocks that share a structure differ.
 
     Example:
         >>> skeleton = Skeleton(blocks=(1, 1), channels=(8, 16))
@@ -134,6 +124,7 @@ class Architecture:
     skeleton: Skeleton
     blocks: tuple[BlockGraph, ...]
     reductions: tuple[tuple[bool, ...], ...]
+    sharing: str = "full"
 
     def __post_init__(self) -> None:
         if len(self.blocks) != self.skeleton.num_blocks:
@@ -142,6 +133,10 @@ class Architecture:
             )
         if len({(graph.operations, graph.num_levels) for graph in self.blocks}) != 1:
             raise ArchitectureError("all blocks must have the same operations and levels")
+        if self.sharing not in SHARINGS:
+            raise ArchitectureError(f"sharing must be one of {SHARINGS}, got {self.sharing!r}")
+        if self.sharing == "share" and len(set(self.blocks)) != 1:
+            raise ArchitectureError("blocks that share a structure must be equal")
         if len(self.reductions) != len(self.skeleton.blocks) - 1:
             raise ArchitectureError(
                 f"reductions must hold {len(self.skeleton.blocks) - 1} entries, "
@@ -156,12 +151,32 @@ class Architecture:
 
     @classmethod
     def complete(
-        cls, skeleton: Skeleton, operations: Sequence[str], num_levels: int
+        cls,
+        skeleton: Skeleton,
+        operations: Sequence[str],
+        num_levels: int,
+        sharing: str = "full",
     ) -> Architecture:
-        """The architecture in which every connection is live."""
+        """Make the architecture in which every connection is live."""
         graph = BlockGraph.complete(operations, num_levels)
         reductions = ((True,) * len(REDUCTION_OPERATIONS),) * (len(skeleton.blocks) - 1)
-        return cls(skeleton, (graph,) * skeleton.num_blocks, reductions)
+        return cls(skeleton, (graph,) * skeleton.num_blocks, reductions, sharing)
+
+    @property
+    def cells(self) -> tuple[BlockGraph, ...]:
+        """The structures that can differ: one for all blocks (share), or one for each (full)."""
+        return self.blocks[:1] if self.sharing == "share" else self.blocks
+
+    def with_cells(self, cells: Iterable[BlockGraph]) -> Architecture:
+        """Return the architecture with other structures, one for each of ``cells``."""
+        blocks = tuple(cells)
+        if self.sharing == "share":
+            blocks *= self.skeleton.num_blocks
+        return replace(self, blocks=blocks)
+
+    def with_cell(self, place: int, graph: BlockGraph) -> Architecture:
+        """Return the architecture with another structure in one of ``cells``."""
+        return self.with_cells(graph if i == place else old for i, old in enumerate(self.cells))
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -180,12 +195,11 @@ class Architecture:
 
     def clean(self) -> Architecture:
         """Every block cleaned; idempotent."""
-        return replace(self, blocks=tuple(graph.clean() for graph in self.blocks))
+        return self.with_cells(graph.clean() for graph in self.cells)
 
     def without_blocks(self) -> Architecture:
         """What pruning cannot remove: stem, shortcuts, reductions, head; every block is empty."""
-        empty = (graph.prune([False] * len(graph.live)).clean() for graph in self.blocks)
-        return replace(self, blocks=tuple(empty))
+        return self.with_cells(graph.prune([False] * len(graph.live)) for graph in self.cells)
 
     def with_channels(self, channels: Sequence[int]) -> Architecture:
         """The same structure with other channels for each stage."""
@@ -198,6 +212,7 @@ class Architecture:
             "format": FORMAT,
             "version": VERSION,
             "skeleton": {key: getattr(skeleton, key) for key in skeleton.__dataclass_fields__},
+            "sharing": self.sharing,
             "operations": self.operations,
             "num_levels": self.num_levels,
             "blocks": [graph.clean().to_dict() for graph in self.blocks],
@@ -220,6 +235,7 @@ class Architecture:
         except (ValueError, RecursionError) as error:
             raise ArchitectureError(f"not a JSON file: {error}") from None
         keys = "format", "version", "skeleton", "operations", "num_levels", "blocks", "reductions"
+        sharing = value.pop("sharing", None) if isinstance(value, dict) else None
         value = read_mapping(value, "architecture", keys)
         if value["format"] != FORMAT or repr(value["version"]) != str(VERSION):
             raise ArchitectureError(
@@ -241,7 +257,9 @@ class Architecture:
             _reduction(item, f"reductions[{i}]")
             for i, item in enumerate(read_list(value["reductions"], "reductions"))
         )
-        return cls(_skeleton(value["skeleton"]), blocks, reductions)
+        if sharing is None:  # a file of version 0.1
+            sharing = SHARINGS[len(set(blocks)) > 1]
+        return cls(_skeleton(value["skeleton"]), blocks, reductions, sharing)
 
     def save(self, path: str | Path) -> None:
         """Write ``to_json`` to a file."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dsonas.graph.architecture import Architecture, BlockGraph
+from dsonas.graph.architecture import Architecture
+from dsonas.graph.block import BlockGraph
 
 
 def draw_block(graph: BlockGraph) -> str:

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dsonas.graph.architecture import (
-    Architecture,
-    Skeleton,
-    block_connections,
-    doubled_channels,
-)
+from dsonas.graph.architecture import SHARINGS, Architecture, Skeleton, doubled_channels
 
 PAPER_OPERATIONS = ("separable_conv3x3", "separable_conv5x5", "max_pool3x3", "average_pool3x3")
-SHARINGS = ("share", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +43,13 @@ class SearchSpace:
 
     def complete(self) -> Architecture:
         """The architecture of the supernet: every connection live."""
-        return Architecture.complete(self.skeleton, self.operations, self.num_levels)
+        return Architecture.complete(self.skeleton, self.operations, self.num_levels, self.sharing)
 
     @property
     def num_factors(self) -> int:
         """The number of scaling factors, reduction blocks included."""
-        sets = 1 if self.sharing == "share" else self.skeleton.num_blocks
-        in_block = len(block_connections(self.num_levels, len(self.operations)))
-        return sets * in_block + 2 * (len(self.skeleton.blocks) - 1)
+        in_cells = sum(len(graph.live) for graph in self.complete().cells)
+        return in_cells + 2 * (len(self.skeleton.blocks) - 1)
 
 
 def cifar_space(

@@ -47,8 +47,8 @@ class Network(nn.Module):
 
     Args:
         architecture: which connections and channels; it is cleaned first.
-        sharing: ``share`` or ``full`` gives scaling factors to the connections (supernet); None
-            runs plain sums (final network).
+        scaled: whether every connection has a scaling factor (supernet), or sums are plain (final
+            network).
         learn_gamma: whether the BNs of operations, reduction convolutions and projecting shortcuts
             learn gamma; None: only without scaling factors (a learned gamma would absorb them).
         auxiliary: add the auxiliary head.
@@ -66,7 +66,7 @@ class Network(nn.Module):
         >>> import torch
         >>> from dsonas.graph.spaces import cifar_space
         >>> space = cifar_space(channels=8, blocks=(1, 1))
-        >>> supernet = Network(space.complete(), sharing="share")
+        >>> supernet = Network(space.complete(), scaled=True)
         >>> supernet(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
@@ -75,7 +75,7 @@ class Network(nn.Module):
         self,
         architecture: Architecture,
         *,
-        sharing: str | None = None,
+        scaled: bool = False,
         learn_gamma: bool | None = None,
         auxiliary: bool = False,
         dropout: float = 0.0,
@@ -84,10 +84,9 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         architecture = architecture.clean()
-        gamma = sharing is None if learn_gamma is None else learn_gamma
+        gamma = not scaled if learn_gamma is None else learn_gamma
         skeleton = architecture.skeleton
         self.architecture = architecture
-        self.sharing = sharing
         self.drop_path = 0.0
         self.pool = BufferPool()
         self._weights: tuple[Architecture, tuple[nn.Parameter, ...]] | None = None
@@ -115,7 +114,7 @@ class Network(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(skeleton.channels[-1], skeleton.num_classes)
         self.auxiliary = AuxiliaryHead(skeleton) if auxiliary else None
-        self.scaling = None if sharing is None else ScalingFactors.ones(architecture, sharing)
+        self.scaling = ScalingFactors.ones(architecture) if scaled else None
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,15 +29,12 @@ class ScalingFactors(nn.Module):
         self.reductions = nn.ParameterList([nn.Parameter(vector) for vector in reductions])
 
     @classmethod
-    def ones(cls, architecture: Architecture, sharing: str) -> ScalingFactors:
+    def ones(cls, architecture: Architecture) -> ScalingFactors:
         """The start values: 1 everywhere, 0 where the architecture has no connection."""
-        graphs = architecture.blocks[:1] if sharing == "share" else architecture.blocks
+        kind = torch.get_default_dtype()
         return cls(
-            [torch.tensor(graph.live, dtype=torch.get_default_dtype()) for graph in graphs],
-            [
-                torch.tensor(live, dtype=torch.get_default_dtype())
-                for live in architecture.reductions
-            ],
+            [torch.tensor(cell.live, dtype=kind) for cell in architecture.cells],
+            [torch.tensor(live, dtype=kind) for live in architecture.reductions],
         )
 
     def for_block(self, block: int) -> Tensor:
@@ -51,16 +47,15 @@ class ScalingFactors(nn.Module):
 
         A reduction block whose factors are all 0 keeps its first live convolution.
         """
-        keep = [(vector > 0).tolist() for vector in self.blocks]
-        graphs = [
-            graph.prune(keep[0 if len(keep) == 1 else i]).clean()
-            for i, graph in enumerate(supernet.blocks)
+        cells = [
+            graph.prune((vector > 0).tolist()).clean()
+            for graph, vector in zip(supernet.cells, self.blocks, strict=True)
         ]
         reductions = [
             _kept_reduction(vector.tolist(), live)
             for vector, live in zip(self.reductions, supernet.reductions, strict=True)
         ]
-        return replace(supernet, blocks=tuple(graphs), reductions=tuple(reductions))
+        return replace(supernet.with_cells(cells), reductions=tuple(reductions))
 
     @torch.no_grad()
     def normalise(
@@ -71,35 +66,8 @@ class ScalingFactors(nn.Module):
         The factors of reduction blocks are left alone: their scale is not free, since the next
         block adds their features to others. See ``normalise_targets``.
         """
-        graphs = architecture.blocks[:1] if len(self.blocks) == 1 else architecture.blocks
-        for vector, graph in zip(self.blocks, graphs, strict=True):
+        for vector, graph in zip(self.blocks, architecture.cells, strict=True):
             normalise_targets(vector, graph, optimizer)
-
-    def groups(self, reduction_penalty: float = 0.0) -> list[dict[str, Any]]:
-        """Parameter groups for ``ProximalNAG``: reduction blocks have a penalty of their own.
-
-        Args:
-            reduction_penalty: on the factors of reduction blocks, >= 0. What follows such a block
-                takes most of their scale out, so little opposes a penalty, and both may fall to 0.
-        """
-        groups: list[dict[str, Any]] = [{"params": [vector]} for vector in self.blocks]
-        return groups + [{"params": [v], "penalty": reduction_penalty} for v in self.reductions]
-
-    @torch.no_grad()
-    def write_zeros(
-        self, architecture: Architecture, optimizer: torch.optim.Optimizer | None = None
-    ) -> None:
-        """Set the factors of all removed connections to 0 and clear their momentum."""
-        graphs = architecture.blocks[:1] if len(self.blocks) == 1 else architecture.blocks
-        flags = [graph.live for graph in graphs]
-        pairs = zip(
-            [*self.blocks, *self.reductions], [*flags, *architecture.reductions], strict=True
-        )
-        for vector, live in pairs:
-            mask = mask_like(live, vector)
-            vector.mul_(mask)
-            if optimizer is not None and "momentum_buffer" in optimizer.state.get(vector, {}):
-                optimizer.state[vector]["momentum_buffer"].mul_(mask)
 
 
 @torch.no_grad()

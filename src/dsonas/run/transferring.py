@@ -51,6 +51,7 @@ def transfer(architecture: Architecture, skeleton: Skeleton) -> Architecture:
         skeleton,
         (block,) * skeleton.num_blocks,
         (kept or (True,) * len(REDUCTION_OPERATIONS),) * (len(skeleton.blocks) - 1),
+        "share",
     )
 
 

@@ -4,40 +4,31 @@ from .baselines import (
     first_accepted as first_accepted,
     hand_made as hand_made,
     random_architectures as random_architectures,
+    random_plan_result as random_plan_result,
 )
-from .importance import (
+from .criteria import (
+    Factors as Factors,
     connection_flows as connection_flows,
     node_importance as node_importance,
 )
-from .penalties import (
-    connection_penalties as connection_penalties,
-)
-from .pretraining import (
-    Pretraining as Pretraining,
-)
-from .random_plans import (
-    random_plan_result as random_plan_result,
-)
 from .removal import (
-    Factors as Factors,
-    Measure as Measure,
-    Worth as Worth,
-    flow_worth as flow_worth,
     follow_plan as follow_plan,
 )
 from .search_config import (
     PretrainConfig as PretrainConfig,
     SearchConfig as SearchConfig,
-    weight_steps_per_factor_step as weight_steps_per_factor_step,
 )
-from .search_stages import (
-    Searching as Searching,
+from .searcher import (
+    Searcher as Searcher,
     SearchResult as SearchResult,
-    alternation as alternation,
-)
-from .searching import (
-    search as search,
 )
 from .shrinking import (
     shrink as shrink,
+)
+from .stages import (
+    BlockResult as BlockResult,
+    Pretraining as Pretraining,
+    Searching as Searching,
+    alternation as alternation,
+    search as search,
 )

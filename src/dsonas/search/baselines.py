@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from dsonas._utils import derive_seed
-from dsonas.cost import block_cost, without_node
+from dsonas.cost import CostFunction, block_cost
 from dsonas.graph import Architecture, BlockGraph, Connection, SearchSpace
 from dsonas.nn import BatchNorm, DepthwiseConv, register_operation
+from dsonas.search.removal import MACS, follow_plan
+from dsonas.search.search_config import SearchConfig
 
 RANDOM_KINDS = ("connections", "cost")
 EXPANSION = 6
@@ -131,7 +133,7 @@ def _random_connections(space: SearchSpace, generator: torch.Generator) -> Archi
         return (torch.rand(size, generator=generator) < 0.5).tolist()
 
     while True:
-        graphs = [graph.prune(coins(len(graph.live))).clean() for graph in complete_graphs(space)]
+        graphs = [graph.prune(coins(len(graph.live))).clean() for graph in supernet.cells]
         if any(graph.kept_nodes for graph in graphs):
             break
     reductions = []
@@ -140,13 +142,14 @@ def _random_connections(space: SearchSpace, generator: torch.Generator) -> Archi
         while not any(drawn):
             drawn = coins(len(flags))
         reductions.append(tuple(drawn))
-    return replace(_spread(space, graphs), reductions=tuple(reductions))
+    return replace(supernet.with_cells(graphs), reductions=tuple(reductions))
 
 
 def _random_cost(space: SearchSpace, generator: torch.Generator, share: float) -> Architecture:
-    graphs = complete_graphs(space)
-    limit = share * blocks_macs(_spread(space, graphs))
-    while blocks_macs(_spread(space, graphs)) > limit:
+    supernet = space.complete()
+    graphs = list(supernet.cells)
+    limit = share * blocks_macs(supernet.with_cells(graphs))
+    while blocks_macs(supernet.with_cells(graphs)) > limit:
         options = _removable(graphs)
         smaller: list[BlockGraph] = []
         while options and not any(graph.kept_nodes for graph in smaller):
@@ -155,7 +158,7 @@ def _random_cost(space: SearchSpace, generator: torch.Generator, share: float) -
         if not any(graph.kept_nodes for graph in smaller):
             break  # any removal would leave nothing
         graphs = smaller
-    return _spread(space, graphs)
+    return supernet.with_cells(graphs)
 
 
 def _draw(size: int, generator: torch.Generator) -> int:
@@ -174,20 +177,7 @@ def _removable(graphs: Sequence[BlockGraph]) -> list[Removal]:
 def _without(graph: BlockGraph, what: Connection | int) -> BlockGraph:
     if isinstance(what, Connection):
         return graph.prune([connection != what for connection in graph.connections]).clean()
-    return without_node(graph, what)
-
-
-def complete_graphs(space: SearchSpace) -> list[BlockGraph]:
-    """The complete graphs that are drawn: one in the share space, else one for each block."""
-    blocks = space.complete().blocks
-    return list(blocks[:1] if space.sharing == "share" else blocks)
-
-
-def _spread(space: SearchSpace, graphs: Sequence[BlockGraph]) -> Architecture:
-    supernet = space.complete()
-    shared = space.sharing == "share"
-    blocks = tuple(graphs[0 if shared else i] for i in range(len(supernet.blocks)))
-    return replace(supernet, blocks=blocks)
+    return graph.without_node(what)
 
 
 def blocks_macs(architecture: Architecture) -> int:
@@ -204,6 +194,47 @@ def blocks_macs(architecture: Architecture) -> int:
         block_cost(graph, channels[stage], sizes[stage], False).macs
         for graph, stage in zip(architecture.blocks, skeleton.block_stages, strict=True)
     )
+
+
+def random_plan_result(
+    space: SearchSpace,
+    config: SearchConfig,
+    generator: torch.Generator,
+    cost: CostFunction = MACS,
+) -> Architecture:
+    """Follow the plan of a search with scaling factors drawn once, uniformly from 0 to 1.
+
+    A plan sets how sparse a network becomes, the search what stays. Networks of the same plan with
+    factors drawn at random are as sparse as a search's: what a search does better is its own merit.
+
+    Args:
+        space: what is searched.
+        config: the plan, its epochs and its rebuilds.
+        generator: source of randomness, on the CPU.
+        cost: the measure that is planned.
+
+    Returns:
+        An architecture at the supernet's channels.
+
+    Raises:
+        ValueError: if the search has no plan.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> net = random_plan_result(SearchSpace(), SearchConfig(epochs=4), generator)
+        >>> len(net.blocks[0].kept_nodes) < len(SearchSpace().complete().blocks[0].kept_nodes)
+        True
+    """
+    plan, supernet = config.plan, space.complete()
+    if plan is None:
+        raise ValueError("search.keep_cost must be set for networks of the same plan, got null")
+    factors = [torch.rand(len(cell.live), generator=generator).tolist() for cell in supernet.cells]
+    current = supernet
+    for epoch in range(1, config.epochs + 1):
+        if config.rebuilds_after(epoch):
+            progress = epoch / config.epochs
+            current = follow_plan(plan, progress, supernet, current, factors, cost=cost)
+    return current
 
 
 @register_operation(INVERTED_BOTTLENECK)
@@ -254,7 +285,7 @@ def hand_made(space: SearchSpace, kind: str) -> Architecture:
     if kind not in _CHAINS:
         raise ValueError(f"kind must be one of {HAND_MADE}, got {kind!r}")
     chain = _CHAINS[kind]
-    complete = Architecture.complete(space.skeleton, chain[:1], len(chain))
+    complete = Architecture.complete(space.skeleton, chain[:1], len(chain), "share")
     graph = complete.blocks[0]
     chained = graph.prune([target == source + 1 for source, target in graph.connections])
-    return replace(complete, blocks=(chained.clean(),) * len(complete.blocks))
+    return complete.with_cells([chained.clean()])

@@ -104,17 +104,10 @@ class SearchConfig:
         if self.keep_cost is None:
             return None
         return Plan(
-            structure=self.keep_cost, connections=self.keep_connections, reached_at=self.hold_from
+            keep_cost=self.keep_cost,
+            keep_connections=self.keep_connections,
+            hold_from=self.hold_from,
         )
-
-    def reduction_penalty(self, penalty: float) -> float:
-        """The penalty of reduction blocks: that of the others where it decides alone, else 0.
-
-        Neither a plan nor normalised factors are about them. Their scale is nearly free and would
-        be pressed down, until a step of the factors is larger than they are and a branch goes by
-        chance.
-        """
-        return penalty if self.plan is None and not self.normalise else 0.0
 
     def rebuilds_after(self, epoch: int) -> bool:
         """Whether a rebuild follows an epoch, counted from 1; one always follows the last."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from dsonas.nn import Block, Layout, Network, ReductionBlock
 def shrink(
     network: Network,
     architecture: Architecture,
-    optimizer: torch.optim.Optimizer | None = None,
+    *optimizers: torch.optim.Optimizer,
 ) -> None:
     """Remove from a supernet, in place, what an architecture no longer has.
 
@@ -28,7 +30,7 @@ def shrink(
     Args:
         network: the supernet.
         architecture: a cleaned sub-architecture of ``network.architecture``.
-        optimizer: of the weights; parameters are replaced in it and their state is carried over.
+        *optimizers: of the weights; parameters are replaced in them, and their state goes on.
 
     Raises:
         ValueError: if the architecture has a connection that the network lacks.
@@ -51,12 +53,12 @@ def shrink(
         factors = network.scaling.for_block(i) if network.scaling else None
         block = network.blocks[i]
         assert isinstance(block, Block)
-        _shrink_block(block, architecture.blocks[i], factors, sizes[stage], optimizer)
+        _shrink_block(block, architecture.blocks[i], factors, sizes[stage], optimizers)
     for block, live in zip(network.reductions, architecture.reductions, strict=True):
         assert isinstance(block, ReductionBlock)
         for name, alive in zip(("conv1x1", "conv3x3"), live, strict=True):
             if not alive and name in block.branches:
-                _forget(optimizer, block.branches.pop(name))
+                _forget(optimizers, block.branches.pop(name))
         block.live = live
     network.architecture = architecture
     network.pool.clear()  # the buffers of the larger architecture
@@ -81,7 +83,7 @@ def _shrink_block(
     graph: BlockGraph,
     factors: Tensor | None,
     size: int,
-    optimizer: torch.optim.Optimizer | None,
+    optimizers: Sequence[torch.optim.Optimizer],
 ) -> None:
     if graph == block.graph:
         return
@@ -92,21 +94,21 @@ def _shrink_block(
             assert mean is not None
             mean -= _lost_constant(block, graph, factors, size)
         for node in set(old.kept_nodes) - set(graph.kept_nodes):
-            _forget(optimizer, block.nodes.pop(str(node)))
-        _narrow_output(block, graph, optimizer)
+            _forget(optimizers, block.nodes.pop(str(node)))
+        _narrow_output(block, graph, optimizers)
     block.graph = graph
     block.layout = Layout.of(graph)
 
 
 def _narrow_output(
-    block: Block, graph: BlockGraph, optimizer: torch.optim.Optimizer | None
+    block: Block, graph: BlockGraph, optimizers: Sequence[torch.optim.Optimizer]
 ) -> None:
     """Keep those columns of the output convolution whose connection is live."""
     before = block.graph.inputs[block.graph.output_node]
     after = graph.inputs[graph.output_node]
     if not after:
-        _forget(optimizer, block.output)
-        _forget(optimizer, block.output_bn)
+        _forget(optimizers, block.output)
+        _forget(optimizers, block.output_bn)
         del block.output, block.output_bn
         return
     channels = block.output.out_channels
@@ -118,7 +120,7 @@ def _narrow_output(
 
     old, block.output.in_channels = block.output.weight, channels * len(after)
     block.output.weight = nn.Parameter(select(old), requires_grad=old.requires_grad)
-    if optimizer is not None:
+    for optimizer in optimizers:
         _replace(optimizer, old, block.output.weight, select)
 
 
@@ -156,19 +158,22 @@ def _unfed(graph: BlockGraph, factors: Tensor) -> frozenset[int]:
     return frozenset(range(1, graph.output_node)) - reached
 
 
-def _forget(optimizer: torch.optim.Optimizer | None, module: nn.Module) -> None:
-    """Take a module's parameters out of an optimizer."""
-    if optimizer is None:
-        return
+def _forget(optimizers: Iterable[torch.optim.Optimizer], module: nn.Module) -> None:
+    """Take a module's parameters out of optimizers."""
     gone = {id(parameter) for parameter in module.parameters()}
-    for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) not in gone]
-    for parameter in module.parameters():
-        optimizer.state.pop(parameter, None)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in gone]
+        for parameter in module.parameters():
+            optimizer.state.pop(parameter, None)
 
 
-def _replace(optimizer: torch.optim.Optimizer, old: Tensor, new: Tensor, select) -> None:
+def _replace(
+    optimizer: torch.optim.Optimizer, old: Tensor, new: Tensor, select: Callable[[Tensor], Tensor]
+) -> None:
     """Put a parameter in another's place; its per-element state is selected alike."""
+    if not any(p is old for group in optimizer.param_groups for p in group["params"]):
+        return
     for group in optimizer.param_groups:
         group["params"] = [new if p is old else p for p in group["params"]]
     state = optimizer.state.pop(old, {})

@@ -1,6 +1,24 @@
 from .any_model import (
     scale_connections as scale_connections,
 )
+from .choices import (
+    Choice as Choice,
+    Choices as Choices,
+    Features as Features,
+    InputChoice as InputChoice,
+    LayerChoice as LayerChoice,
+    Zero as Zero,
+    apply_choices as apply_choices,
+    choices_of as choices_of,
+    chosen as chosen,
+    finalise as finalise,
+    save_choices as save_choices,
+)
+from .connections import (
+    mask_factors as mask_factors,
+    normalise_factors as normalise_factors,
+    scaling_factors as scaling_factors,
+)
 from .model_pruning import (
     prune_model as prune_model,
 )

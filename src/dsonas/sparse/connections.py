@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from dsonas._utils import mask_like
 
 
 class ScaledSum(nn.Module):
@@ -99,6 +101,32 @@ def scaling_factors(model: nn.Module) -> list[nn.Parameter]:
         [[1.0, 1.0, 1.0]]
     """
     return [module.factors for module in model.modules() if isinstance(module, ScaledSum)]
+
+
+@torch.no_grad()
+def mask_factors(
+    vectors: Sequence[Tensor],
+    flags: Sequence[Sequence[bool]],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Set the factors of removed connections to 0, in place, and clear their momenta.
+
+    Args:
+        vectors: scaling factors.
+        flags: for every factor of every vector whether its connection is live.
+        optimizer: the one that steps them.
+
+    Example:
+        >>> vector = torch.tensor([0.3, 0.4])
+        >>> mask_factors([vector], [[True, False]])
+        >>> vector
+        tensor([0.3000, 0.0000])
+    """
+    for vector, live in zip(vectors, flags, strict=True):
+        mask = mask_like(live, vector)
+        vector.mul_(mask)
+        if optimizer is not None and "momentum_buffer" in optimizer.state.get(vector, {}):
+            optimizer.state[vector]["momentum_buffer"].mul_(mask)
 
 
 @torch.no_grad()

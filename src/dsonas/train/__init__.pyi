@@ -20,6 +20,9 @@ from .optimizers import (
     set_lr as set_lr,
     sgd as sgd,
 )
+from .processes import (
+    Processes as Processes,
+)
 from .schedules import (
     Schedule as Schedule,
     constant as constant,
@@ -27,7 +30,7 @@ from .schedules import (
     multi_step as multi_step,
 )
 from .steps import (
-    factor_step as factor_step,
+    factor_gradients as factor_gradients,
     weight_step as weight_step,
 )
 from .training import (

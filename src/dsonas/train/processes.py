@@ -99,10 +99,13 @@ class Processes:
 
     def average_gradients(self, module: nn.Module) -> None:
         """Make the gradients those of the mean of all processes' losses."""
+        self.average([p.grad for p in module.parameters() if p.grad is not None])
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Make tensors their means over the processes, in place, in one exchange for each type."""
         if self._fabric is None:
             return
-        gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        for some in _by_type(gradients):
+        for some in _by_type(tensors):
             flat = sum_over_processes(flatten(some)).div_(self.world.size)
             _write_back(flat, some)
 

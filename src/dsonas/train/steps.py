@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsonas.nn import Network
-from dsonas.sparse import ProximalNAG
 from dsonas.train.engine import Engine
 
 
@@ -45,30 +44,25 @@ def weight_step(
     return loss, logits
 
 
-def factor_step(
-    network: Network,
-    optimizer: ProximalNAG,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    engine: Engine | None = None,
+def factor_gradients(
+    network: Network, images: Tensor, labels: Tensor, *, engine: Engine | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Update the scaling factors on one batch; weights get no gradient. See ``weight_step``."""
+    """Leave in the scaling factors their gradients on one batch; weights get none.
+
+    Those of several processes are not averaged yet. See ``weight_step``.
+    """
     network.train_only("factors")
-    loss, logits = _backward(network, images, labels, engine)
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss, logits
+    return _backward(network, images, labels, engine, average=False)
 
 
 def _backward(
-    network: Network, images: Tensor, labels: Tensor, engine: Engine | None
+    network: Network, images: Tensor, labels: Tensor, engine: Engine | None, average: bool = True
 ) -> tuple[Tensor, Tensor]:
     def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = network(images)
         return F.cross_entropy(logits, labels), logits
 
-    return backward(network, loss_of, images, labels, engine)
+    return backward(network, loss_of, images, labels, engine, average=average)
 
 
 def backward(
@@ -77,6 +71,8 @@ def backward(
     images: Tensor,
     labels: Tensor,
     engine: Engine | None = None,
+    *,
+    average: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Leave in the parameters the gradients of the mean loss over a batch.
 
@@ -86,6 +82,7 @@ def backward(
         images: (B, C, H, W), of this process.
         labels: (B,).
         engine: see ``weight_step``.
+        average: whether to average the gradients of several processes.
 
     Returns:
         The mean loss and the logits (B, classes) of this process, both detached.
@@ -98,6 +95,6 @@ def backward(
         loss.backward()
         losses.append(loss.detach())
         logits.append(outputs.detach())
-    if engine:
+    if engine and average:
         engine.processes.average_gradients(network)
     return torch.stack(losses).sum(), torch.cat(logits)

@@ -12,7 +12,7 @@ from dsonas.commands.report.drawings import draw_block, draw_skeleton, live_line
 from dsonas.commands.report.examine import Examination
 from dsonas.cost.costs import architecture_cost
 from dsonas.graph.architecture import Architecture, Skeleton
-from dsonas.graph.graph import BlockGraph
+from dsonas.graph.block import BlockGraph
 from helpers.builders import random_architecture, random_graph
 
 HOSTILE = '"><script>alert(1)</script>&\x00\x1b\ud800'

@@ -151,6 +151,10 @@ class BlockGraph:
         kept = {0, self.output_node, *self.kept_nodes}
         return self.prune([s in kept and t in kept for s, t in self.connections])
 
+    def without_node(self, node: int) -> BlockGraph:
+        """Remove an operation and what is cut off with it."""
+        return self.prune([node not in connection for connection in self.connections]).clean()
+
     def to_dict(self) -> dict[str, Any]:
         """JSON value: the sources of every kept operation, and of the output."""
         return {

@@ -1,0 +1,204 @@
+"""What a model with choices costs, for every combination of what may be left."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import flop_registry
+
+from dsonas.sparse import Choice, Features, LayerChoice, Zero, choices_of
+
+Candidate = tuple[str, str]
+"""A label and the name of a candidate."""
+Context = frozenset[Candidate]
+"""Candidates all of which must be there."""
+Chosen = Mapping[str, Sequence[str]]
+"""The names that are left, by label."""
+
+
+class Item(NamedTuple):
+    """A part of the cost.
+
+    Args:
+        amount: what it costs.
+        contexts: it is there if all candidates of any of them are.
+    """
+
+    amount: int
+    contexts: tuple[Context, ...]
+
+    def is_in(self, chosen: Chosen) -> bool:
+        """Whether a combination has this part."""
+        return any(
+            all(name in chosen.get(label, ()) for label, name in context)
+            for context in self.contexts
+        )
+
+
+@dataclass
+class ChoiceCosts:
+    """The cost of a model with choices, as a sum of parts.
+
+    Args:
+        parts: by measure, ``macs`` and ``params``.
+        features: what the candidates of every place give, by its name in the model.
+    """
+
+    parts: dict[str, list[Item]] = field(default_factory=dict)
+    features: dict[str, dict[str, Features]] = field(default_factory=dict)
+
+    def cost(self, chosen: Chosen, measure: str = "macs") -> float:
+        """Compute what the final network of a combination costs, exactly.
+
+        Args:
+            chosen: the names that are left, by label.
+            measure: ``macs`` for one call with the example, or ``params``.
+        """
+        return float(sum(item.amount for item in self.parts[measure] if item.is_in(chosen)))
+
+
+def count_choices(model: nn.Module, example: Any) -> ChoiceCosts:
+    """Count the cost of a model with choices, for all combinations at once.
+
+    The model runs once on the meta device, with all candidates; every multiply-add is told to the
+    candidates it happens in. Batch normalisations that ``LayerChoice`` puts after candidates count
+    as parameters, for they stay in the final network.
+
+    Args:
+        model: with ``LayerChoice`` or ``InputChoice``.
+        example: an input, or a tuple of inputs; costs are those of one call with it.
+
+    Example:
+        >>> model = nn.Sequential(LayerChoice([nn.Linear(8, 8), nn.Identity()], label="x"))
+        >>> costs = count_choices(model, torch.zeros(1, 8))
+        >>> costs.cost({"x": ["0"]}), costs.cost({"x": ["1"]})
+        (64.0, 0.0)
+    """
+    replica = copy.deepcopy(model).to("meta")
+    inputs = example if isinstance(example, tuple) else (example,)
+    inputs = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, inputs)
+    counter = _Counter()
+    found = ChoiceCosts()
+    with torch.no_grad(), _tracked(replica, counter, found.features), counter:
+        replica.eval()(*inputs)
+    found.parts["macs"] = [Item(n // 2, (context,)) for context, n in counter.flops.items()]
+    found.parts["params"] = list(_parameters(model, found.features))
+    return found
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the flops of every set of candidates that a call happens in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops: dict[Context, int] = {}
+        self.stack: list[Candidate] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        packet = func._overloadpacket
+        if packet in flop_registry:
+            context = frozenset(self.stack)
+            count = flop_registry[packet](*args, **kwargs, out_val=result)
+            self.flops[context] = self.flops.get(context, 0) + count
+        return result
+
+
+class _Tracked(nn.Module):
+    """A candidate that says when it runs."""
+
+    def __init__(
+        self, module: nn.Module, candidate: Candidate, counter: _Counter, note: Callable
+    ) -> None:
+        super().__init__()
+        self.module, self.candidate, self.counter, self.note = module, candidate, counter, note
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.counter.stack.append(self.candidate)
+        try:
+            y = self.module(x)
+        finally:
+            self.counter.stack.pop()
+        self.note(Features(y.ndim, y.shape[1] if y.ndim > 1 else None))
+        return y
+
+
+@contextmanager
+def _tracked(
+    model: nn.Module, counter: _Counter, features: dict[str, dict[str, Features]]
+) -> Iterator[None]:
+    """Let every candidate of a model, which is thrown away afterwards, say when it runs."""
+    for label, places in choices_of(model).items():
+        for place, choice in places:
+            if isinstance(choice, LayerChoice):
+                known = features.setdefault(place, {})
+                for name in choice.live:
+                    if not isinstance(choice[name], Zero):
+                        choice.replace(
+                            name,
+                            _Tracked(
+                                choice[name],
+                                (label, name),
+                                counter,
+                                lambda found, known=known, name=name: known.update({name: found}),
+                            ),
+                        )
+    yield
+
+
+def _parameters(model: nn.Module, features: Mapping[str, Mapping[str, Features]]) -> Iterator[Item]:
+    """The parameters of the final networks, factors not counted."""
+    owners: dict[int, tuple[int, list[Context]]] = {}
+    label_of = {
+        id(choice): label for label, places in choices_of(model).items() for _, choice in places
+    }
+
+    def walk(module: nn.Module, context: Context) -> None:
+        for parameter in module._parameters.values():
+            if parameter is not None and not isinstance(module, Choice):
+                owners.setdefault(id(parameter), (parameter.numel(), []))[1].append(context)
+        if isinstance(module, LayerChoice):
+            for name in module.live:
+                walk(module[name], context | {(label_of[id(module)], name)})
+        else:
+            for child in module.children():
+                walk(child, context)
+
+    walk(model, frozenset())
+    for amount, contexts in owners.values():
+        yield Item(amount, tuple(dict.fromkeys(contexts)))
+    yield from _norm_parameters(model, features, label_of)
+
+
+def _norm_parameters(
+    model: nn.Module, features: Mapping[str, Mapping[str, Features]], label_of: Mapping[int, str]
+) -> Iterator[Item]:
+    """Gamma and beta of the batch normalisations after candidates."""
+    seen: dict[tuple[int, str], tuple[int, list[Context]]] = {}
+    places = {id(c): place for found in choices_of(model).values() for place, c in found}
+
+    def walk(module: nn.Module, context: Context) -> None:
+        if not isinstance(module, LayerChoice):
+            for child in module.children():
+                walk(child, context)
+            return
+        for name in module.live:
+            inner = context | {(label_of[id(module)], name)}
+            known = features.get(places[id(module)], {}).get(name)
+            if module.normalise and known is not None and known.rank in (2, 4, 5):
+                entry = seen.setdefault((id(module), name), (2 * (known.channels or 0), []))
+                entry[1].append(inner)
+            walk(module[name], inner)
+
+    walk(model, frozenset())
+    for amount, contexts in seen.values():
+        yield Item(amount, tuple(dict.fromkeys(contexts)))

@@ -1,0 +1,347 @@
+"""A model with ``LayerChoice`` and ``InputChoice`` as a supernet of the ``Searcher``."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations, product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsonas.cost import Budget, Chosen, Item, count_choices
+from dsonas.search.knapsack import Bound, best_choices, smallest_choices
+from dsonas.search.search_config import SearchConfig
+from dsonas.sparse import (
+    Choice,
+    Choices,
+    LayerChoice,
+    ProximalNAG,
+    choices_of,
+    chosen,
+    finalise,
+    normalise_factors,
+)
+
+Structure = dict[str, tuple[str, ...]]
+"""The names that are left, by label; treated as a value."""
+
+BEGIN = 0.25  # part of a search in which nothing is removed: candidates learn first
+SAMPLES = 30  # random combinations on which a user's cost function is tried
+MAX_TABLE = 100_000  # combinations whose costs are all asked for, where they are no sums
+
+
+class ChoiceSupernet:
+    """A model with choices; its structures are the names that are left, by label.
+
+    Args:
+        model: with ``LayerChoice`` or ``InputChoice``.
+        example: an input, or a tuple of inputs, by which costs are counted.
+        budget: upper bounds on the result.
+        config: when the structure is held, and the penalty.
+        cost: the user's function of a structure, in the measure that the budget bounds first.
+        seed: decides between candidates that score the same.
+
+    Raises:
+        ValueError: if choices with one label differ, or nothing keeps the budget.
+    """
+
+    fades = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Any,
+        budget: Budget | None,
+        config: SearchConfig,
+        cost: Callable[[Chosen], float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.config = model, config
+        self.places = choices_of(model)
+        self.keep = {label: found[0][1].keep for label, found in self.places.items()}
+        self.live: Structure = {label: found[0][1].live for label, found in self.places.items()}
+        self._tie()
+        self._ties = random.Random(seed)
+        self._order = {label: self._ties.random() for label in self.live}
+        self._counted = None
+        if cost is None or (budget and len(budget.given) > 1):
+            self._count(example)
+        self.leading = (budget or Budget()).leading
+        self._own_cost = cost
+        self._table: list[tuple[Structure, float]] | None = None
+        self._bounds = self._make_bounds(budget)
+        self._check_reachable()
+
+    def _tie(self) -> None:
+        """Give all places with one label the same factors."""
+        for places in self.places.values():
+            for _, choice in places[1:]:
+                choice.factors = places[0][1].factors
+
+    def _count(self, example: Any) -> None:
+        if example is None:
+            raise ValueError(
+                "example must be an input of the model, by which costs are counted, got None: give "
+                "one, or cost="
+            )
+        self._counted = count_choices(self.model, example)
+        like = next((p for p in self.model.parameters() if p.is_floating_point()), None)
+        for places in self.places.values():
+            for place, choice in places:
+                if isinstance(choice, LayerChoice) and like is not None:
+                    choice.prepare(self._counted.features.get(place, {}), like)
+
+    def _make_bounds(self, budget: Budget | None) -> list[Bound]:
+        """The bounds of a budget as sums of parts."""
+        if budget is None:
+            return []
+        budget = budget.of(lambda name: self.cost(self.live, name))
+        found = []
+        for name, limit in budget.bounds.items():
+            if name == self.leading and self._own_cost is not None:
+                items = additive_items(self._own_cost, self.live, self.keep, self._ties)
+                if items is None:
+                    self._table = _price_all(self._own_cost, self.live, self.keep)
+                    self._limit = limit
+                    continue
+            elif self._counted is not None and name in self._counted.parts:
+                items = self._counted.parts[name]
+            else:
+                raise ValueError(
+                    f"budget.{name} is not counted for a model with choices: give cost=, a "
+                    "function of the choices, or bound macs or params"
+                )
+            found.append(Bound(name, items, limit))
+        return found
+
+    def _check_reachable(self) -> None:
+        if self._best({}, self.live) is None:
+            if self._table is not None:
+                smallest = min(price for _, price in self._table)
+                raise ValueError(
+                    f"budget.{self.leading} must be at least {smallest:.6g}, the smallest cost of "
+                    f"this model, got {self._limit:.6g}"
+                )
+            for bound in self._bounds:
+                least = smallest_choices(self.live, bound.items)
+                smallest = sum(item.amount for item in bound.items if item.is_in(least))
+                if smallest > bound.limit:
+                    raise ValueError(
+                        f"budget.{bound.name} must be at least {smallest:.6g}, the smallest cost "
+                        f"of this model, got {bound.limit:.6g}"
+                    )
+            raise ValueError(
+                f"budget {', '.join(f'{b.name} {b.limit:.6g}' for b in self._bounds)} cannot be "
+                "met: no combination of candidates keeps all bounds together"
+            )
+
+    def cost(self, structure: Structure, measure: str | None = None) -> float:
+        """Compute what the final network of a structure costs."""
+        measure = measure or self.leading
+        if measure == self.leading and self._own_cost is not None:
+            return float(self._own_cost(structure))
+        if self._counted is None or measure not in self._counted.parts:
+            raise ValueError(f"{measure} is not counted for a model with choices: give cost=")
+        return self._counted.cost(structure, measure)
+
+    def vectors(self) -> list[nn.Parameter]:
+        """List the factors of every label."""
+        return [places[0][1].factors for places in self.places.values()]
+
+    def flags(self, structure: Structure) -> list[Sequence[bool]]:
+        """Tell which candidates a structure has."""
+        return [
+            [name in structure.get(label, ()) for name in places[0][1].names]
+            for label, places in self.places.items()
+        ]
+
+    def penalties(self, gamma: float) -> list[Tensor | float]:
+        """Compute Gamma of every label: the same for all candidates."""
+        return [gamma for _ in self.places]
+
+    def normalise(self, optimizer: ProximalNAG) -> None:
+        """Give the factors of every label a mean square of 1."""
+        normalise_factors(self.vectors(), optimizer)
+
+    def alive(self) -> Structure:
+        """Find the candidates with positive factors, at least one of each choice."""
+        found = {}
+        for label, names in self.live.items():
+            factors = self._factors(label)
+            positive = tuple(name for name in names if factors[name] > 0)
+            found[label] = positive or (max(names, key=lambda name: factors[name]),)
+        return found
+
+    def planned(self, progress: float) -> Structure:
+        """Find what is left at ``progress``: the best within the budget, and not yet the others.
+
+        The number of candidates falls in equal ratios from the begin of removal until the structure
+        is held. What goes is outside of the best structure by today's scores, lowest scores first.
+        """
+        scores = self.scores()
+        best = self._best(scores, self.live)
+        assert best is not None
+        now = (progress - BEGIN) / max(1e-9, self.config.hold_from - BEGIN)
+        start = sum(len(places[0][1].names) for places in self.places.values())
+        end = sum(map(len, best.values()))
+        wanted = start if now <= 0 else math.ceil(start * (end / start) ** min(1.0, now))
+        spare = sorted(
+            (scores[label, name], self._order[label], label, name)
+            for label, names in self.live.items()
+            for name in names
+            if name not in best[label]
+        )
+        excess = sum(map(len, self.live.values())) - wanted
+        gone = {(label, name) for _, _, label, name in spare[: max(0, excess)]}
+        return {
+            label: tuple(name for name in names if (label, name) not in gone)
+            for label, names in self.live.items()
+        }
+
+    def scores(self) -> dict[tuple[str, str], float]:
+        """Score every candidate by the square of its factor, its share of its choice."""
+        found = {}
+        for label, names in self.live.items():
+            factors = self._factors(label)
+            total = sum(factors[name] ** 2 for name in names) or 1.0
+            found |= {(label, name): factors[name] ** 2 / total for name in names}
+        return found
+
+    def _factors(self, label: str) -> dict[str, float]:
+        choice = self.places[label][0][1]
+        return dict(zip(choice.names, choice.factors.tolist(), strict=True))
+
+    def _best(
+        self, scores: Mapping[tuple[str, str], float], options: Structure
+    ) -> Structure | None:
+        if self._table is None:
+            return best_choices(options, self.keep, scores, self._bounds)
+        able = [
+            structure
+            for structure, price in self._table
+            if price <= self._limit
+            and all(set(names) <= set(options[label]) for label, names in structure.items())
+            and all(bound.keeps(structure) for bound in self._bounds)
+        ]
+
+        def worth(structure: Structure) -> float:
+            return sum(
+                scores.get((k, name), 0.0) for k, names in structure.items() for name in names
+            )
+
+        return max(able, key=worth, default=None)
+
+    def remove(self, structure: Structure, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        """Remove candidates physically, in all their places."""
+        for label, places in self.places.items():
+            gone = [name for name in self.live[label] if name not in structure[label]]
+            for _, choice in places if gone else ():
+                forget_modules(optimizers, _candidates(choice, gone))
+                choice.drop(gone)
+        self.live = {label: tuple(structure[label]) for label in self.live}
+
+    def final(self) -> nn.Module:
+        """Make an ordinary module of a copy of the model."""
+        return finalise(copy.deepcopy(self.model))
+
+    def choices(self) -> Choices:
+        """Name what is left, by label; candidates of candidates that went are not listed."""
+        return chosen(self.model)
+
+    def to_state(self, structure: Structure) -> dict[str, list[str]]:
+        """Turn a structure into lists."""
+        return {label: list(names) for label, names in structure.items()}
+
+    def from_state(self, state: Mapping[str, Sequence[str]]) -> Structure:
+        """Read ``to_state``."""
+        if state.keys() != self.live.keys():
+            raise ValueError("the state must be of the same choices, but its labels are others")
+        return {label: tuple(state[label]) for label in self.live}
+
+
+def _candidates(choice: Choice, names: Sequence[str]) -> list[nn.Module]:
+    return [choice[name] for name in names] if isinstance(choice, LayerChoice) else []
+
+
+def forget_modules(
+    optimizers: Iterable[torch.optim.Optimizer], modules: Sequence[nn.Module]
+) -> None:
+    """Take the parameters of modules out of optimizers, so that they hold no memory."""
+    gone = {id(parameter): parameter for module in modules for parameter in module.parameters()}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in gone]
+        for parameter in gone.values():
+            optimizer.state.pop(parameter, None)
+
+
+def additive_items(
+    cost: Callable[[Chosen], float],
+    options: Structure,
+    keep: Mapping[str, int | None],
+    generator: random.Random,
+) -> list[Item] | None:
+    """Write a user's cost function as a sum of parts, one for each candidate.
+
+    Returns:
+        The parts; None if the function is no such sum, which random combinations are tried for.
+    """
+    first = {label: names[:1] for label, names in options.items()}
+    base = float(cost(first))
+    parts: list[tuple[float, str, str]] = []
+    for label, names in options.items():
+        for name in names[1:]:
+            if keep[label] == 1:
+                amount = float(cost({**first, label: (name,)})) - base
+            else:
+                amount = float(cost({**first, label: (names[0], name)})) - base
+            parts.append((amount, label, name))
+        if keep[label] != 1 and len(names) > 1:
+            both = float(cost({**first, label: names[:2]}))
+            own = both - float(cost({**first, label: names[1:2]}))
+            parts.append((own, label, names[0]))
+            base -= own
+    items = [Item(base, (frozenset(),))]
+    items += [Item(amount, (frozenset({(label, name)}),)) for amount, label, name in parts]
+    for _ in range(SAMPLES):
+        some = {label: _some(names, keep[label], generator) for label, names in options.items()}
+        expected = sum(item.amount for item in items if item.is_in(some))
+        if not math.isclose(expected, cost(some), rel_tol=1e-6, abs_tol=1e-9 * abs(base)):
+            return None
+    return items
+
+
+def _some(names: Sequence[str], keep: int | None, generator: random.Random) -> tuple[str, ...]:
+    size = generator.randint(1, min(len(names), keep or len(names)))
+    return tuple(sorted(generator.sample(names, size), key=names.index))
+
+
+def _price_all(
+    cost: Callable[[Chosen], float], options: Structure, keep: Mapping[str, int | None]
+) -> list[tuple[Structure, float]]:
+    """The cost of every combination, for functions that are no sum over the candidates.
+
+    Raises:
+        ValueError: if there are too many.
+    """
+    sizes = {
+        label: range(1, min(len(names), keep[label] or len(names)) + 1)
+        for label, names in options.items()
+    }
+    count = math.prod(
+        sum(math.comb(len(options[label]), size) for size in sizes[label]) for label in options
+    )
+    if count > MAX_TABLE:
+        raise ValueError(
+            f"cost must be a sum over the candidates where there are more than {MAX_TABLE} "
+            f"combinations, and it is none; this model has {count:.3g}"
+        )
+    sets = [
+        [(label, some) for size in sizes[label] for some in combinations(options[label], size)]
+        for label in options
+    ]
+    return [(dict(some), float(cost(dict(some)))) for some in product(*sets)]

@@ -1,0 +1,404 @@
+"""One search for every supernet: the proximal step on scaling factors, and removal under a plan.
+
+A ``Searcher`` steps like an optimizer in the user's own loop. What it drives is a ``Supernet``: our
+blocks, a model with ``LayerChoice`` and ``InputChoice``, or one that ``scale_connections`` has
+prepared. Penalty, alternation, plan, removal and budget exist here once, for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dsonas._utils import mask_like
+from dsonas.cost import Budget
+from dsonas.search.optimizer_watch import OptimizerWatch
+from dsonas.search.search_config import CLIP, MOMENTUM, SearchConfig
+from dsonas.search.supernets import supernet_of
+from dsonas.sparse import ProximalNAG, mask_factors, save_choices
+from dsonas.train import Processes, restore, set_lr
+
+IDLE_DISTANCE = 3.0  # see SearchConfig.penalty
+FADE = 3.0  # times the distance to 0 that a fading factor could travel until the next rebuild
+FADE_STEPS = 10  # at least, for a factor to gather speed
+CHECK_EVERY = 25  # steps between two looks at whether gradients are finite, on an accelerator
+
+S = TypeVar("S")
+
+
+def idle_steps(steps: int) -> float:
+    """Count how often a factor without gradient, from rest, moves by ``lr * Gamma`` in some steps.
+
+    Example:
+        >>> round(idle_steps(1), 2), round(idle_steps(100) - idle_steps(99), 2)
+        (1.9, 10.0)
+    """
+    return sum((1 - MOMENTUM ** (k + 1)) / (1 - MOMENTUM) for k in range(1, steps + 1))
+
+
+class Supernet(Protocol[S]):
+    """What a search needs to know of a supernet; ``S`` is a structure of it, an immutable value.
+
+    Attributes:
+        model: the module that is trained.
+        live: the structure now.
+        fades: whether what the plan removes next is pressed to 0 until then.
+    """
+
+    model: nn.Module
+    live: S
+    fades: bool
+
+    def vectors(self) -> list[nn.Parameter]:
+        """List the vectors of scaling factors; they keep their lengths, dead entries are 0."""
+        ...
+
+    def flags(self, structure: S) -> list[Sequence[bool]]:
+        """Tell for every factor of every vector whether a structure has it."""
+        ...
+
+    def penalties(self, gamma: float) -> list[Tensor | float]:
+        """Compute Gamma of every vector, from what is live."""
+        ...
+
+    def normalise(self, optimizer: ProximalNAG) -> None:
+        """Take out the scale of factors that is free, and the momenta along it."""
+        ...
+
+    def alive(self) -> S:
+        """Find what the positive factors leave of the live structure, cleaned."""
+        ...
+
+    def planned(self, progress: float) -> S | None:
+        """Find what the plan leaves of it at ``progress`` in [0, 1]; None: there is no plan."""
+        ...
+
+    def remove(self, structure: S, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        """Remove physically what a structure lacks; weights and their momenta go on."""
+        ...
+
+    def cost(self, structure: S) -> float:
+        """Compute the cost of a structure in the measure that the budget bounds."""
+        ...
+
+    def final(self) -> nn.Module:
+        """Make the final network of the live structure, with copies of the weights."""
+        ...
+
+    def choices(self) -> Mapping[str, list[str]]:
+        """Name what is left, by label."""
+        ...
+
+    def to_state(self, structure: S) -> Any:
+        """Turn a structure into plain values; the inverse of ``from_state``."""
+        ...
+
+    def from_state(self, state: Any) -> S:
+        """Read ``to_state``."""
+        ...
+
+
+@dataclass
+class Removals:
+    """How many factors have gone.
+
+    Args:
+        by_penalty: exactly 0 when they went.
+        by_budget: not 0 when they went.
+    """
+
+    by_penalty: int = 0
+    by_budget: int = 0
+
+
+@dataclass
+class SearchResult(Generic[S]):
+    """What a search found.
+
+    Args:
+        model: the final network, with the weights of the search.
+        choices: the names that are left, by label.
+        cost: of the network, in the measure that the budget bounds first.
+        structure: what is left, as the kind of supernet has it.
+        removals: how many factors have gone, and whether they were 0.
+    """
+
+    model: nn.Module
+    choices: Mapping[str, list[str]]
+    cost: float
+    structure: S
+    removals: Removals
+
+    def save(self, path: str | Path) -> None:
+        """Write the choices and the weights of the final network to one file.
+
+        ``apply_choices(model, path)`` reads it, for a fresh instance of the model's class.
+        """
+        save_choices(path, self.choices, self.model)
+
+
+class Searcher(Generic[S]):
+    """Step the scaling factors of a supernet in the user's own loop, and remove what is 0.
+
+    The user trains ``weights()`` with an optimizer of theirs, on one part of the data. After the
+    backward pass of a batch of another part, ``step()`` does a proximal step of the factors,
+    normalises them and, when it is due, removes parts of the supernet physically.
+
+    Args:
+        model: a supernet, see ``supernet_of``.
+        example: an input, or a tuple of inputs, by which costs are counted; our own ``Network``
+            needs none.
+        budget: upper bounds on the result; shares are of the supernet.
+        steps: how often ``step`` will be called, >= 1.
+        config: how to search; its ``epochs`` and ``rebuild_every`` say how often to rebuild.
+        seed: decides between factors that are equal.
+        cost: a function of a structure to a number, in the measure that the budget bounds first;
+            for a budget on another network than the one searched. None: counted.
+        processes: those that search together; None: this one alone.
+
+    Attributes:
+        penalty: gamma, the strength of the L1 penalty on factors.
+        live: the structure now.
+        removals: how many factors have gone, and whether they were 0.
+        passed: the structures that the search has passed through, from the supernet on.
+
+    Raises:
+        ValueError: if the model is no supernet, or the budget is below its cheapest structure.
+
+    Source: arXiv 1811.01567, eq. 5-8.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Supernet[S],
+        example: Any = None,
+        *,
+        budget: Budget | None = None,
+        steps: int,
+        config: SearchConfig | None = None,
+        seed: int = 0,
+        cost: Callable[[S], float] | None = None,
+        processes: Processes | None = None,
+    ) -> None:
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}: how often step() is called")
+        self.config, self.steps, self.seed = config or SearchConfig(), steps, seed
+        self.processes = processes or Processes()
+        self.supernet: Supernet[S] = supernet_of(model, example, budget, self.config, cost, seed)
+        self.penalty = self.config.penalty
+        if self.penalty is None:
+            self.penalty = IDLE_DISTANCE * (1 - MOMENTUM) / (self.config.lr * steps)
+        self.penalty_scale = 1.0
+        self.done, self.finished = 0, False
+        self.removals = Removals()
+        self.passed: list[S] = [self.supernet.live]
+        self._bad: Tensor | None = None
+        self._rebuilds = self._rebuild_steps()
+        self._schedule = self.config.learning_rate(max(1, steps // self.config.epochs))
+        self.optimizer = ProximalNAG(
+            [{"params": [vector]} for vector in self.supernet.vectors()],
+            lr=self.config.lr,
+            penalty=self.penalty,
+            momentum=MOMENTUM,
+            clip=CLIP,
+        )
+        self._press(self.penalty)
+        self.optimizers = OptimizerWatch(
+            self.weights, self.supernet.vectors(), self.optimizer, self._forget_factor_gradients
+        )
+
+    def _rebuild_steps(self) -> list[int]:
+        """The steps after which to rebuild: as often as configured, and not too often to fade."""
+        least = FADE_STEPS if self.supernet.fades else 1
+        found = [0]
+        for epoch in range(1, self.config.epochs + 1):
+            step = round(self.steps * epoch / self.config.epochs)
+            if self.config.rebuilds_after(epoch) and step - found[-1] >= least:
+                found.append(step)
+        return [*found[1:], *([self.steps] if found[-1] < self.steps else [])]
+
+    @property
+    def live(self) -> S:
+        """The structure now."""
+        return self.supernet.live
+
+    def cost(self) -> float:
+        """Compute what the live structure costs, in the measure that the budget bounds first."""
+        return self.supernet.cost(self.supernet.live)
+
+    def weights(self) -> list[nn.Parameter]:
+        """List every parameter that is trained and no scaling factor: for the user's optimizer."""
+        factors = {id(vector) for vector in self.supernet.vectors()}
+        return [
+            parameter
+            for parameter in self.supernet.model.parameters()
+            if id(parameter) not in factors and parameter.requires_grad
+        ]
+
+    def step(self, *, lr: float | None = None, grad_scale: float = 1.0) -> None:
+        """Update the scaling factors by the gradients of a factor batch; rebuild when it is due.
+
+        All gradients of the model are cleared: a factor batch must not move the weights.
+
+        Args:
+            lr: the learning rate; None takes that of ``config``.
+            grad_scale: what the loss was multiplied by, as ``GradScaler.get_scale()`` tells.
+
+        Raises:
+            ValueError: if no backward pass came before, a gradient is not finite, or the search
+                has come to its end.
+        """
+        if self.finished or self.done >= self.steps:
+            reason = "finish() was called" if self.finished else f"all {self.steps} steps are done"
+            raise ValueError(f"step() must come before the end of the search, but {reason}")
+        gradients = [v.grad for v in self.supernet.vectors() if v.grad is not None]
+        if not gradients:
+            raise ValueError(
+                "step() must follow the backward pass of a batch for the scaling factors, but they "
+                "have no gradients: call loss.backward() after the last step of the weights"
+            )
+        if grad_scale != 1:
+            torch._foreach_div_(gradients, grad_scale)
+        self.processes.average(gradients)
+        self._check_finite(gradients)
+        set_lr(self.optimizer, self._schedule(self.done) if lr is None else lr)
+        self.optimizer.step()
+        for parameter in self.supernet.model.parameters():
+            parameter.grad = None
+        if self.config.normalise:
+            self.supernet.normalise(self.optimizer)
+        self.done += 1
+        if self.done in self._rebuilds:
+            self._rebuild()
+
+    def _check_finite(self, gradients: list[Tensor]) -> None:
+        """Refuse gradients that are not finite, without making an accelerator wait each time."""
+        finite = torch.stack([gradient.sum() for gradient in gradients]).isfinite().all()
+        self._bad = ~finite if self._bad is None else self._bad | ~finite
+        due = finite.device.type == "cpu" or self.done % CHECK_EVERY == 0
+        if due and self._bad.item():
+            raise ValueError(
+                "gradients of the scaling factors must be finite numbers, got nan or inf: lower "
+                "the learning rates, or check the loss and its inputs"
+            )
+
+    def _forget_factor_gradients(self) -> None:
+        """Clear what a weight batch has left in the factors: they learn from their own batches."""
+        for vector in self.supernet.vectors():
+            vector.grad = None
+
+    def _rebuild(self) -> None:
+        """Remove what is dead or, under a plan, what is worth least; adapt the penalty."""
+        progress = self.done / self.steps
+        self.processes.align(self.supernet.model)  # so that all come to the same decision
+        alive, planned = self.supernet.alive(), self.supernet.planned(progress)
+        self._remove(alive if planned is None else planned)
+        plan, gamma = self.config.plan, self.penalty * self.penalty_scale
+        if plan is not None:
+            counts = [sum(map(sum, self.supernet.flags(s))) for s in (self.live, alive)]
+            self.penalty_scale = plan.adapt(self.penalty_scale, *counts)
+            gamma = 0.0 if plan.is_held(progress) else self.penalty * self.penalty_scale
+        if self.live != self.passed[-1]:
+            self.passed.append(self.live)
+        self._press(gamma)
+        if self.supernet.fades:
+            self._fade()
+
+    def _fade(self) -> None:
+        """Press what the plan removes at the next rebuild so that it is exactly 0 by then."""
+        later = [step for step in self._rebuilds if step > self.done]
+        if not later:
+            return
+        planned = self.supernet.planned(later[0] / self.steps)
+        if planned is None:
+            return
+        travel = self._schedule(self.done) * idle_steps(later[0] - self.done)
+        groups = self.optimizer.param_groups
+        flags = self.supernet.flags(planned)
+        for group, vector, stays in zip(groups, self.supernet.vectors(), flags, strict=True):
+            fading = FADE * vector.detach() / travel * (1 - mask_like(stays, vector))
+            group["penalty"] = torch.maximum(fading, vector.new_tensor(group["penalty"]))
+
+    def _press(self, gamma: float) -> None:
+        rows = self.supernet.penalties(gamma)
+        for group, row in zip(self.optimizer.param_groups, rows, strict=True):
+            group["penalty"] = row
+
+    def _remove(self, structure: S) -> None:
+        """Remove what a structure lacks, in all processes what the first has chosen."""
+        structure = self.processes.decide(lambda: structure)
+        before = self.supernet.flags(self.live)
+        after = self.supernet.flags(structure)
+        for vector, old, new in zip(self.supernet.vectors(), before, after, strict=True):
+            gone = [
+                value
+                for value, was, stays in zip(vector.tolist(), old, new, strict=True)
+                if was and not stays
+            ]
+            self.removals.by_penalty += gone.count(0.0)
+            self.removals.by_budget += len(gone) - gone.count(0.0)
+        self.supernet.remove(structure, self.optimizers)
+        mask_factors(self.supernet.vectors(), after, self.optimizer)
+        self.optimizers.refresh()
+
+    def finish(self) -> SearchResult[S]:
+        """End the search: cut what the budget does not allow, and make the final network.
+
+        Returns:
+            What was found; the supernet stays as it is.
+        """
+        if not self.finished:
+            structure = self.supernet.planned(1.0)
+            self._remove(self.supernet.alive() if structure is None else structure)
+            if self.live != self.passed[-1]:
+                self.passed.append(self.live)
+            self.finished = True
+            self.optimizers.close()
+        return SearchResult(
+            model=self.supernet.final(),
+            choices=self.supernet.choices(),
+            cost=self.cost(),
+            structure=self.live,
+            removals=self.removals,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collect what the search has changed, besides the user's model and optimizer.
+
+        Load it into a new searcher of a fresh model before the model's and the optimizer's states,
+        for it removes what had been removed.
+        """
+        return {
+            "live": self.supernet.to_state(self.live),
+            "passed": [self.supernet.to_state(structure) for structure in self.passed],
+            "done": self.done,
+            "penalty_scale": self.penalty_scale,
+            "removals": [self.removals.by_penalty, self.removals.by_budget],
+            "factors": [vector.detach().clone() for vector in self.supernet.vectors()],
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict`` into a searcher of a supernet that is still complete.
+
+        Raises:
+            ValueError: if the state is of another supernet.
+        """
+        vectors = self.supernet.vectors()
+        shapes = [tuple(values.shape) for values in state["factors"]]
+        if shapes != [tuple(vector.shape) for vector in vectors]:
+            raise ValueError("the state must be of the same supernet, but its factors are others")
+        self.supernet.remove(self.supernet.from_state(state["live"]), self.optimizers)
+        self.passed = [self.supernet.from_state(value) for value in state["passed"]]
+        self.done, self.penalty_scale = int(state["done"]), float(state["penalty_scale"])
+        self.removals = Removals(*state["removals"])
+        for vector, values in zip(vectors, state["factors"], strict=True):
+            vector.copy_(values)
+        restore(self.optimizer, state["optimizer"])
+        self.optimizers.refresh()

@@ -1,0 +1,41 @@
+"""What a ``Searcher`` can search: which kind of supernet a model is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from dsonas.cost import Budget, exact_measures
+from dsonas.nn import Network
+from dsonas.search.block_supernet import BlockSupernet
+from dsonas.search.choice_supernet import ChoiceSupernet
+from dsonas.search.search_config import SearchConfig
+from dsonas.sparse import choices_of
+
+
+def supernet_of(
+    model: Any,
+    example: Any,
+    budget: Budget | None,
+    config: SearchConfig,
+    cost: Callable[[Any], float] | None,
+    seed: int,
+) -> Any:
+    """Make the ``Supernet`` of a model, or take the one that is given.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not isinstance(model, nn.Module):
+        return model
+    if isinstance(model, Network):
+        leading = (budget or Budget()).leading
+        return BlockSupernet(model, config, cost or exact_measures()[leading])
+    if choices_of(model):
+        return ChoiceSupernet(model, example, budget, config, cost, seed)
+    raise ValueError(
+        "model must have something to choose, but has neither LayerChoice nor InputChoice nor "
+        "scaling factors: see dsonas.LayerChoice and dsonas.scale_connections"
+    )

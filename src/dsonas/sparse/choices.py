@@ -1,0 +1,549 @@
+"""Choices in a user's model: among layers, and among inputs; and the network that is left."""
+
+from __future__ import annotations
+
+import copy
+import io
+import operator
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from dsonas._utils import write_atomically
+
+_BATCH_NORMS: dict[int, type[nn.Module]] = {
+    2: nn.BatchNorm1d,
+    4: nn.BatchNorm2d,
+    5: nn.BatchNorm3d,
+}
+_LAZY: dict[int, type[nn.Module]] = {
+    2: nn.LazyBatchNorm1d,
+    4: nn.LazyBatchNorm2d,
+    5: nn.LazyBatchNorm3d,
+}
+
+
+class Features(NamedTuple):
+    """What the normalisation of a candidate has to know of its output.
+
+    Args:
+        rank: number of dimensions, the batch included.
+        channels: size of dimension 1; None where it is not known.
+    """
+
+    rank: int
+    channels: int | None
+
+
+class Zero(nn.Module):
+    """Give zeros of the shape of the input: the candidate "none" of a ``LayerChoice``.
+
+    Example:
+        >>> Zero()(torch.ones(2))
+        tensor([0., 0.])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of any shape to zeros of that shape."""
+        return torch.zeros_like(x)
+
+
+class Choice(nn.Module):
+    """A named choice, with a scaling factor for every candidate.
+
+    Args:
+        names: of the candidates.
+        label: choices with one label are one choice in several places; None: this place alone.
+        keep: how many candidates survive at most, >= 1; None: any number.
+
+    Attributes:
+        factors: the scaling factors, shape (candidates,); those of removed candidates are 0.
+        live: the names of the candidates that are left.
+    """
+
+    factors: nn.Parameter
+
+    def __init__(self, names: Sequence[str], label: str | None, keep: int | None) -> None:
+        super().__init__()
+        if not names:
+            raise ValueError(f"{type(self).__name__} must have at least one candidate, got none")
+        if keep is not None and keep < 1:
+            raise ValueError(
+                f"keep must be at least 1, or None for any number, got {keep}: Zero() is a "
+                "candidate that stands for nothing"
+            )
+        self.names, self.label, self.keep = tuple(names), label, keep
+        self.live = self.names
+        self.factors = nn.Parameter(torch.ones(len(names)))
+
+    def drop(self, names: Sequence[str]) -> None:
+        """Remove candidates physically."""
+        self.live = tuple(name for name in self.live if name not in names)
+
+    def factor(self, name: str) -> float:
+        """Read the scaling factor of a candidate."""
+        return float(self.factors.detach()[self.names.index(name)])
+
+    def final(self) -> nn.Module:
+        """Build an ordinary module that computes what is left."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Show the choice in ``print(model)``."""
+        factors = (f"{name}: {self.factor(name):.3g}" for name in self.live)
+        return ", ".join([*([f"label={self.label!r}"] if self.label else []), *factors])
+
+
+class LayerChoice(Choice):
+    """Compute the sum of all candidates, each times its scaling factor: y = sum_i lambda_i f_i(x).
+
+    Args:
+        candidates: modules that map the same input to features of one shape: a mapping of names to
+            modules, or a sequence, whose names are "0", "1", ... One may be ``nn.Identity()``, one
+            ``Zero()``. They may hold choices themselves.
+        label: all places with one label make the same choice; their candidates must have the same
+            names. None: this place chooses alone.
+        keep: at most so many candidates survive a search, >= 1; None: any number.
+        normalise: whether to normalise the output of every candidate, so that factors tell what
+            candidates are worth rather than how large they are: batch normalisation without
+            affine of 2-d, 4-d and 5-d features, of 3-d ones each sample by itself. Without it
+            searches collapse to pools and identities.
+
+    Raises:
+        ValueError: if there are no candidates, or ``keep`` is out of range.
+        TypeError: if a candidate is no module.
+
+    Example:
+        >>> layer = LayerChoice({"conv": nn.Conv2d(4, 4, 3, padding=1), "skip": nn.Identity()})
+        >>> layer(torch.rand(2, 4, 8, 8)).shape
+        torch.Size([2, 4, 8, 8])
+
+    Source: arXiv 1811.01567, eq. 3.
+    """
+
+    def __init__(
+        self,
+        candidates: Mapping[str, nn.Module] | Sequence[nn.Module],
+        *,
+        label: str | None = None,
+        keep: int | None = 1,
+        normalise: bool = True,
+    ) -> None:
+        if isinstance(candidates, Mapping | nn.ModuleDict):
+            pairs = [(str(name), module) for name, module in candidates.items()]
+        else:
+            pairs = [(str(i), module) for i, module in enumerate(candidates)]
+        for name, module in pairs:
+            if not isinstance(module, nn.Module):
+                raise TypeError(
+                    f"candidates must be modules, got {type(module).__name__} for {name!r}"
+                )
+        super().__init__([name for name, _ in pairs], label, keep)
+        self.normalise = normalise
+        self.candidates = nn.ModuleDict({_key(name): module for name, module in pairs})
+        self.norms = nn.ModuleDict()
+
+    def __len__(self) -> int:
+        """Count the candidates that are left."""
+        return len(self.live)
+
+    def __getitem__(self, name: str | int) -> nn.Module:
+        """Get a candidate by its name, or its place among all."""
+        return self.candidates[_key(self.names[name] if isinstance(name, int) else name)]
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put another module in the place of a candidate."""
+        self.candidates[_key(name)] = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features to the scaled sum of the candidates' features."""
+        total = None
+        for name, factor in zip(self.names, self.factors.unbind(), strict=True):
+            if name not in self.live or isinstance(self[name], Zero):
+                continue
+            y = self[name](x)
+            if self.normalise:
+                y = self._norm(name, Features(y.ndim, y.shape[1] if y.ndim > 1 else None), y)(y)
+            y = y * factor
+            total = y if total is None else total + y
+        return torch.zeros_like(x) if total is None else total
+
+    def _norm(self, name: str, features: Features, like: Tensor) -> nn.Module:
+        key = _key(name)
+        if key not in self.norms:
+            self.norms[key] = _plain_norm(features).to(like).train(self.training)
+        return self.norms[key]
+
+    def prepare(self, features: Mapping[str, Features], like: Tensor) -> None:
+        """Make the normalisations before the first batch.
+
+        Args:
+            features: what the candidates give, by name.
+            like: a tensor of the device and type of the model.
+        """
+        for name in self.live:
+            if self.normalise and name in features:
+                self._norm(name, features[name], like)
+
+    def features(self) -> dict[str, Features]:
+        """Tell what is known of the candidates' outputs."""
+        known = {
+            name: _features_of(self.norms[_key(name)])
+            for name in self.live
+            if _key(name) in self.norms
+        }
+        if len(known) == len(self.live):
+            return known
+        guesses = [found for name in self.live if (found := _guess(self[name])) is not None]
+        guess = next(iter([*known.values(), *guesses]), Features(4, None))
+        return {name: known.get(name, guess) for name in self.live}
+
+    def drop(self, names: Sequence[str]) -> None:
+        """Remove candidates physically, with their normalisations."""
+        super().drop(names)
+        for key in map(_key, names):
+            for modules in (self.candidates, self.norms):
+                if key in modules:
+                    del modules[key]
+
+    def final(self) -> nn.Module:
+        """Build an ordinary module: the candidates that are left, normalised, scaled and added.
+
+        A factor goes into the batch normalisation that follows its candidate, which learns it from
+        then on.
+        """
+        features = self.features() if self.normalise else {}
+        terms = []
+        for name in self.live:
+            if isinstance(self[name], Zero):
+                continue
+            norm, scale = None, self.factors.detach()[self.names.index(name)]
+            if name in features:
+                found = dict(self.norms.items()).get(_key(name))
+                norm, scale = _scaled_norm(found, features[name], scale)
+            terms.append(_Term(name, self[name], norm, scale))
+        if len(terms) == 1 and terms[0].scale is None:
+            name, module, norm, _ = terms[0]
+            return nn.Sequential(OrderedDict({_key(name): module, "norm": norm}))
+        return _sum_module(terms)
+
+
+class InputChoice(Choice):
+    """Compute the sum of several features, each times its scaling factor.
+
+    Args:
+        n_candidates: how many features there are, >= 1; their names are "0", "1", ...
+        label: all places with one label make the same choice; None: this place chooses alone.
+        keep: at most so many survive a search, >= 1; None: any number.
+
+    Raises:
+        ValueError: if a number is out of range; from ``forward``, if there are more or fewer
+            features.
+
+    Example:
+        >>> add = InputChoice(2)
+        >>> add([torch.tensor([1.0]), torch.tensor([3.0])])
+        tensor([4.], grad_fn=<AddBackward0>)
+
+    Source: arXiv 1811.01567, eq. 3.
+    """
+
+    def __init__(
+        self, n_candidates: int, *, label: str | None = None, keep: int | None = None
+    ) -> None:
+        super().__init__([str(i) for i in range(n_candidates)], label, keep)
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Features of one shape to a feature of that shape."""
+        if len(inputs) != len(self.names):
+            raise ValueError(
+                f"InputChoice must get {len(self.names)} features, one for each candidate, got "
+                f"{len(inputs)}"
+            )
+        total = None
+        for name, x, factor in zip(self.names, inputs, self.factors.unbind(), strict=True):
+            if name in self.live:
+                y = x * factor
+                total = y if total is None else total + y
+        assert total is not None
+        return total
+
+    def final(self) -> nn.Module:
+        """Build an ordinary module that adds up what is left of a list of features."""
+        graph, root = fx.Graph(), nn.Module()
+        inputs = graph.placeholder("inputs")
+        factors = [self.factors.detach()[int(name)] for name in self.live]
+        root.register_buffer("factors", torch.stack(factors))
+        total = None
+        for i, name in enumerate(self.live):
+            y = graph.call_function(operator.getitem, (inputs, int(name)))
+            total = _added(graph, total, _scaled(graph, y, i))
+        graph.output(total)
+        return fx.GraphModule(root, graph, "InputSum")
+
+
+class _Term(NamedTuple):
+    name: str
+    module: nn.Module
+    norm: nn.Module | None
+    scale: Tensor | None  # None where the normalisation has it
+
+
+def _sum_module(terms: Sequence[_Term]) -> nn.Module:
+    """An ordinary module that adds up terms; zeros without any."""
+    graph, root = fx.Graph(), nn.Module()
+    x = graph.placeholder("x")
+    scales = [term.scale for term in terms if term.scale is not None]
+    if scales:  # a buffer, so that state_dict has them
+        root.register_buffer("factors", torch.stack(scales))
+    total, used = None, 0
+    for name, module, norm, scale in terms:
+        root.add_module(_key(name), module)
+        y = graph.call_module(_key(name), (x,))
+        if norm is not None:
+            root.add_module(f"{_key(name)}_norm", norm)
+            y = graph.call_module(f"{_key(name)}_norm", (y,))
+        if scale is not None:
+            y, used = _scaled(graph, y, used), used + 1
+        total = _added(graph, total, y)
+    graph.output(graph.call_function(torch.zeros_like, (x,)) if total is None else total)
+    return fx.GraphModule(root, graph, "LayerSum")
+
+
+def _scaled(graph: fx.Graph, y: fx.Node, index: int) -> fx.Node:
+    factor = graph.call_function(operator.getitem, (graph.get_attr("factors"), index))
+    return graph.call_function(operator.mul, (y, factor))
+
+
+def _added(graph: fx.Graph, total: fx.Node | None, y: fx.Node) -> fx.Node:
+    return y if total is None else graph.call_function(operator.add, (total, y))
+
+
+def _key(name: str) -> str:
+    """A name as that of a submodule, which must have no dot and be no attribute's name."""
+    return "_" + name.replace(".", "_") if "." in name or hasattr(nn.ModuleDict, name) else name
+
+
+def _plain_norm(features: Features) -> nn.Module:
+    if features.rank in _BATCH_NORMS and features.channels is not None:
+        return _BATCH_NORMS[features.rank](features.channels, affine=False)
+    if features.rank in _LAZY:
+        return _LAZY[features.rank](affine=False)
+    return nn.GroupNorm(1, features.channels or 1, affine=False)
+
+
+def _scaled_norm(
+    norm: nn.Module | None, features: Features, scale: Tensor
+) -> tuple[nn.Module, Tensor | None]:
+    """A normalisation with the factor in it, and what is left of the factor."""
+    if features.rank not in _BATCH_NORMS:
+        return _plain_norm(features), scale
+    if features.channels is None:
+        return _LAZY[features.rank](), None
+    found = _BATCH_NORMS[features.rank](features.channels).to(scale)
+    if norm is not None:
+        found.load_state_dict(norm.state_dict(), strict=False)
+        found.train(norm.training)
+    with torch.no_grad():
+        found.weight.copy_(scale.expand_as(found.weight))
+    return found, None
+
+
+def _features_of(norm: nn.Module) -> Features:
+    ranks = {kind: rank for rank, kind in _BATCH_NORMS.items()}
+    if type(norm) in ranks:
+        return Features(ranks[type(norm)], norm.num_features)
+    return Features(3, norm.num_channels if isinstance(norm, nn.GroupNorm) else None)
+
+
+_KINDS: dict[type[nn.Module], tuple[int, str]] = {
+    nn.Conv2d: (4, "out_channels"),
+    nn.ConvTranspose2d: (4, "out_channels"),
+    nn.BatchNorm2d: (4, "num_features"),
+    nn.Conv3d: (5, "out_channels"),
+    nn.BatchNorm3d: (5, "num_features"),
+    nn.Conv1d: (3, "out_channels"),
+    nn.Linear: (2, "out_features"),
+}
+
+
+def _guess(module: nn.Module) -> Features | None:
+    """What a module that has not run yet will give, by the last layer of it that tells."""
+    found = None
+    for part in module.modules():
+        for kind, (rank, name) in _KINDS.items():
+            if isinstance(part, kind):
+                found = Features(rank, getattr(part, name))
+    return found
+
+
+def choices_of(model: nn.Module) -> dict[str, list[tuple[str, Choice]]]:
+    """Find the choices of a model: by label, every place with its name in the model.
+
+    A choice without a label is labelled by its place.
+
+    Raises:
+        ValueError: if places with one label differ in their candidates or in ``keep``.
+
+    Example:
+        >>> model = nn.Sequential(LayerChoice([nn.Identity(), Zero()], label="first"))
+        >>> [(label, [place for place, _ in places]) for label, places in choices_of(model).items()]
+        [('first', ['0'])]
+    """
+    found: dict[str, list[tuple[str, Choice]]] = {}
+    for place, module in model.named_modules():
+        if isinstance(module, Choice):
+            found.setdefault(module.label or place, []).append((place, module))
+    for label, places in found.items():
+        first_place, first = places[0]
+        for place, other in places[1:]:
+            for name in ("names", "keep"):
+                if getattr(first, name) != getattr(other, name):
+                    what = "candidates" if name == "names" else "keep"
+                    raise ValueError(
+                        f"the choices {first_place!r} and {place!r} have the label {label!r}, so "
+                        f"their {what} must be the same, got {getattr(first, name)} and "
+                        f"{getattr(other, name)}: give them different labels"
+                    )
+    return found
+
+
+class Choices(dict[str, list[str]]):
+    """The names that are left, by label; what the networks need to know besides comes along.
+
+    Args:
+        chosen: names by label.
+        features: what the candidates of every place give.
+    """
+
+    def __init__(
+        self,
+        chosen: Mapping[str, Sequence[str]],
+        features: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
+    ) -> None:
+        super().__init__({label: list(names) for label, names in chosen.items()})
+        self.features = features or {}
+
+
+def chosen(model: nn.Module) -> Choices:
+    """Read what is left of the choices of a model."""
+    places = choices_of(model)
+    features = {
+        place: {name: tuple(found) for name, found in module.features().items()}
+        for found_places in places.values()
+        for place, module in found_places
+        if isinstance(module, LayerChoice) and module.normalise
+    }
+    return Choices({label: found[0][1].live for label, found in places.items()}, features)
+
+
+def finalise(model: nn.Module) -> nn.Module:
+    """Put ordinary modules in the place of all choices of a model; weights are shared with it.
+
+    Returns:
+        The model, or what takes its place if it is a choice itself.
+    """
+    return _finalised(model, {})
+
+
+def _finalised(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    if module not in done:
+        done[module] = module
+        for name, child in module._modules.items():
+            if child is not None:
+                module._modules[name] = _finalised(child, done)
+        if isinstance(module, Choice):
+            done[module] = module.final()
+    return done[module]
+
+
+def apply_choices(model: nn.Module, choices: Mapping[str, Sequence[str]] | str | Path) -> nn.Module:
+    """Make the final network from a fresh instance of a model with choices.
+
+    Args:
+        model: the user's class, with ``LayerChoice`` and ``InputChoice``; it is left as it is.
+        choices: the names that are left by label, as ``SearchResult.choices`` has them; or the
+            file that ``SearchResult.save`` wrote, whose weights are loaded then.
+
+    Returns:
+        An ordinary module without anything of dsonas.
+
+    Raises:
+        ValueError: if a choice is missing, or names a candidate that is not there.
+
+    Example:
+        >>> layers = {"a": nn.Linear(2, 2), "b": nn.Identity()}
+        >>> fresh = nn.Sequential(LayerChoice(layers, label="x"))
+        >>> apply_choices(fresh, {"x": ["a"]})(torch.rand(3, 2)).shape
+        torch.Size([3, 2])
+    """
+    weights = None
+    if isinstance(choices, str | Path):
+        choices, weights = load_choices(choices)
+    model = copy.deepcopy(model)
+    places = choices_of(model)
+    unknown = sorted(choices.keys() - places.keys())
+    if unknown:
+        raise ValueError(
+            f"choices must be labels of the model, {', '.join(places) or 'which has none'}, got "
+            f"{unknown[0]!r}"
+        )
+    for label, found in places.items():
+        if not _reached(model, found[0][1]):
+            continue  # it went with a candidate around it
+        if label not in choices:
+            raise ValueError(f"choices must have the label {label!r}, but it is missing")
+        for place, module in found:
+            wrong = [name for name in choices[label] if name not in module.names]
+            if wrong or not choices[label]:
+                raise ValueError(
+                    f"choice {label!r} must be among {', '.join(module.names)}, got "
+                    f"{list(choices[label])}"
+                )
+            module.drop([name for name in module.names if name not in choices[label]])
+            if isinstance(module, LayerChoice) and isinstance(choices, Choices):
+                known = choices.features.get(place, {})
+                like = next(module.parameters())
+                module.prepare({name: Features(*found) for name, found in known.items()}, like)
+    model = finalise(model)
+    if weights is not None:
+        model.load_state_dict(weights)
+    return model
+
+
+def _reached(model: nn.Module, module: nn.Module) -> bool:
+    return any(part is module for part in model.modules())
+
+
+def save_choices(path: str | Path, choices: Choices, model: nn.Module) -> None:
+    """Write choices and the weights of the final network to one file, without pickled code."""
+    buffer = io.BytesIO()
+    value = {
+        "format": "dsonas-choices",
+        "choices": dict(choices),
+        "features": {place: dict(found) for place, found in choices.features.items()},
+        "weights": model.state_dict(),
+    }
+    torch.save(value, buffer)
+    write_atomically(Path(path), buffer.getvalue())
+
+
+def load_choices(path: str | Path) -> tuple[Choices, dict[str, Tensor]]:
+    """Read what ``save_choices`` wrote.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    try:
+        value: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"choices {path} cannot be read: {error.strerror or error}") from None
+    except Exception:  # a damaged archive makes the reader fail in any way
+        value = None
+    if not isinstance(value, dict) or value.get("format") != "dsonas-choices":
+        raise ValueError(f"{path} must be a file that SearchResult.save wrote, but it is not")
+    return Choices(value["choices"], value["features"]), value["weights"]
