@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dsonas._utils import mask_like
+from dsonas._utils import mask_like, send
 
 
 class ScaledSum(nn.Module):
@@ -152,10 +152,29 @@ def normalise_factors(
         >>> vector
         tensor([1.0392, 1.3856, 0.0000])
     """
-    for vector in factors:
-        squares = vector.square().sum().clamp(min=torch.finfo(vector.dtype).tiny)
-        state = {} if optimizer is None else optimizer.state.get(vector, {})
-        if "momentum_buffer" in state:
-            momentum = state["momentum_buffer"]
-            momentum.sub_(vector * ((momentum * vector).sum() / squares))
-        vector.mul_((vector.numel() / squares).sqrt())
+    vectors = list(factors)
+    if not vectors:
+        return
+    sizes = [vector.numel() for vector in vectors]
+    flat = torch.cat([vector.reshape(-1) for vector in vectors])
+    index = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    index = send(index, flat.device)
+
+    def sums(values: Tensor) -> Tensor:
+        return flat.new_zeros(len(sizes)).index_add(0, index, values)
+
+    squares = sums(flat.square()).clamp(min=torch.finfo(flat.dtype).tiny)
+    state = {} if optimizer is None else optimizer.state
+    momenta = [state.get(vector, {}).get("momentum_buffer") for vector in vectors]
+    if all(momentum is not None for momentum in momenta):
+        moving = torch.cat([momentum.reshape(-1) for momentum in momenta])
+        moving -= flat * (sums(moving * flat) / squares)[index]
+        torch._foreach_copy_(momenta, _pieces(moving, momenta))
+    counts = send(torch.tensor(sizes, dtype=flat.dtype), flat.device)
+    flat *= (counts / squares).sqrt()[index]
+    torch._foreach_copy_(vectors, _pieces(flat, vectors))
+
+
+def _pieces(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    pieces = flat.split([tensor.numel() for tensor in like])
+    return [piece.view_as(tensor) for piece, tensor in zip(pieces, like, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -102,25 +102,63 @@ class ProximalNAG(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._update(param, group)
+        found = [(p, group) for group in self.param_groups for p in group["params"]]
+        found = [(param, group) for param, group in found if param.grad is not None]
+        if len(found) > FEW and len({_alike(param, group) for param, group in found}) == 1:
+            self._update_together(found)
+        else:
+            for param, group in found:
+                self._update(param, group)
         return loss
 
     def _update(self, param: Tensor, group: dict[str, Any]) -> None:
-        lr, momentum, clip = group["lr"], group["momentum"], group["clip"]
-        state = self.state[param]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(param)
-        buffer = state["momentum_buffer"]
-        grad = param.grad
-        assert grad is not None
-        if clip is not None:
-            grad = grad.clamp(-clip, clip)
         penalty = group["penalty"]
         if isinstance(penalty, Tensor):
             penalty = penalty.to(param)
-        proximal = soft_threshold(param - lr * grad, lr * penalty)
-        buffer.mul_(momentum).add_(proximal).sub_(param)
-        param.copy_((proximal + momentum * buffer).clamp_(min=0))
+        _proximal_step(param, param.grad, self._momentum(param), penalty, group)
+
+    def _update_together(self, found: list[tuple[Tensor, dict[str, Any]]]) -> None:
+        """Do the same for many small vectors as for one long one: a few calls in all."""
+        params = [param for param, _ in found]
+        buffers = [self._momentum(param) for param in params]
+        flat, momenta = _flat(params), _flat(buffers)
+        penalty = _flat([torch.as_tensor(g["penalty"]).to(p).expand_as(p) for p, g in found])
+        _proximal_step(flat, _flat([p.grad for p in params]), momenta, penalty, found[0][1])
+        sizes = [param.numel() for param in params]
+        for targets, values in ((params, flat), (buffers, momenta)):
+            pieces = zip(targets, values.split(sizes), strict=True)
+            torch._foreach_copy_(targets, [piece.view_as(target) for target, piece in pieces])
+
+    def _momentum(self, param: Tensor) -> Tensor:
+        state = self.state[param]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(param)
+        return state["momentum_buffer"]
+
+
+FEW = 8  # vectors, up to which one after the other is as fast
+
+
+def _proximal_step(
+    param: Tensor,
+    grad: Tensor | None,
+    buffer: Tensor,
+    penalty: float | Tensor,
+    group: dict[str, Any],
+) -> None:
+    """Update factors and their momenta in place."""
+    lr, momentum, clip = group["lr"], group["momentum"], group["clip"]
+    assert grad is not None
+    if clip is not None:
+        grad = grad.clamp(-clip, clip)
+    proximal = soft_threshold(param - lr * grad, lr * penalty)
+    buffer.mul_(momentum).add_(proximal).sub_(param)
+    param.copy_((proximal + momentum * buffer).clamp_(min=0))
+
+
+def _alike(param: Tensor, group: dict[str, Any]) -> tuple[Any, ...]:
+    return param.dtype, param.device, group["lr"], group["momentum"], group["clip"]
+
+
+def _flat(tensors: Sequence[Tensor | None]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors if tensor is not None])
