@@ -249,6 +249,49 @@ def test_our_blocks_are_searched_by_the_same_searcher() -> None:
     torch.testing.assert_close(result.model.eval()(x), network.eval()(x))
 
 
+class Branches(nn.Module):
+    """Sums of a useful convolution, a useless expensive one, and the identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, CHANNELS, 3, padding=1)
+        self.useful = nn.ModuleList(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1) for _ in "12")
+        self.useless = nn.ModuleList(nn.Conv2d(CHANNELS, CHANNELS, 7, padding=3) for _ in "12")
+        self.norms = nn.ModuleList(nn.BatchNorm2d(CHANNELS) for _ in "12")
+        self.head = nn.Linear(16 * CHANNELS, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for useful, useless, norm in zip(self.useful, self.useless, self.norms, strict=True):
+            x = norm(x + useful(x).relu() + useless(x.mean((2, 3), keepdim=True).expand_as(x)))
+        return self.head(F.adaptive_avg_pool2d(x, 4).flatten(1))
+
+
+def test_a_traced_model_is_searched_by_the_same_searcher() -> None:
+    torch.manual_seed(0)
+    example, part, epochs = torch.zeros(2, 1, 8, 8), digits(0, 64), 4
+    model = dsonas.scale_connections(Branches(), example)
+    budget, steps = Budget(macs="40%"), epochs * len(list(part(0)))
+    searcher = Searcher(model, example, budget=budget, steps=steps)
+    whole = searcher.cost()
+    optimizer = torch.optim.SGD(searcher.weights(), lr=0.05, momentum=0.9)
+    for _ in range(epochs):
+        for (x, y), (xf, yf) in zip(part(0), part(1), strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            F.cross_entropy(model(xf), yf).backward()
+            searcher.step()
+    result = searcher.finish()
+    assert result.cost <= 0.4 * whole
+    assert not [name for names in result.choices.values() for name in names if "useless" in name]
+    x, _ = next(part(0))
+    torch.testing.assert_close(result.model.eval()(x), model.eval()(x), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"budget\.macs must be at least"):
+        fresh = dsonas.scale_connections(Branches(), example)
+        Searcher(fresh, example, budget=Budget(macs=10), steps=1)
+
+
 class TestMistakes:
     """Each gets one clear line."""
 

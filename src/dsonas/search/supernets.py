@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from dsonas.cost import Budget, exact_measures
 from dsonas.nn import Network
 from dsonas.search.block_supernet import BlockSupernet
 from dsonas.search.choice_supernet import ChoiceSupernet
 from dsonas.search.search_config import SearchConfig
-from dsonas.sparse import choices_of
+from dsonas.search.scaled_supernet import ScaledSupernet
+from dsonas.sparse import choices_of, scaling_factors
 
 
 def supernet_of(
@@ -35,6 +36,8 @@ def supernet_of(
         return BlockSupernet(model, config, cost or exact_measures()[leading])
     if choices_of(model):
         return ChoiceSupernet(model, example, budget, config, cost, seed)
+    if isinstance(model, fx.GraphModule) and scaling_factors(model):
+        return ScaledSupernet(model, example, budget, config, cost)
     raise ValueError(
         "model must have something to choose, but has neither LayerChoice nor InputChoice nor "
         "scaling factors: see dsonas.LayerChoice and dsonas.scale_connections"

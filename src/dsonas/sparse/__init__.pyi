@@ -1,4 +1,5 @@
 from .any_model import (
+    list_connections as list_connections,
     scale_connections as scale_connections,
 )
 from .choices import (
