@@ -77,7 +77,7 @@ def supernet_of(folder: Path) -> Network:
     """The supernet at the end of a search, as its last checkpoint holds it."""
     saved = RunFolder(folder).last_checkpoint
     assert saved is not None, folder
-    supernet = Network(load_chain(folder / "chain.json")[-1], sharing="share")
+    supernet = Network(load_chain(folder / "chain.json")[-1], scaled=True)
     supernet.load_state_dict(saved["state"]["network"])
     return supernet
 

@@ -94,7 +94,7 @@ class Case:
         chain = load_chain(self.folder / "search" / "chain.json")
         config = replace(self.config, budget=Budget(latency_ms=milliseconds))
         meter = LatencyMeter(min_seconds=1.0)
-        fitted = fit_to_budget(chain, config, lambda net: {"latency_ms": meter(net)})
+        fitted = fit_to_budget(chain, config, {"latency_ms": meter})
         value = {"budget_ms": milliseconds, "latency_ms": meter(fitted)}
         text = json.dumps({**value, "architecture": fitted.to_json()}, indent=1)
         (self.folder / "fitted.json").write_text(text)

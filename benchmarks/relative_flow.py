@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import dsonas.search.removal as control
 from dsonas.graph.block import BlockGraph
-from dsonas.search.importance import connection_flows, node_importance
+from dsonas.search.criteria import CRITERIA, Flow, connection_flows, node_importance
 
 
 def relative_importance(graph: BlockGraph, flows: Sequence[float]) -> dict[int, float]:
@@ -22,4 +21,16 @@ def relative_importance(graph: BlockGraph, flows: Sequence[float]) -> dict[int, 
     return {node: value / equal[node] if equal[node] else 0.0 for node, value in found.items()}
 
 
-control.node_importance = relative_importance
+class RelativeFlow(Flow):
+    """Score operations by ``relative_importance``."""
+
+    def scores(self, architecture, factors):
+        """Score every kept operation."""
+        return {
+            (place, node): value
+            for place, (graph, vector) in enumerate(zip(architecture.cells, factors, strict=True))
+            for node, value in relative_importance(graph, connection_flows(graph, vector)).items()
+        }
+
+
+CRITERIA["flow"] = RelativeFlow()

@@ -22,7 +22,7 @@ from dsonas.cost import architecture_cost, without_connection
 from dsonas.graph import PAPER_OPERATIONS, Architecture, Skeleton, doubled_channels
 from dsonas.nn import Network
 from dsonas.sparse import ProximalNAG
-from dsonas.train import Engine, EngineConfig, factor_step, sgd, weight_step
+from dsonas.train import Engine, EngineConfig, factor_gradients, sgd, weight_step
 
 KINDS = ("fused", "recompute", "frozen", "plain", "final")
 
@@ -66,7 +66,7 @@ class BenchConfig:
             blocks=tuple(self.blocks),
             channels=doubled_channels(self.channels, len(self.blocks)),
         )
-        return Architecture.complete(skeleton, PAPER_OPERATIONS, self.levels)
+        return Architecture.complete(skeleton, PAPER_OPERATIONS, self.levels, self.sharing)
 
     def sparse(self, share: float) -> Architecture:
         """The supernet after random connections have gone, down to a share of its multiply-adds.
@@ -80,7 +80,7 @@ class BenchConfig:
         for lost in Random(0).sample(range(count), count):
             if architecture_cost(architecture).macs <= limit:
                 break
-            smaller = without_connection(architecture, (0, lost), shared=True)
+            smaller = without_connection(architecture, (0, lost))
             architecture = smaller if smaller.blocks[0].kept_nodes else architecture
         return architecture
 
@@ -111,7 +111,7 @@ class Stepper:
         self.engine, self.kind = engine, kind
         self.network = Network(
             architecture,
-            sharing=None if kind == "final" else config.sharing,
+            scaled=kind != "final",
             reference=kind in ("frozen", "plain"),
             recompute=kind == "recompute",
         ).train()
@@ -147,13 +147,9 @@ class Stepper:
             if self.kind == "plain":
                 self._plain_step(self.factors)
             else:
-                factor_step(
-                    self.network,
-                    self.factors,
-                    self.images,
-                    self.labels,
-                    engine=self.engine,
-                )
+                factor_gradients(self.network, self.images, self.labels, engine=self.engine)
+                self.factors.step()
+                self.factors.zero_grad()
         self.engine.wait()
 
     def _plain_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -16,29 +16,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
-import torch
-from torch import Tensor
-
-if TYPE_CHECKING:  # type checkers see plain numbers
-    BatchSize: TypeAlias = int
-    NonNegativeInt: TypeAlias = int
-    PositiveInt: TypeAlias = int
-    HalfOpenUnit: TypeAlias = float
-    NonNegativeFloat: TypeAlias = float
-    PositiveFloat: TypeAlias = float
-    Share: TypeAlias = float
-else:
-    from jsonargparse.typing import (
-        NonNegativeFloat as NonNegativeFloat,
-        NonNegativeInt as NonNegativeInt,
-        PositiveFloat as PositiveFloat,
-        PositiveInt as PositiveInt,
-        restricted_number_type,
-    )
-
-    BatchSize = restricted_number_type("BatchSize", int, (">=", 2))  # BN needs two
-    HalfOpenUnit = restricted_number_type("HalfOpenUnit", float, [(">=", 0), ("<", 1)])
-    Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
+if TYPE_CHECKING:  # the command line and the configuration start without torch
+    import torch
+    from torch import Tensor
 
 if TYPE_CHECKING:  # type checkers see plain numbers
     BatchSize: TypeAlias = int
@@ -213,6 +193,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
         device: where it is wanted; if that is the CPU, the tensor itself is returned.
 
     Example:
+        >>> import torch
         >>> send(torch.ones(2), torch.device("cpu"))
         tensor([1., 1.])
     """
@@ -225,9 +206,12 @@ def mask_like(live: Sequence[bool], like: Tensor) -> Tensor:
     """1 where something is live and 0 elsewhere, of the type and on the device of a tensor.
 
     Example:
+        >>> import torch
         >>> mask_like([True, False], torch.zeros(3))
         tensor([1., 0.])
     """
+    import torch
+
     return send(torch.tensor(live, dtype=like.dtype), like.device)
 
 
@@ -286,6 +270,8 @@ class LostProcessError(ConnectionError):
 
 def num_processes() -> int:
     """Of those that have met; 1 before that."""
+    import torch
+
     met = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if met else 1
 
@@ -300,6 +286,8 @@ def sum_over_processes(values: Tensor, group: Any = None) -> Tensor:
     Raises:
         LostProcessError: if one of them does not answer.
     """
+    import torch
+
     with answering():
         if values.device.type != "cpu" or values.nbytes > FEW_BYTES:
             torch.distributed.all_reduce(values, group=group)
@@ -324,6 +312,8 @@ def sum_all_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
 @contextmanager
 def answering() -> Iterator[None]:
     """Say in one line that another process is gone."""
+    import torch
+
     try:
         yield
     except (torch.OutOfMemoryError, torch.AcceleratorError):  # its own fault, come to light here
@@ -338,4 +328,6 @@ def answering() -> Iterator[None]:
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    import torch
+
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])

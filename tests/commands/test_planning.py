@@ -9,8 +9,6 @@ from random import Random
 
 import pytest
 import torch
-from dsonas.search.search_stages import Searching
-from dsonas.search.searching import search
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -37,13 +35,14 @@ from dsonas.nn.operations import operation_names, register_operation
 from dsonas.run.run_config import NetworkConfig, RunConfig
 from dsonas.search.baselines import random_architectures
 from dsonas.search.search_config import PretrainConfig, SearchConfig
+from dsonas.search.stages import Searching, search
 from dsonas.sparse.proximal import ProximalNAG
 from dsonas.train.engine import EngineConfig
 from dsonas.train.loop import Journal
 from dsonas.train.optimizers import sgd
-from dsonas.train.steps import factor_step, weight_step
+from dsonas.train.steps import weight_step
 from dsonas.train.training import TrainConfig
-from helpers.builders import random_skeleton
+from helpers.builders import factor_step, random_skeleton
 
 if "planning_conv3x3" not in operation_names():
 
@@ -88,7 +87,7 @@ def counted_step(architecture: Architecture, kind: str, batch_size: int) -> int:
     """Multiply-adds of a step by torch's own counter, on the plain path."""
     skeleton = architecture.skeleton
     side = skeleton.image_size
-    network = Network(architecture, sharing="share", reference=True).train()
+    network = Network(architecture, scaled=True, reference=True).train()
     images = torch.zeros(batch_size, skeleton.input_channels, side, side)
     labels = torch.zeros(batch_size, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:

@@ -33,7 +33,7 @@ def searched(seed: int, *, shared: bool | None = None) -> list[Architecture]:
     chain = [Architecture.complete(skeleton, PAPER_OPERATIONS, 3)]
     graphs = chain[0].blocks[:1] if shared else chain[0].blocks
     factors = [[rng.uniform(0.1, 1) for _ in graph.live] for graph in graphs]
-    plan = Plan(structure=0.35, connections=0.35)
+    plan = Plan(keep_cost=0.35, keep_connections=0.35)
     for epoch in range(5):
         chain.append(follow_plan(plan, (epoch + 1) / 5, chain[0], chain[-1], factors))
     return distinct(chain)

@@ -62,7 +62,7 @@ def test_published_counts(space, share: int, full: int, weights: int, giga_macs:
     assert space(sharing="full").num_factors == full
     with torch.device("meta"):
         networks = [
-            Network(space(sharing=kind).complete(), sharing=kind) for kind in ("share", "full")
+            Network(space(sharing=kind).complete(), scaled=True) for kind in ("share", "full")
         ]
     for network, number in zip(networks, (share, full), strict=True):
         assert sum(vector.numel() for vector in network.scaling.parameters()) == number

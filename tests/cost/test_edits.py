@@ -23,7 +23,7 @@ seeds = st.integers(0, 10**6)
 def case(seed: int) -> tuple[Architecture, bool]:
     rng = Random(seed)
     shared = rng.random() < 0.5
-    return random_architecture(rng, random_skeleton(rng, largest=16), shared=shared), shared
+    return random_architecture(rng, random_skeleton(rng, largest=16)), shared
 
 
 def pruned(architecture: Architecture, place: int, gone, shared: bool) -> Architecture:
@@ -43,11 +43,11 @@ def pruned(architecture: Architecture, place: int, gone, shared: bool) -> Archit
 def test_marginal_costs_are_differences_after_cleaning(seed: int):
     architecture, shared = case(seed)
     before = architecture_cost(architecture)
-    for (place, i), cost in connection_costs(architecture, shared=shared).items():
+    for (place, i), cost in connection_costs(architecture).items():
         rest = pruned(architecture, place, lambda k, _, i=i: k == i, shared)
         assert cost == before - architecture_cost(rest)
         assert min(cost.macs, cost.params, cost.memory_bytes) >= 0
-    for (place, node), cost in operation_costs(architecture, shared=shared).items():
+    for (place, node), cost in operation_costs(architecture).items():
         rest = pruned(architecture, place, lambda _, pair, node=node: node in pair, shared)
         assert cost == before - architecture_cost(rest)
         assert cost.params > 0 <= cost.macs
@@ -59,9 +59,9 @@ def test_everything_live_and_nothing_else_has_a_marginal_cost(seed: int):
     architecture, shared = case(seed)
     graphs = architecture.blocks[:1] if shared else architecture.blocks
     places = {(g, i) for g, graph in enumerate(graphs) for i, a in enumerate(graph.live) if a}
-    assert connection_costs(architecture, shared=shared).keys() == places
+    assert connection_costs(architecture).keys() == places
     nodes = {(g, node) for g, graph in enumerate(graphs) for node in graph.kept_nodes}
-    assert operation_costs(architecture, shared=shared).keys() == nodes
+    assert operation_costs(architecture).keys() == nodes
 
 
 @settings(max_examples=30)
@@ -76,10 +76,10 @@ def test_cleaning_changes_no_marginal_cost(seed: int, density: float):
         for graph in architecture.blocks
     ]
     dirty = replace(architecture, blocks=tuple(blocks))
-    clean = connection_costs(dirty.clean(), shared=shared)
-    for place, cost in connection_costs(dirty, shared=shared).items():
+    clean = connection_costs(dirty.clean())
+    for place, cost in connection_costs(dirty).items():
         assert cost == clean.get(place, Cost())
-    assert operation_costs(dirty, shared=shared) == operation_costs(dirty.clean(), shared=shared)
+    assert operation_costs(dirty) == operation_costs(dirty.clean())
 
 
 @settings(max_examples=30)
@@ -87,13 +87,13 @@ def test_cleaning_changes_no_marginal_cost(seed: int, density: float):
 def test_removed_one_by_one_marginal_costs_sum_to_the_whole_difference(seed: int):
     start, shared = case(seed)
     rng, current, total = Random(seed), start, Cost()
-    while costs := connection_costs(current, shared=shared):
-        if rng.random() < 0.5 and (nodes := operation_costs(current, shared=shared)):
+    while costs := connection_costs(current):
+        if rng.random() < 0.5 and (nodes := operation_costs(current)):
             place = rng.choice(sorted(nodes))
-            total, current = total + nodes[place], without_operation(current, place, shared=shared)
+            total, current = total + nodes[place], without_operation(current, place)
         else:
             place = rng.choice(sorted(costs))
-            total, current = total + costs[place], without_connection(current, place, shared=shared)
+            total, current = total + costs[place], without_connection(current, place)
     assert current.num_live == sum(map(sum, current.reductions))
     assert total == architecture_cost(start) - architecture_cost(current)
 
@@ -102,8 +102,8 @@ def test_removed_one_by_one_marginal_costs_sum_to_the_whole_difference(seed: int
 @given(seeds)
 def test_an_operation_costs_at_least_what_any_of_its_connections_does(seed: int):
     architecture, shared = case(seed)
-    nodes = operation_costs(architecture, shared=shared)
-    for (place, i), cost in connection_costs(architecture, shared=shared).items():
+    nodes = operation_costs(architecture)
+    for (place, i), cost in connection_costs(architecture).items():
         for node in architecture.blocks[place].connections[i]:
             whole = nodes.get((place, node))
             if whole is not None:
@@ -116,8 +116,8 @@ def test_an_operation_costs_at_least_what_any_of_its_connections_does(seed: int)
 @given(seeds)
 def test_in_a_share_space_the_parts_of_all_blocks_go_together(seed: int):
     rng = Random(seed)
-    architecture = random_architecture(rng, random_skeleton(rng, largest=16), shared=True)
-    together = connection_costs(architecture, shared=True)
+    architecture = random_architecture(rng, random_skeleton(rng, largest=16))
+    together = connection_costs(architecture)
     alone = connection_costs(architecture, shared=False)
     blocks = range(architecture.skeleton.num_blocks)
     for (_, i), cost in together.items():

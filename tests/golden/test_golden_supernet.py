@@ -33,7 +33,7 @@ each_path = pytest.mark.parametrize(
 def supernet(case: golden.Case, reference: bool) -> Network:
     network = Network(
         case.supernet(),
-        sharing=case.sharing,
+        scaled=True,
         learn_gamma=not case.meta["fix_gamma"],
         reference=reference,
     )

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from dsonas.nn.network import Network
 from dsonas.sparse.proximal import ProximalNAG
-from dsonas.train.steps import factor_step, weight_step
+from dsonas.train.steps import weight_step
 from helpers import golden_cases as golden, golden_hooks as hooks
+from helpers.builders import factor_step
 
 RUNS, META = golden.read_cases("train_steps")
 EXACT = {"rtol": 1e-10, "atol": 1e-11}
@@ -82,7 +83,7 @@ def supernet(run: str, reference: bool) -> Network:
     case = start(run)
     network = Network(
         case.supernet(),
-        sharing=case.sharing,
+        scaled=True,
         learn_gamma=not case.meta["fix_gamma"],
         reference=reference,
     )

@@ -9,9 +9,11 @@ from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.graph.block import BlockGraph, block_connections
 from dsonas.graph.spaces import PAPER_OPERATIONS
 from dsonas.nn.network import Network
+from dsonas.nn.scaling import ScalingFactors
+from dsonas.sparse.connections import mask_factors
 from dsonas.sparse.proximal import ProximalNAG
 from dsonas.train.optimizers import sgd
-from dsonas.train.steps import factor_step, weight_step
+from dsonas.train.steps import factor_gradients, weight_step
 
 SMALL = Skeleton(image_size=9, num_classes=4, blocks=(2, 1), channels=(3, 5))
 REDUCTIONS = ((True, True), (True, False), (False, True))
@@ -60,7 +62,8 @@ def random_architecture(
     first = graph()
     blocks = [first if shared else graph() for _ in range(skeleton.num_blocks)]
     reductions = tuple(rng.choice(REDUCTIONS) for _ in skeleton.blocks[1:])
-    return Architecture(skeleton, tuple(blocks), reductions)
+    sharing = "share" if shared else "full"
+    return Architecture(skeleton, tuple(blocks), reductions, sharing)
 
 
 @torch.no_grad()
@@ -112,8 +115,8 @@ def supernet(seed: int, sharing: str, zeros: float, fed_only: bool = False) -> N
     torch.manual_seed(seed)
     rng = Random(seed)
     operations = rng.sample(PAPER_OPERATIONS, rng.randint(2, 4))
-    architecture = Architecture.complete(SMALL, operations, rng.randint(2, 4))
-    network = randomise(Network(architecture, sharing=sharing), seed)
+    architecture = Architecture.complete(SMALL, operations, rng.randint(2, 4), sharing)
+    network = randomise(Network(architecture, scaled=True), seed)
     for vector in network.scaling.blocks:
         graph = architecture.blocks[0]
         values = [0.0 if rng.random() < zeros else value for value in vector.tolist()]
@@ -144,3 +147,17 @@ def train(network: Network, pair, seeds) -> None:
         x, labels = images(SMALL, 8, seed)
         weight_step(network, pair[0], x, labels, clip=1.0)
         factor_step(network, pair[1], x, labels)
+
+
+def factor_step(network: Network, optimizer: ProximalNAG, x, labels):
+    """Update the scaling factors on one batch, as the published code does."""
+    found = factor_gradients(network, x, labels)
+    optimizer.step()
+    optimizer.zero_grad()
+    return found
+
+
+def write_zeros(scaling: ScalingFactors, architecture: Architecture, optimizer=None) -> None:
+    """Set the factors of all removed connections to 0, as the searcher does."""
+    flags = [*(cell.live for cell in architecture.cells), *architecture.reductions]
+    mask_factors([*scaling.blocks, *scaling.reductions], flags, optimizer)

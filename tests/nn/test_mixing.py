@@ -57,11 +57,11 @@ PARTS = ["weights", "factors", None]
 def pair(architecture: Architecture, sharing: str, seed: int, part=None):
     """A fused network and the same one that runs the reference path; some factors are 0."""
     torch.manual_seed(seed)
-    fused = randomise(Network(architecture, sharing=sharing), seed)
+    fused = randomise(Network(architecture, scaled=True), seed)
     for vector in fused.scaling.blocks:
         zero = torch.rand(vector.shape, generator=torch.Generator().manual_seed(seed)) < 0.25
         vector.data[zero] = 0
-    plain = Network(architecture, sharing=sharing, reference=True)
+    plain = Network(architecture, scaled=True, reference=True)
     plain.load_state_dict(fused.state_dict())
     for network in (fused, plain):
         network.train()
@@ -136,7 +136,7 @@ def test_registered_operations_run_in_the_fast_path(seed: int, part, float64):
 def test_recomputing_changes_nothing(operations, float64):
     architecture = drawn(5, "share", operations)
     kept, _ = pair(architecture, "share", 5)
-    again = Network(architecture, sharing="share", recompute=True)
+    again = Network(architecture, scaled=True, recompute=True)
     again.load_state_dict(kept.state_dict())
     assert_equal_runs(again.train(), kept, 1e-12, images(SKELETON, 4, 5))
 
@@ -146,7 +146,7 @@ def test_recomputing_in_bfloat16_outside_autocast():
     found = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        network = Network(architecture, sharing="share", recompute=recompute).train()
+        network = Network(architecture, scaled=True, recompute=recompute).train()
         x, labels = images(SKELETON, 4, 5)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = F.cross_entropy(network(x), labels)

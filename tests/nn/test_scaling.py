@@ -12,7 +12,7 @@ from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.nn.network import Network
 from dsonas.nn.scaling import ScalingFactors
 from dsonas.sparse.proximal import ProximalNAG
-from helpers.builders import images, random_architecture, randomise
+from helpers.builders import images, random_architecture, randomise, write_zeros
 
 SKELETON = Skeleton(image_size=8, blocks=(1, 2), channels=(4, 8))
 OPERATIONS = ("separable_conv3x3", "max_pool3x3")
@@ -23,7 +23,7 @@ def complete() -> Architecture:
 
 
 def factors_with(sharing: str, zeros: float, seed: int) -> ScalingFactors:
-    scaling = ScalingFactors.ones(complete(), sharing)
+    scaling = ScalingFactors.ones(complete())
     generator = torch.Generator().manual_seed(seed)
     for vector in scaling.parameters():
         values = torch.rand(vector.shape, generator=generator)
@@ -34,7 +34,7 @@ def factors_with(sharing: str, zeros: float, seed: int) -> ScalingFactors:
 @pytest.mark.parametrize(("sharing", "sets"), [("share", 1), ("full", 3)])
 def test_start_values_are_1_where_live(sharing: str, sets: int):
     architecture = random_architecture(Random(3), SKELETON, shared=sharing == "share", density=0.5)
-    scaling = ScalingFactors.ones(architecture, sharing)
+    scaling = ScalingFactors.ones(architecture)
     assert len(scaling.blocks) == sets
     for i, graph in enumerate(architecture.blocks):
         assert scaling.for_block(i).tolist() == [float(alive) for alive in graph.live]
@@ -67,7 +67,7 @@ def test_architecture_is_what_is_positive_and_live_cleaned(seed, zeros, sharing)
 
 
 def test_a_reduction_keeps_one_live_convolution_when_both_are_zero():
-    scaling = ScalingFactors.ones(complete(), "share")
+    scaling = ScalingFactors.ones(complete())
     scaling.reductions[0].data.zero_()
     assert scaling.architecture(complete()).reductions == ((True, False),)
     second = Architecture(SKELETON, complete().blocks, ((False, True),))
@@ -89,7 +89,7 @@ def test_written_zeros_have_no_momentum_and_stay(sharing: str):
         Random(2), SKELETON, shared=sharing == "share",
         operations=OPERATIONS, num_levels=2, density=0.5,
     )  # fmt: skip
-    scaling.write_zeros(architecture, optimizer)
+    write_zeros(scaling, architecture, optimizer)
     graphs = architecture.blocks[:1] if sharing == "share" else architecture.blocks
     flags = [*(graph.live for graph in graphs), *architecture.reductions]
     assert not all(all(live) for live in flags)
@@ -105,7 +105,7 @@ def test_written_zeros_have_no_momentum_and_stay(sharing: str):
 
 
 def test_zeros_are_written_before_the_first_step_too():
-    scaling = ScalingFactors.ones(complete(), "share")
+    scaling = ScalingFactors.ones(complete())
     optimizer = ProximalNAG(scaling.parameters())
     empty = [graph.prune([False] * len(graph.live)) for graph in complete().blocks]
     scaling.write_zeros(Architecture(SKELETON, tuple(empty), ((True, False),)), optimizer)
@@ -174,10 +174,10 @@ def test_a_target_with_one_input_is_not_pulled_down_to_zero(float64):
     place = next(i for i, pair in enumerate(graph.connections) if pair.target == target)
     only = [i == place for i in range(len(graph.connections))]
     lone = with_graph(complete(), 0, graph.prune(only), shared=True)
-    scaling = ScalingFactors.ones(lone, "share")
+    scaling = ScalingFactors.ones(lone)
     optimizer = ProximalNAG(scaling.parameters(), lr=0.03, penalty=0.1, momentum=0.9)
     vector = scaling.blocks[0]
-    scaling.write_zeros(lone, optimizer)
+    write_zeros(scaling, lone, optimizer)
     vector.grad = torch.zeros_like(vector)
     optimizer.step()
     optimizer.state[vector]["momentum_buffer"][place] = -0.15
@@ -207,11 +207,11 @@ def drawn_network(seed: int, sharing: str, skeleton: Skeleton) -> Network:
         Random(seed), skeleton, shared=sharing == "share",
         operations=OPERATIONS, num_levels=2, density=0.8,
     )  # fmt: skip
-    return randomise(Network(architecture, sharing=sharing), seed).train()
+    return randomise(Network(architecture, scaled=True), seed).train()
 
 
 def test_vectors_of_zeros_stay_zeros():
-    scaling = ScalingFactors.ones(complete(), "share")
+    scaling = ScalingFactors.ones(complete())
     for vector in scaling.parameters():
         vector.data.zero_()
     scaling.normalise(complete())
@@ -219,7 +219,7 @@ def test_vectors_of_zeros_stay_zeros():
 
 
 def test_reduction_blocks_are_not_pressed_unless_asked():
-    scaling = ScalingFactors.ones(complete(), "full")
+    scaling = ScalingFactors.ones(complete())
     press = ProximalNAG(scaling.groups(), lr=0.1, penalty=0.5)
     for vector in scaling.parameters():
         vector.grad = torch.zeros_like(vector)

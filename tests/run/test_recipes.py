@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from dsonas.search.search_stages import Searching
 
 from dsonas.commands.configuring import config_parser, parse, to_config
 from dsonas.cost.budgets import fit_width
@@ -58,7 +57,7 @@ def space_of(name: str) -> SearchSpace:
 def sizes(space: SearchSpace) -> tuple[int, int]:
     """Convolution and linear weights, and scaling factors, of the supernet that is built."""
     with torch.device("meta"):
-        network = Network(space.complete(), sharing=space.sharing)
+        network = Network(space.complete(), scaled=True)
     assert network.scaling is not None
     weights = sum(w.numel() for w in network.weights() if w.ndim > 1)
     return weights, sum(vector.numel() for vector in network.scaling.parameters())
@@ -172,7 +171,7 @@ class _Count:
 def test_the_imagenet_search_of_the_published_code_falls_at_three_epochs():
     config = config_of("imagenet-share").search
     longer = replace(config, epochs=120, schedule="steps")
-    network = Network(cifar_space(channels=4, blocks=(1,)).complete(), sharing="share")
+    network = Network(cifar_space(channels=4, blocks=(1,)).complete(), scaled=True)
     engine = Engine(EngineConfig(device="cpu", threads=1))
     for chosen, expected in ((config, [0.1]), (longer, [0.1, 0.01, 0.001, 1e-4])):
         stage = Searching(network, _Count(8), _Count(2), chosen, engine, ratio=4)  # type: ignore[arg-type]

@@ -3,11 +3,10 @@
 from random import Random
 
 import pytest
-from dsonas.search.importance import connection_flows, node_importance
 from hypothesis import given, settings, strategies as st
 
-from dsonas.cost.edits import without_node
 from dsonas.graph.block import BlockGraph
+from dsonas.search.criteria import connection_flows, node_importance
 from helpers.builders import random_graph
 
 
@@ -101,7 +100,7 @@ def test_without_node_is_the_cleaned_rest(seed: int, data):
     if not graph.kept_nodes:
         return
     node = data.draw(st.sampled_from(graph.kept_nodes))
-    smaller = without_node(graph, node)
+    smaller = graph.without_node(node)
     assert smaller.clean() == smaller
     assert set(smaller.kept_nodes) < set(graph.kept_nodes)
     assert node not in smaller.kept_nodes

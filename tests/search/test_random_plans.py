@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from dsonas.search.random_plans import random_plan_result
 
 from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.graph.spaces import SearchSpace
-from dsonas.search.baselines import blocks_macs
+from dsonas.search.baselines import blocks_macs, random_plan_result
 from dsonas.search.search_config import SearchConfig
 
 SPACE = SearchSpace(skeleton=Skeleton(image_size=8, blocks=(1, 2), channels=(8, 16)), num_levels=2)

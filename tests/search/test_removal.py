@@ -5,13 +5,13 @@ from itertools import pairwise
 from random import Random
 
 import pytest
-from dsonas.search.importance import connection_flows, node_importance
 from hypothesis import given, settings, strategies as st
 
 from dsonas.cost.costs import architecture_cost
-from dsonas.cost.edits import operation_costs, without_node
+from dsonas.cost.edits import operation_costs
 from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.graph.spaces import PAPER_OPERATIONS
+from dsonas.search.criteria import connection_flows, node_importance
 from dsonas.search.removal import Plan, drop_smallest, follow_plan
 from helpers.builders import random_architecture, random_skeleton
 
@@ -61,7 +61,7 @@ def test_the_plan_is_followed_as_far_as_it_can_be(seed, structure, links, reache
 
     supernet, current, factors = case(seed)
     shared = len(factors) == 1
-    plan = Plan(structure=structure, connections=links, reached_at=reached_at)
+    plan = Plan(keep_cost=structure, keep_connections=links, hold_from=reached_at)
     for progress in (0.2, 0.5, 1.0):
         found = follow_plan(plan, progress, supernet, current, factors, None, planned)
         assert found == follow_plan(plan, progress, supernet, current, factors, None, planned)
@@ -88,21 +88,21 @@ def fixed_cost(supernet: Architecture, measure: str = "macs") -> int:
 
 def allowed_cost(plan: Plan, progress: float, supernet: Architecture, measure: str) -> float:
     fixed = fixed_cost(supernet, measure)
-    return fixed + plan.share(plan.structure, progress) * (cost(supernet, measure) - fixed)
+    return fixed + plan.share(plan.keep_cost, progress) * (cost(supernet, measure) - fixed)
 
 
 def plan_for(supernet: Architecture, macs: float) -> Plan:
     """The plan that allows so many multiply-adds at the end."""
     fixed = fixed_cost(supernet)
     structure = (macs - fixed) / (cost(supernet, "macs") - fixed)
-    return Plan(structure=structure, connections=1.0, reached_at=1.0)
+    return Plan(keep_cost=structure, keep_connections=1.0, hold_from=1.0)
 
 
 def cannot_be_cheaper(architecture: Architecture, measure: str, shared: bool) -> bool:
-    """No removal of one operation is left that keeps an operation in every shared block."""
+    """Removing one more would leave a shared block, or the whole network, without operations."""
     graphs = architecture.blocks[:1] if shared else architecture.blocks
-    rests = [without_node(graph, node) for graph in graphs for node in graph.kept_nodes]
-    return not any(rest.kept_nodes or not shared for rest in rests)
+    rests = [graph.without_node(node) for graph in graphs for node in graph.kept_nodes]
+    return not any(rest.kept_nodes for rest in rests) if shared else len(rests) <= 1
 
 
 def every_connection_is_needed(architecture: Architecture, shared: bool) -> bool:
@@ -118,9 +118,9 @@ def every_connection_is_needed(architecture: Architecture, shared: bool) -> bool
 @given(seeds)
 def test_nothing_is_removed_when_the_plan_allows_everything(seed: int):
     supernet, current, factors = case(seed)
-    plan = Plan(structure=1.0, connections=1.0)
+    plan = Plan(keep_cost=1.0, keep_connections=1.0)
     assert follow_plan(plan, 1.0, supernet, current, factors) == current
-    tight = Plan(structure=0.1, connections=0.1)
+    tight = Plan(keep_cost=0.1, keep_connections=0.1)
     assert follow_plan(tight, 0.0, supernet, current, factors) == current
 
 
@@ -129,11 +129,11 @@ def test_what_is_worth_least_per_cost_goes_first():
     skeleton = Skeleton(image_size=8, blocks=(1,), channels=(64,))
     supernet = Architecture.complete(skeleton, OPERATIONS, 1)
     without = {
-        node: cost(replace(supernet, blocks=(without_node(supernet.blocks[0], node),)), "macs")
+        node: cost(replace(supernet, blocks=(supernet.blocks[0].without_node(node),)), "macs")
         for node in (1, 2, 3)
     }
     plan = plan_for(supernet, without[1])
-    assert plan.structure < 1
+    assert plan.keep_cost < 1
     found = follow_plan(plan, 1.0, supernet, supernet, [[1.0, 1.0, 1.0]])
     assert found.blocks[0].kept_nodes == (1, 3)
     found = follow_plan(plan, 1.0, supernet, supernet, [[0.01, 1.0, 1.0]])
@@ -161,7 +161,9 @@ def test_thrift_decides_whether_the_dear_or_the_useless_goes(thrift: float, kept
     """The convolution is worth a little more than the pooling, and costs much more."""
     skeleton = Skeleton(image_size=8, blocks=(1,), channels=(8,))
     supernet = Architecture.complete(skeleton, ("separable_conv5x5", "max_pool3x3"), 1)
-    plan = Plan(structure=0.1, connections=0.1, reached_at=1.0)  # either may go at the beginning
+    plan = Plan(
+        keep_cost=0.1, keep_connections=0.1, hold_from=1.0
+    )  # either may go at the beginning
 
     def worth(current: Architecture):
         return {(0, node): {1: 1.1, 2: 1.0}[node] for node in current.blocks[0].kept_nodes}
@@ -175,7 +177,7 @@ def test_removals_far_below_the_target_are_the_last_resort():
     skeleton = Skeleton(image_size=8, blocks=(1,), channels=(8,))
     supernet = Architecture.complete(skeleton, ("separable_conv5x5", *["max_pool3x3"] * 4), 1)
     graph = supernet.blocks[0]
-    less = replace(supernet, blocks=(without_node(graph, 5),))
+    less = replace(supernet, blocks=(graph.without_node(5),))
     plan = plan_for(supernet, cost(less, "macs") + 1)
     found = follow_plan(plan, 1.0, supernet, supernet, [[0.01, 1.0, 1.0, 1.0, 0.9]])
     assert found == less
@@ -188,7 +190,7 @@ def test_removals_far_below_the_target_are_the_last_resort():
 
 @given(st.floats(0.01, 10), st.integers(0, 100), st.integers(0, 100))
 def test_the_pressure_grows_while_the_proximal_step_lags(pressure, planned, positive):
-    plan = Plan(structure=0.3, connections=0.3)
+    plan = Plan(keep_cost=0.3, keep_connections=0.3)
     found = plan.adapt(pressure, planned, positive)
     assert 0.01 <= found <= 10
     assert found >= pressure if positive > planned else found <= pressure
@@ -201,11 +203,11 @@ def test_the_weakest_connections_go_and_every_operation_keeps_an_input():
     graph = supernet.blocks[0]
     weak = {(0, 3), (2, 4)}
     factors = [0.1 if pair in weak else 1.0 for pair in graph.connections]
-    plan = Plan(structure=1.0, connections=0.8, reached_at=1.0)
+    plan = Plan(keep_cost=1.0, keep_connections=0.8, hold_from=1.0)
     found = follow_plan(plan, 1.0, supernet, supernet, [factors])
     dead = {pair for pair, a in zip(graph.connections, found.blocks[0].live, strict=True) if not a}
     assert dead == weak
-    least = Plan(structure=1.0, connections=0.01, reached_at=1.0)
+    least = Plan(keep_cost=1.0, keep_connections=0.01, hold_from=1.0)
     found = follow_plan(least, 1.0, supernet, supernet, [factors])
     assert found.blocks[0].kept_nodes == graph.kept_nodes
     assert all(found.blocks[0].inputs[node] for node in graph.kept_nodes)
@@ -214,7 +216,7 @@ def test_the_weakest_connections_go_and_every_operation_keeps_an_input():
 def test_in_a_full_space_each_block_is_judged_by_its_own_factors():
     skeleton = Skeleton(image_size=8, blocks=(2,), channels=(8,))
     supernet = Architecture.complete(skeleton, ("separable_conv3x3",) * 2, 1)
-    one = without_node(supernet.blocks[0], 2)
+    one = supernet.blocks[0].without_node(2)
     smaller = Architecture(skeleton, (supernet.blocks[0], one), ())
     plan = plan_for(supernet, cost(smaller, "macs"))
     found = follow_plan(plan, 1.0, supernet, supernet, [[1.0, 1.0], [1.0, 0.1]])
@@ -234,7 +236,7 @@ def test_the_first_removal_is_the_best_ratio(seed: int):
     for place, graph in enumerate(current.blocks[:1] if shared else current.blocks):
         flows = connection_flows(graph, factors[place])
         worth = node_importance(graph, flows)
-        rests = [("operations", without_node(graph, node), value) for node, value in worth.items()]
+        rests = [("operations", graph.without_node(node), value) for node, value in worth.items()]
         for i, (_, target) in enumerate(graph.connections):
             if graph.live[i] and target == graph.output_node:
                 rest = graph.prune([j != i for j in range(len(graph.live))]).clean()
@@ -247,7 +249,7 @@ def test_the_first_removal_is_the_best_ratio(seed: int):
                 options[kind][smaller] = min(ratio, options[kind].get(smaller, ratio))
     plan = plan_for(supernet, before - 0.5)
     fixed = fixed_cost(supernet)
-    floor = fixed + 0.9 * plan.structure * (cost(supernet, "macs") - fixed)
+    floor = fixed + 0.9 * plan.keep_cost * (cost(supernet, "macs") - fixed)
     for kind in ("operations", "outputs"):
         gentle = {net: r for net, r in options[kind].items() if cost(net, "macs") >= floor}
         if gentle:
@@ -263,7 +265,7 @@ def test_the_first_removal_is_the_best_ratio(seed: int):
 
 @given(st.floats(0.01, 1), st.floats(0.05, 1))
 def test_shares_fall_in_equal_ratios_and_are_then_held(final: float, reached_at: float):
-    plan = Plan(structure=final, connections=1.0, reached_at=reached_at)
+    plan = Plan(keep_cost=final, keep_connections=1.0, hold_from=reached_at)
     times = [i / 20 * reached_at for i in range(21)]
     values = [plan.share(final, t) for t in times]
     assert values[0] == 1
@@ -293,9 +295,9 @@ def simulated_search(seed: int):
     )
     supernet = Architecture.complete(skeleton, PAPER_OPERATIONS, rng.randint(2, 3))
     plan = Plan(
-        structure=rng.uniform(0.1, 0.9),
-        connections=1.0 if rng.random() < 0.7 else rng.uniform(0.2, 0.9),
-        reached_at=rng.uniform(0.3, 1.0),
+        keep_cost=rng.uniform(0.1, 0.9),
+        keep_connections=1.0 if rng.random() < 0.7 else rng.uniform(0.2, 0.9),
+        hold_from=rng.uniform(0.3, 1.0),
     )
     graphs = supernet.blocks[:1] if shared else supernet.blocks
     factors = [[rng.uniform(0, 2) for _ in graph.live] for graph in graphs]
@@ -314,9 +316,9 @@ def test_a_simulated_search_ends_on_its_plan(part: int):
         supernet, found, shared = chain[0], chain[-1], len(factors) == 1
         fixed, goal = fixed_cost(supernet), plan.allowed(1.0, supernet)
         reached = (cost(found, "macs") - fixed) / (goal - fixed)
-        largest = max(c.macs for c in operation_costs(found, shared=shared).values())
+        largest = max(c.macs for c in operation_costs(found).values())
         assert reached <= 1 or every_operation_is_the_last(found, shared), seed
-        if plan.connections == 1:
+        if plan.keep_connections == 1:
             assert reached >= 1 - max(0.1, largest / (goal - fixed)), seed
         assert all(contained(small, large) for large, small in pairwise(chain))
         assert all(member.clean() == member for member in chain)
@@ -327,14 +329,14 @@ def test_a_simulated_search_ends_on_its_plan(part: int):
 
 def every_operation_is_the_last(architecture: Architecture, shared: bool) -> bool:
     graphs = architecture.blocks[:1] if shared else architecture.blocks
-    return all(not without_node(g, node).kept_nodes for g in graphs for node in g.kept_nodes)
+    return all(not g.without_node(node).kept_nodes for g in graphs for node in g.kept_nodes)
 
 
 def test_most_simulated_searches_end_within_a_tenth_of_the_plan():
     near, total = 0, 0
     for seed in range(40):
         plan, chain, _ = simulated_search(seed)
-        if plan.connections == 1:
+        if plan.keep_connections == 1:
             fixed, goal = fixed_cost(chain[0]), plan.allowed(1.0, chain[0])
             near += 0.9 <= (cost(chain[-1], "macs") - fixed) / (goal - fixed) <= 1
             total += 1
@@ -346,7 +348,7 @@ def test_most_simulated_searches_end_within_a_tenth_of_the_plan():
 def test_the_smallest_factors_go_first_by_the_obvious_rule(seed: int):
     supernet, current, factors = case(seed)
     shared = len(factors) == 1
-    plan = Plan(structure=0.4, connections=1.0, reached_at=1.0)
+    plan = Plan(keep_cost=0.4, keep_connections=1.0, hold_from=1.0)
     found = drop_smallest(plan, 1.0, supernet, current, factors)
     assert contained(found, current)
     assert found.clean() == found
@@ -362,7 +364,7 @@ def test_the_obvious_rule_takes_many_inputs_before_the_cost_moves():
     graph = supernet.blocks[0]
     factors = [[0.9 if target == graph.output_node else 0.1 + 0.001 * source
                 for source, target in graph.connections]]  # fmt: skip
-    plan = Plan(structure=0.8, connections=1.0, reached_at=1.0)
+    plan = Plan(keep_cost=0.8, keep_connections=1.0, hold_from=1.0)
     left = drop_smallest(plan, 1.0, supernet, supernet, factors)
     planned = follow_plan(plan, 1.0, supernet, supernet, factors)
     assert left.num_live < 0.6 * planned.num_live

@@ -287,8 +287,8 @@ def test_a_traced_model_is_searched_by_the_same_searcher() -> None:
     assert not [name for names in result.choices.values() for name in names if "useless" in name]
     x, _ = next(part(0))
     torch.testing.assert_close(result.model.eval()(x), model.eval()(x), rtol=0, atol=1e-5)
+    fresh = dsonas.scale_connections(Branches(), example)
     with pytest.raises(ValueError, match=r"budget\.macs must be at least"):
-        fresh = dsonas.scale_connections(Branches(), example)
         Searcher(fresh, example, budget=Budget(macs=10), steps=1)
 
 

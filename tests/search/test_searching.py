@@ -6,8 +6,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from dsonas.search.search_stages import Searching, SearchResult, alternation
-from dsonas.search.searching import search
 
 from dsonas.cost.budgets import Budget, cost_function
 from dsonas.cost.costs import architecture_cost
@@ -17,11 +15,12 @@ from dsonas.graph.spaces import SearchSpace
 from dsonas.nn.network import Network
 from dsonas.search.penalties import connection_penalties
 from dsonas.search.search_config import PretrainConfig, SearchConfig
+from dsonas.search.stages import BlockResult, Searching, alternation, search
 from dsonas.train.checkpoints import CheckpointFolder
 from dsonas.train.engine import Engine, EngineConfig
 from dsonas.train.loop import DivergedError, Interrupted, Journal
 from dsonas.train.optimizers import sgd
-from helpers.builders import randomise
+from helpers.builders import randomise, write_zeros
 
 SPACE = SearchSpace(
     skeleton=Skeleton(input_channels=1, image_size=8, blocks=(1, 1), channels=(4, 8)), num_levels=2
@@ -36,7 +35,7 @@ def data() -> ImageData:
     return load_data(DataConfig(name="digits", max_train_images=200))
 
 
-def run(data, *, seed: int = 0, sharing: str = "share", config=CONFIG, **options) -> SearchResult:
+def run(data, *, seed: int = 0, sharing: str = "share", config=CONFIG, **options) -> BlockResult:
     return search(
         replace(SPACE, sharing=sharing),
         data,
@@ -52,7 +51,7 @@ def plain(rows):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
-def assert_same(one: SearchResult, two: SearchResult) -> None:
+def assert_same(one: BlockResult, two: BlockResult) -> None:
     assert one.architecture == two.architecture
     assert one.factors == two.factors
     assert one.chain == two.chain
@@ -210,7 +209,7 @@ def _with_zeros(step):
 
     def stepped(self: Searching, *arguments):
         found = step(self, *arguments)
-        self.scaling.write_zeros(self.live, self.factor_optimizer)
+        write_zeros(self.scaling, self.live, self.factor_optimizer)
         if self.config.normalise:
             self.scaling.normalise(self.live, self.factor_optimizer)
         return found
@@ -228,7 +227,7 @@ def batches_of(data: ImageData, seed: int = 0) -> Batches:
 def stage_of(data: ImageData, dead: set[tuple[int, int]], **options) -> Searching:
     """A search stage, unplanned and without penalty, in which some factors are 0."""
     torch.manual_seed(0)
-    network = randomise(Network(SPACE.complete(), sharing="share"), 0)
+    network = randomise(Network(SPACE.complete(), scaled=True), 0)
     graph = network.architecture.blocks[0]
     zero = torch.tensor([pair in dead for pair in graph.connections])
     network.scaling.blocks[0].data[zero] = 0
@@ -275,7 +274,7 @@ def test_every_penalty_can_lead_a_search(data, uninterrupted, sharing: str, kind
 
 
 def test_penalties_by_memory_access_hold_from_the_first_step(data):
-    network = Network(SPACE.complete(), sharing="share")
+    network = Network(SPACE.complete(), scaled=True)
     config = SearchConfig(batch_size=32, penalty=0.5, penalty_kind="adaptive_memory")
     engine = Engine(EngineConfig(device="cpu", threads=1))
     stage = Searching(network, batches_of(data), batches_of(data, 1), config, engine)
@@ -360,7 +359,7 @@ def test_alternation(ratio: int):
 
 
 def test_weight_decay_spares_biases_and_gammas():
-    network = Network(SPACE.complete(), sharing="share")
+    network = Network(SPACE.complete(), scaled=True)
     decayed, spared = sgd(network, 0.1, 1e-3, 0.9).param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (1e-3, 0.0)
     assert all(p.ndim > 1 for p in decayed["params"])

@@ -19,6 +19,7 @@ from helpers.builders import (
     randomise,
     supernet,
     train,
+    write_zeros,
 )
 
 SHARINGS = ["share", "full"]
@@ -45,14 +46,14 @@ def outputs_stay_equal(seed: int, zeros: float, sharing: str, tolerance: float) 
     twin = copy.deepcopy(network)
     expected = outputs(twin, x, False), outputs(twin, x, True)
     shrink(network, live)
-    network.scaling.write_zeros(live)
+    write_zeros(network.scaling, live)
     for found, before in zip(
         (outputs(network, x, False), outputs(network, x, True)), expected, strict=True
     ):
         torch.testing.assert_close(found, before, rtol=tolerance, atol=tolerance)
     assert network.architecture == live
     with torch.no_grad():
-        fresh = Network(live, sharing=sharing)
+        fresh = Network(live, scaled=True)
     assert {k: v.shape for k, v in fresh.state_dict().items()} == {
         k: v.shape for k, v in network.state_dict().items()
     }
@@ -62,7 +63,7 @@ def test_the_constant_of_an_unfed_operation_goes_into_the_running_mean(float64):
     """Without that correction the outputs in evaluation mode would differ."""
     skeleton = Skeleton(image_size=7, blocks=(1,), channels=(4,))
     whole = Architecture.complete(skeleton, ("separable_conv3x3", "max_pool3x3"), 2)
-    network = randomise(Network(whole, sharing="share"), 0)
+    network = randomise(Network(whole, scaled=True), 0)
     graph = whole.blocks[0]
     unfed = [pair.target == 3 for pair in graph.connections]
     network.scaling.blocks[0].data[torch.tensor(unfed)] = 0
@@ -108,7 +109,7 @@ def test_reduction_branches(kept: tuple[bool, bool], float64):
     pair = optimizers(network)
     train(network, pair, [0])
     live = replace(network.architecture, reductions=(kept,))
-    network.scaling.write_zeros(live, pair[1])
+    write_zeros(network.scaling, live, pair[1])
     x, _ = images(SMALL, 8)
     before = outputs(network, x, False)
     gone = list(network.reductions[0].branches[("conv1x1", "conv3x3")[kept[0]]].parameters())
@@ -127,7 +128,7 @@ def test_architectures_that_are_not_contained_are_refused():
     )  # fmt: skip
     small = replace(small, reductions=((True, False),))
     whole = Architecture.complete(SMALL, small.operations, 2)
-    shrunk = Network(whole, sharing="share")
+    shrunk = Network(whole, scaled=True)
     shrink(shrunk, small)
     others = [
         whole,

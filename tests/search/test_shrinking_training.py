@@ -11,14 +11,7 @@ from dsonas.graph.architecture import Architecture
 from dsonas.nn.network import Network
 from dsonas.search.shrinking import shrink
 from dsonas.train.steps import weight_step
-from helpers.builders import (
-    SMALL,
-    images,
-    optimizers,
-    outputs,
-    supernet,
-    train,
-)
+from helpers.builders import SMALL, images, optimizers, outputs, supernet, train, write_zeros
 
 SHARINGS = ["share", "full"]
 
@@ -34,14 +27,14 @@ def ready_to_shrink(seed: int, sharing: str):
         vector.data.mul_((other > 0).to(vector.dtype))
     live = network.scaling.architecture(network.architecture)
     live = replace(live, reductions=((True, False),))
-    network.scaling.write_zeros(live, pair[1])
+    write_zeros(network.scaling, live, pair[1])
     return network, pair, live
 
 
 def survivors(network: Network, live: Architecture) -> dict[str, torch.Tensor]:
     """The network's tensors that a shrunk one keeps too, cut to the columns that it keeps."""
     found = {}
-    names = dict(Network(live, sharing=network.sharing).named_parameters())
+    names = dict(Network(live, scaled=True).named_parameters())
     for name, parameter in network.named_parameters():
         if name in names:
             found[name] = columns(name, network, live, parameter.detach())
@@ -105,7 +98,7 @@ def test_training_goes_on_as_without_shrinking(seed: int, sharing: str, float64)
         compare_gradients(*gradients, twin, live)
     train(network, pair, [8])
     train(twin, twins, [8])
-    twin.scaling.write_zeros(live)
+    write_zeros(twin.scaling, live)
     expected = survivors(twin, live)
     assert twin.architecture == whole
     for name, parameter in network.named_parameters():
@@ -140,7 +133,7 @@ def test_shrinking_again_and_again(sharing: str, float64):
     last = network.scaling.blocks[0]
     last.data[torch.nonzero(last.detach())[0]] = 0
     smaller = network.scaling.architecture(live)
-    network.scaling.write_zeros(smaller, pair[1])
+    write_zeros(network.scaling, smaller, pair[1])
     x, _ = images(SMALL, 8)
     before = outputs(network, x, True)
     shrink(network, smaller, pair[0])

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import torch
-from dsonas.search.search_stages import Searching
 from torch import nn
 
 from dsonas.data import Batches, DataConfig, load_data, split_for_search
@@ -17,6 +16,7 @@ from dsonas.graph.spaces import SearchSpace
 from dsonas.nn.cpu.batchnorm import BatchNorm
 from dsonas.nn.network import Network
 from dsonas.search.search_config import SearchConfig
+from dsonas.search.stages import Searching
 from dsonas.train.engine import Engine, EngineConfig
 from dsonas.train.training import TrainConfig, Training
 from dsonas.train.world import current_world

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dsonas.train.steps import factor_step, weight_step
-from helpers.builders import SMALL, images, optimizers, supernet
+from dsonas.train.steps import weight_step
+from helpers.builders import SMALL, factor_step, images, optimizers, supernet
 
 
 def split(network) -> tuple[dict, dict]:

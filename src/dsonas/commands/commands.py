@@ -98,7 +98,7 @@ def _work_in(
             return EXIT_DONE
         job = Job(config, folder, reporter, stop, current_world())
         if architecture and transfers:
-            architecture = transferred(architecture, config, job.data, job.cost, folder.held)
+            architecture = transferred(architecture, config, job.data, job.measures, folder.held)
             folder.require_architecture(architecture)
         job.check(STEPS[command], architecture)
         check_front(front, job)

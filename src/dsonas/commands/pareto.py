@@ -19,7 +19,7 @@ from jsonargparse import Namespace
 
 from dsonas.commands.charts import ReportError, front_svg
 from dsonas.commands.configuring import OptionParser, to_yaml
-from dsonas.cost import Budget, parse_count
+from dsonas.cost import Budget, measure_all, parse_count
 from dsonas.graph import Architecture
 from dsonas.run import (
     FrontConfig,
@@ -36,7 +36,7 @@ from dsonas.run import (
     mark_best,
     point_budgets,
     readable_count,
-    run_costs,
+    run_measures,
     time_account,
 )
 from dsonas.train import DivergedError
@@ -75,7 +75,7 @@ def check_front(front: FrontConfig | None, job: Job) -> None:
     """Refuse, before any training, a front that has nothing above the budget."""
     if front and job.config.budget.bounds:
         supernet = job.config.space(job.data).complete()
-        front.span(job.config.budget, job.cost(supernet))
+        front.span(job.config.budget, measure_all(supernet, job.measures))
 
 
 @dataclass
@@ -136,12 +136,12 @@ class Front:
     def _fitted(self) -> list[tuple[Architecture, Budget]]:
         found, chain = self.folder.found, load_chain(self.folder.path / "chain.json")
         assert found is not None
-        cost = run_costs(self.config, final_latency(self.config))
-        budget = bounded_by(self.config.budget, cost(found))
-        span = self.front.span(budget, cost(chain[0]))
+        measures = run_measures(self.config, final_latency(self.config))
+        budget = bounded_by(self.config.budget, measure_all(found, measures))
+        span = self.front.span(budget, measure_all(chain[0], measures))
         budgets = point_budgets(budget, span, self.front.points)
         multiple = self.config.network.channel_multiple
-        return front_networks(chain, found, budgets, multiple=multiple, cost=cost)
+        return front_networks(chain, found, budgets, multiple=multiple, measures=measures)
 
     def _point_folder(self, number: int) -> RunFolder:
         return RunFolder(self.folder.path / "pareto" / str(number))

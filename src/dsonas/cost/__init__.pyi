@@ -1,7 +1,6 @@
 from .budgets import (
     Budget as Budget,
     InfeasibleBudgetError as InfeasibleBudgetError,
-    Measures as Measures,
     check_reachable as check_reachable,
     fit_width as fit_width,
     parse_count as parse_count,
@@ -47,7 +46,9 @@ from .latency_table import (
 from .measures import (
     MEASURES as MEASURES,
     CostFunction as CostFunction,
+    Measures as Measures,
     exact_measures as exact_measures,
+    measure_all as measure_all,
 )
 from .part_timing import (
     measure_table as measure_table,

@@ -9,10 +9,8 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from dsonas.cost.costs import architecture_cost
-from dsonas.cost.measures import MEASURES, CostFunction, exact_measures
+from dsonas.cost.measures import MEASURES, Measures, exact_measures, measure_all
 from dsonas.graph import Architecture, scale_channels
-
-Measures = Mapping[str, CostFunction]
 
 _SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
 MAX_MULTIPLIER = 64.0
@@ -91,24 +89,17 @@ class _Bounds:
             **values | {name: whole(name) * float(text[:-1]) / 100 for name, text in shares.items()}
         )
 
-    def use(self, architecture: Architecture, measures: Measures) -> float:
-        """Compute the largest share of a bound that is taken; 0 without bounds, above 1 if broken.
+    def use(self, cost: Mapping[str, float]) -> float:
+        """Compute the largest share of a bound that a cost takes.
 
-        Args:
-            architecture: what is to keep the bounds.
-            measures: functions of an architecture by name, see ``exact_measures``.
-
-        Raises:
-            ValueError: if a bound is on a measure that is not among them.
+        Returns:
+            0 without bounds, above 1 if one is broken.
         """
-        return max((self.shares(architecture, measures)), default=0.0)
+        return max((cost[name] / bound for name, bound in self.bounds.items()), default=0.0)
 
-    def shares(self, architecture: Architecture, measures: Measures) -> list[float]:
-        """Compute the share of each bound that is taken."""
-        missing = [name for name in self.bounds if name not in measures]
-        if missing:
-            raise ValueError(f"budget.{missing[0]} needs a function that measures it, got none")
-        return [measures[name](architecture) / bound for name, bound in self.bounds.items()]
+    def used_by(self, architecture: Architecture, measures: Measures) -> float:
+        """Compute ``use`` for an architecture; only what is bounded is measured."""
+        return self.use({name: measures[name](architecture) for name in self.bounds})
 
 
 def _parse_bound(value: float | str, name: str) -> float | str:
@@ -207,14 +198,14 @@ def fit_width(
         return architecture.with_channels([multiple * width for width in widths])
 
     low, high = 0.0, MAX_MULTIPLIER
-    if budget.use(scaled(low), measures) > 1:
+    if budget.used_by(scaled(low), measures) > 1:
         raise InfeasibleBudgetError(
             f"budget {budget.bounds} is below the smallest network of this structure "
             f"({multiple} channels per stage): {_listed(scaled(low), measures)}"
         )
     for _ in range(40):
         middle = (low + high) / 2
-        fits = budget.use(scaled(middle), measures) <= 1
+        fits = budget.used_by(scaled(middle), measures) <= 1
         low, high = (middle, high) if fits else (low, middle)
     if "latency_ms" in budget.bounds:
         return scaled(low)  # each trial would be a measurement, with noise larger than the gain
@@ -223,7 +214,8 @@ def fit_width(
 
 
 def _listed(architecture: Architecture, measures: Measures) -> str:
-    return ", ".join(f"{cost(architecture):.6g} {name}" for name, cost in measures.items())
+    costs = measure_all(architecture, measures)
+    return ", ".join(f"{value:.6g} {name}" for name, value in costs.items())
 
 
 TOLERANCE = 0.03  # of a budget that may stay unused
@@ -240,7 +232,7 @@ def _fill(
     measures: Measures,
 ) -> Architecture:
     """The best use of the budget among widths near the ideal ones, each stage by itself."""
-    best, best_use = architecture, budget.use(architecture, measures)
+    best, best_use = architecture, budget.used_by(architecture, measures)
     for steps in STEPS:
         choices = [
             _near(floor, width, [multiple * step for step in steps])
@@ -248,7 +240,7 @@ def _fill(
         ]
         for channels in product(*choices):
             trial = architecture.with_channels(channels)
-            use = budget.use(trial, measures)
+            use = budget.used_by(trial, measures)
             if best_use < use <= 1:
                 best, best_use = trial, use
         if best_use >= 1 - TOLERANCE:
@@ -284,7 +276,7 @@ def check_reachable(
         return
     measures = measures or exact_measures()
     smallest = smallest_architecture(supernet, multiple)
-    if budget.use(smallest, measures) > 1:
+    if budget.used_by(smallest, measures) > 1:
         widest = scale_channels(supernet.skeleton.channels, MAX_MULTIPLIER)
         largest = supernet.with_channels(widest)
         raise InfeasibleBudgetError(

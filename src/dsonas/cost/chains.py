@@ -18,7 +18,6 @@ from dsonas.cost.budgets import (
     TOLERANCE,
     Budget,
     InfeasibleBudgetError,
-    Measures,
     fit_width,
 )
 from dsonas.cost.edits import (
@@ -29,7 +28,7 @@ from dsonas.cost.edits import (
     without_connection,
     without_operation,
 )
-from dsonas.cost.measures import exact_measures
+from dsonas.cost.measures import Measures, exact_measures
 from dsonas.graph import Architecture, ArchitectureError, read_list, read_mapping
 
 MAX_REMOVALS = 4  # of single connections, for the fine adjustment
@@ -94,7 +93,7 @@ def fit_chain(
                 fitted = fit_width(structure, budget, multiple=multiple, measures=measures)
             except InfeasibleBudgetError:
                 continue
-            use = budget.use(fitted, measures)
+            use = budget.used_by(fitted, measures)
             if best is None or use > best[0]:
                 best = use, fitted
             if use >= 1 - tolerance:
@@ -104,7 +103,7 @@ def fit_chain(
     preferred = _structures(chain, budget, measures, at_full_width)
     found = fit(islice(preferred, 1), 1.0) if timed else fit(preferred, TOLERANCE)
     if found is None:
-        found = fit(_slimmer(chain, lambda member: budget.use(member, measures)), 1.0)
+        found = fit(_slimmer(chain, lambda member: budget.used_by(member, measures)), 1.0)
     if found is None:  # this raises, and tells what is wrong
         return fit_width(chain[-1], budget, multiple=multiple, measures=measures)
     return found
@@ -116,7 +115,7 @@ def _structures(
     """What to try, see ``fit_chain``."""
 
     def use(member: Architecture) -> float:
-        return budget.use(member, measures)
+        return budget.used_by(member, measures)
 
     wanted = 1.0 if at_full_width else use(chain[-1])
 

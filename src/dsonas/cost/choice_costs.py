@@ -32,7 +32,7 @@ class Item(NamedTuple):
         contexts: it is there if all candidates of any of them are.
     """
 
-    amount: int
+    amount: float
     contexts: tuple[Context, ...]
 
     def is_in(self, chosen: Chosen) -> bool:

@@ -5,7 +5,7 @@ A new kind of budget is one entry of ``MEASURES``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dsonas.cost.costs import architecture_cost
@@ -13,6 +13,8 @@ from dsonas.graph import Architecture
 
 CostFunction = Callable[[Architecture], float]
 """What an architecture costs in one measure."""
+Measures = Mapping[str, CostFunction]
+"""Functions of an architecture by name."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +79,8 @@ def exact_measures(latency: CostFunction | None = None) -> dict[str, CostFunctio
     given = {"latency_ms": latency}
     found = {name: measure.function or given.get(name) for name, measure in MEASURES.items()}
     return {name: function for name, function in found.items() if function is not None}
+
+
+def measure_all(architecture: Architecture, measures: Measures) -> dict[str, float]:
+    """Measure an architecture by all functions."""
+    return {name: function(architecture) for name, function in measures.items()}

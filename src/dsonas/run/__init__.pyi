@@ -9,7 +9,7 @@ from .fitting import (
     final_latency as final_latency,
     fit_to_budget as fit_to_budget,
     measured_table as measured_table,
-    run_costs as run_costs,
+    run_measures as run_measures,
 )
 from .fronts import (
     FrontConfig as FrontConfig,

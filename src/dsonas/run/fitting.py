@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from dsonas.cost import (
     CostFunction,
-    LatencyFunction,
     LatencyMeter,
-    cost_function,
+    Measures,
+    exact_measures,
     fit_chain,
     latency_from_table,
     measure_table,
@@ -20,7 +20,7 @@ from dsonas.run.run_config import RunConfig
 from dsonas.train import Engine
 
 
-def final_latency(config: RunConfig, engine: Engine | None = None) -> LatencyFunction:
+def final_latency(config: RunConfig, engine: Engine | None = None) -> CostFunction:
     """Milliseconds of whole networks: by the table of another device, or measured on this one."""
     settings = config.engine
     if settings.latency_table is not None:
@@ -48,20 +48,21 @@ def measured_table(
     )
 
 
-def run_costs(config: RunConfig, latency: LatencyFunction) -> CostFunction:
-    """The measures that a run needs: latency is measured only if something depends on it."""
+def run_measures(config: RunConfig, latency: CostFunction) -> Measures:
+    """Collect the measures that a run needs: latency only if something depends on it."""
     timed = config.budget.latency_ms is not None or config.search.penalty_kind == "adaptive_latency"
-    return cost_function(latency if timed else None)
+    return exact_measures(latency if timed else None)
 
 
-def check_known(architecture: Architecture, config: RunConfig, cost: CostFunction) -> None:
+def check_known(architecture: Architecture, config: RunConfig, measures: Measures) -> None:
     """Refuse a latency table that lacks parts of a network, or does not reach its channels.
 
     Raises:
         ValueError: saying what to do.
     """
     table = config.engine.latency_table
-    if table is not None and not 0 < cost(architecture).get("latency_ms", 1) < math.inf:
+    latency = measures.get("latency_ms")
+    if table is not None and latency is not None and not 0 < latency(architecture) < math.inf:
         widths = "-".join(map(str, architecture.skeleton.channels))
         raise ValueError(
             f"engine.latency_table must have milliseconds above 0 for {widths} channels, but "
@@ -71,20 +72,20 @@ def check_known(architecture: Architecture, config: RunConfig, cost: CostFunctio
 
 
 def fit_to_budget(
-    chain: Sequence[Architecture], config: RunConfig, cost: CostFunction | None = None
+    chain: Sequence[Architecture], config: RunConfig, measures: Measures | None = None
 ) -> Architecture:
     """The member of a search's chain and its width for a budget, see ``fit_chain``.
 
     Args:
         chain: largest first.
         config: its budget and channel multiple count.
-        cost: all measures of an architecture. None: measured as the configuration says.
+        measures: functions of an architecture. None: as the configuration says.
 
     Raises:
         InfeasibleBudgetError: if no member meets the budget.
         ValueError: if a latency table does not reach the channels of the chain.
     """
-    cost = cost or run_costs(config, final_latency(config))
-    check_known(chain[0], config, cost)
+    measures = measures or run_measures(config, final_latency(config))
+    check_known(chain[0], config, measures)
     multiple = config.network.channel_multiple
-    return fit_chain(chain, config.budget, multiple=multiple, cost=cost)
+    return fit_chain(chain, config.budget, multiple=multiple, measures=measures)

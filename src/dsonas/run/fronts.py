@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dsonas.cost import Budget, CostFunction, fit_chain
+from dsonas.cost import Budget, Measures, fit_chain
 from dsonas.graph import Architecture
 
 
@@ -81,7 +81,7 @@ def front_networks(
     budgets: Sequence[Budget],
     *,
     multiple: int = 1,
-    cost: CostFunction | None = None,
+    measures: Measures | None = None,
 ) -> list[tuple[Architecture, Budget]]:
     """The networks of a front with their budgets, cheapest first; no network twice.
 
@@ -93,11 +93,11 @@ def front_networks(
         first: the network for the first budget.
         budgets: one for each point.
         multiple: channels are multiples of it, >= 1.
-        cost: all measures of an architecture. None: the exact counts.
+        measures: functions of an architecture. None: the exact counts.
     """
     found = {first: budgets[0]}
     for budget in budgets[1:]:
-        fitted = fit_chain(chain, budget, multiple=multiple, cost=cost, at_full_width=True)
+        fitted = fit_chain(chain, budget, multiple=multiple, measures=measures, at_full_width=True)
         found.setdefault(fitted, budget)
     return list(found.items())
 

@@ -11,7 +11,7 @@ import torch
 
 from dsonas._utils import derive_seed
 from dsonas.cost import (
-    LatencyFunction,
+    CostFunction,
     architecture_cost,
     chain_to_json,
     check_reachable,
@@ -26,7 +26,7 @@ from dsonas.run.fitting import (
     final_latency,
     fit_to_budget,
     parts_table,
-    run_costs,
+    run_measures,
 )
 from dsonas.run.run_batches import held_out_batches, training_batches
 from dsonas.run.run_config import RunConfig
@@ -72,7 +72,7 @@ class Job:
             stop=self.stop,
             save_every=self.config.engine.checkpoint_seconds,
         )
-        self.cost = run_costs(self.config, self.latency)
+        self.measures = run_measures(self.config, self.latency)
         self._extras: dict[str, Any] = dict(saved.get("extras", {}))
         if self.resume:
             stage, epoch = self.resume["stage"], self.resume["epoch"]
@@ -85,7 +85,7 @@ class Job:
         return self.engine.processes.decide(lambda: self._meter(architecture))
 
     @cached_property
-    def _by_parts(self) -> LatencyFunction:
+    def _by_parts(self) -> CostFunction:
         """By a table, given or measured, that the run keeps from its begin."""
         if "latency_table" not in self._extras:
             supernet = self.config.space(self.data).complete()
@@ -95,7 +95,7 @@ class Job:
         return latency_from_table(self._extras["latency_table"])
 
     @cached_property
-    def _meter(self) -> LatencyFunction:
+    def _meter(self) -> CostFunction:
         return final_latency(self.config, self.engine)
 
     def _save(self, state: dict[str, Any]) -> None:
@@ -120,10 +120,10 @@ class Job:
             self.world.check_batch_size(f"{stage}.batch_size", size)
         self.config.check_sizes(self.data, stages)
         supernet = self.config.space(self.data).complete()
-        check_known(architecture or supernet, self.config, self.cost)
+        check_known(architecture or supernet, self.config, self.measures)
         if architecture is None:
             multiple = self.config.network.channel_multiple
-            check_reachable(supernet, self.config.budget, self.cost, multiple)
+            check_reachable(supernet, self.config.budget, self.measures, multiple)
         else:
             check_fits(architecture, self.data)
         if "train" in stages and self.config.train.auxiliary:
@@ -143,9 +143,9 @@ class Job:
             space,
             self.data,
             budget=self.config.budget,
-            cost=run_costs(self.config, lambda net: self._by_parts(net)),
+            measures=run_measures(self.config, lambda net: self._by_parts(net)),
             seed=self.config.seed,
-            lambda_fraction=self.config.data.factor_split,
+            factor_split=self.config.data.factor_split,
             pretrain=self.config.pretrain,
             config=self.config.search,
             engine=self.engine,
@@ -154,7 +154,7 @@ class Job:
             workers=self.config.data.workers,
         )
         self.folder.write("chain.json", chain_to_json(result.chain))
-        architecture = fit_to_budget(result.chain, self.config, self.cost)
+        architecture = fit_to_budget(result.chain, self.config, self.measures)
         self._extras["architecture"] = architecture.to_json()
         self._extras["factors"] = result.factors
         self.resume = None

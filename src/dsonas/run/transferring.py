@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dsonas.cost import CostFunction, fit_width
+from dsonas.cost import Measures, fit_width
 from dsonas.data import ImageData
 from dsonas.graph import REDUCTION_OPERATIONS, Architecture, Skeleton
 from dsonas.run.run_config import RunConfig
@@ -59,7 +59,7 @@ def transferred(
     architecture: Architecture,
     config: RunConfig,
     data: ImageData,
-    cost: CostFunction,
+    measures: Measures,
     held: Architecture | None = None,
 ) -> Architecture:
     """The network that ``network.transfer`` asks for: see ``transfer``; its width meets the budget.
@@ -68,7 +68,7 @@ def transferred(
         architecture: where the block comes from.
         config: its network, budget and channel multiple count.
         data: for the size, channels and classes of the images.
-        cost: all measures of an architecture.
+        measures: functions of an architecture by name.
         held: what the run that goes on is about: its width stays, since a latency that is measured
             again would lead to another one.
 
@@ -80,4 +80,4 @@ def transferred(
     if held is not None and held.with_channels(whole.skeleton.channels) == whole:
         return held
     multiple = config.network.channel_multiple
-    return fit_width(whole, config.budget, multiple=multiple, cost=cost)
+    return fit_width(whole, config.budget, multiple=multiple, measures=measures)

@@ -17,6 +17,7 @@ from .removal import (
 from .search_config import (
     PretrainConfig as PretrainConfig,
     SearchConfig as SearchConfig,
+    weight_steps_per_factor_step as weight_steps_per_factor_step,
 )
 from .searcher import (
     Searcher as Searcher,

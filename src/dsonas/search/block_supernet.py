@@ -43,7 +43,8 @@ class BlockSupernet:
     ) -> None:
         if network.scaling is None:
             raise ValueError("a network to be searched must have scaling factors: scaled=True")
-        self.model, self.scaling, self.config = network, network.scaling, config
+        self.model: Network = network
+        self.scaling, self.config = network.scaling, config
         self.whole = self.live = network.architecture
         self.cost = cost
         self._penalty = penalty_of(config.penalty_kind, latency)

@@ -163,9 +163,11 @@ class _Program:
         found = milp(
             objective / largest,
             integrality=np.ones(self.size),
-            bounds=Bounds(0, self.upper),
+            bounds=Bounds(np.zeros(self.size), self.upper),  # pyright: ignore[reportArgumentType]
             constraints=LinearConstraint(
-                matrix.tocsr(), [lower for _, lower, _ in rows], [upper for _, _, upper in rows]
+                matrix.tocsr(),
+                np.array([lower for _, lower, _ in rows]),  # pyright: ignore[reportArgumentType]
+                np.array([upper for _, _, upper in rows]),  # pyright: ignore[reportArgumentType]
             ),
             options={"mip_rel_gap": 0},
         )

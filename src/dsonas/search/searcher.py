@@ -7,7 +7,7 @@ prepared. Penalty, alternation, plan, removal and budget exist here once, for al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,7 +20,7 @@ from dsonas.cost import Budget
 from dsonas.search.optimizer_watch import OptimizerWatch
 from dsonas.search.search_config import CLIP, MOMENTUM, SearchConfig
 from dsonas.search.supernets import supernet_of
-from dsonas.sparse import ProximalNAG, mask_factors, save_choices
+from dsonas.sparse import Choices, ProximalNAG, mask_factors, save_choices
 from dsonas.train import Processes, restore, set_lr
 
 IDLE_DISTANCE = 3.0  # see SearchConfig.penalty
@@ -90,7 +90,7 @@ class Supernet(Protocol[S]):
         """Make the final network of the live structure, with copies of the weights."""
         ...
 
-    def choices(self) -> Mapping[str, list[str]]:
+    def choices(self) -> Choices:
         """Name what is left, by label."""
         ...
 
@@ -129,7 +129,7 @@ class SearchResult(Generic[S]):
     """
 
     model: nn.Module
-    choices: Mapping[str, list[str]]
+    choices: Choices
     cost: float
     structure: S
     removals: Removals
@@ -190,9 +190,9 @@ class Searcher(Generic[S]):
         self.config, self.steps, self.seed = config or SearchConfig(), steps, seed
         self.processes = processes or Processes()
         self.supernet: Supernet[S] = supernet_of(model, example, budget, self.config, cost, seed)
-        self.penalty = self.config.penalty
-        if self.penalty is None:
-            self.penalty = IDLE_DISTANCE * (1 - MOMENTUM) / (self.config.lr * steps)
+        given = self.config.penalty
+        idle = IDLE_DISTANCE * (1 - MOMENTUM) / (self.config.lr * steps)
+        self.penalty = idle if given is None else given
         self.penalty_scale = 1.0
         self.done, self.finished = 0, False
         self.removals = Removals()
@@ -263,7 +263,7 @@ class Searcher(Generic[S]):
                 "have no gradients: call loss.backward() after the last step of the weights"
             )
         if grad_scale != 1:
-            torch._foreach_div_(gradients, grad_scale)
+            torch._foreach_div_(gradients, grad_scale)  # pyright: ignore[reportPrivateImportUsage]
         self.processes.average(gradients)
         self._check_finite(gradients)
         set_lr(self.optimizer, self._schedule(self.done) if lr is None else lr)

@@ -11,8 +11,8 @@ from dsonas.cost import Budget, exact_measures
 from dsonas.nn import Network
 from dsonas.search.block_supernet import BlockSupernet
 from dsonas.search.choice_supernet import ChoiceSupernet
-from dsonas.search.search_config import SearchConfig
 from dsonas.search.scaled_supernet import ScaledSupernet
+from dsonas.search.search_config import SearchConfig
 from dsonas.sparse import choices_of, scaling_factors
 
 

@@ -344,7 +344,7 @@ def _scaled_norm(
         return _plain_norm(features), scale
     if features.channels is None:
         return _LAZY[features.rank](), None
-    found = _BATCH_NORMS[features.rank](features.channels).to(scale)
+    found: Any = _BATCH_NORMS[features.rank](features.channels).to(scale)
     if norm is not None:
         found.load_state_dict(norm.state_dict(), strict=False)
         found.train(norm.training)
@@ -353,7 +353,7 @@ def _scaled_norm(
     return found, None
 
 
-def _features_of(norm: nn.Module) -> Features:
+def _features_of(norm: Any) -> Features:
     ranks = {kind: rank for rank, kind in _BATCH_NORMS.items()}
     if type(norm) in ranks:
         return Features(ranks[type(norm)], norm.num_features)
@@ -423,7 +423,7 @@ class Choices(dict[str, list[str]]):
     def __init__(
         self,
         chosen: Mapping[str, Sequence[str]],
-        features: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
+        features: Mapping[str, Mapping[str, Features]] | None = None,
     ) -> None:
         super().__init__({label: list(names) for label, names in chosen.items()})
         self.features = features or {}
@@ -433,7 +433,7 @@ def chosen(model: nn.Module) -> Choices:
     """Read what is left of the choices of a model."""
     places = choices_of(model)
     features = {
-        place: {name: tuple(found) for name, found in module.features().items()}
+        place: {name: found for name, found in module.features().items()}
         for found_places in places.values()
         for place, module in found_places
         if isinstance(module, LayerChoice) and module.normalise
@@ -508,7 +508,7 @@ def apply_choices(model: nn.Module, choices: Mapping[str, Sequence[str]] | str |
             if isinstance(module, LayerChoice) and isinstance(choices, Choices):
                 known = choices.features.get(place, {})
                 like = next(module.parameters())
-                module.prepare({name: Features(*found) for name, found in known.items()}, like)
+                module.prepare(dict(known), like)
     model = finalise(model)
     if weights is not None:
         model.load_state_dict(weights)
@@ -525,7 +525,10 @@ def save_choices(path: str | Path, choices: Choices, model: nn.Module) -> None:
     value = {
         "format": "dsonas-choices",
         "choices": dict(choices),
-        "features": {place: dict(found) for place, found in choices.features.items()},
+        "features": {
+            place: {name: tuple(known) for name, known in found.items()}
+            for place, found in choices.features.items()
+        },
         "weights": model.state_dict(),
     }
     torch.save(value, buffer)
@@ -546,4 +549,8 @@ def load_choices(path: str | Path) -> tuple[Choices, dict[str, Tensor]]:
         value = None
     if not isinstance(value, dict) or value.get("format") != "dsonas-choices":
         raise ValueError(f"{path} must be a file that SearchResult.save wrote, but it is not")
-    return Choices(value["choices"], value["features"]), value["weights"]
+    features = {
+        place: {name: Features(*known) for name, known in found.items()}
+        for place, found in value["features"].items()
+    }
+    return Choices(value["choices"], features), value["weights"]

@@ -169,10 +169,10 @@ def normalise_factors(
     if all(momentum is not None for momentum in momenta):
         moving = torch.cat([momentum.reshape(-1) for momentum in momenta])
         moving -= flat * (sums(moving * flat) / squares)[index]
-        torch._foreach_copy_(momenta, _pieces(moving, momenta))
+        torch._foreach_copy_(momenta, _pieces(moving, momenta))  # pyright: ignore[reportPrivateImportUsage]
     counts = send(torch.tensor(sizes, dtype=flat.dtype), flat.device)
     flat *= (counts / squares).sqrt()[index]
-    torch._foreach_copy_(vectors, _pieces(flat, vectors))
+    torch._foreach_copy_(vectors, _pieces(flat, vectors))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _pieces(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -127,7 +127,7 @@ class ProximalNAG(Optimizer):
         sizes = [param.numel() for param in params]
         for targets, values in ((params, flat), (buffers, momenta)):
             pieces = zip(targets, values.split(sizes), strict=True)
-            torch._foreach_copy_(targets, [piece.view_as(target) for target, piece in pieces])
+            torch._foreach_copy_(targets, [piece.view_as(target) for target, piece in pieces])  # pyright: ignore[reportPrivateImportUsage]
 
     def _momentum(self, param: Tensor) -> Tensor:
         state = self.state[param]

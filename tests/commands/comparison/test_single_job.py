@@ -64,8 +64,8 @@ def test_the_supernet_judges_an_architecture_as_if_it_were_cut_out(
     """Masked factors and physical removal agree: in training mode the outputs are equal."""
     space = study().spaces[sharing]
     torch.manual_seed(0)
-    network = Network(space.complete(), sharing=sharing)
-    cut = Network(space.complete(), sharing=sharing)
+    network = Network(space.complete(), scaled=True)
+    cut = Network(space.complete(), scaled=True)
     cut.load_state_dict(network.state_dict())
     architecture = random_architecture(space, torch.Generator().manual_seed(2))
     engine = Engine(run_config.engine)
@@ -80,7 +80,7 @@ def test_the_supernet_judges_an_architecture_as_if_it_were_cut_out(
 def test_a_judgement_counts_only_the_images_it_saw(run_config, digits, study, monkeypatch):
     monkeypatch.setattr("dsonas.commands.comparison.single_job.BATCH", 60)  # of 200 images
     space = study().spaces["share"]
-    network = Network(space.complete(), sharing="share")
+    network = Network(space.complete(), scaled=True)
     engine = Engine(run_config.engine)
     assert supernet_error(network, space.complete(), digits.train, digits, engine)[1] == 180
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from dsonas.search.search_stages import alternation
 
 from dsonas._utils import write_atomically
 from dsonas.commands.comparison.single_job import write_given
@@ -15,6 +14,7 @@ from dsonas.graph.architecture import Architecture
 from dsonas.run.run_config import RunConfig, part_sizes
 from dsonas.run.runs import RunFolder
 from dsonas.search.baselines import HAND_MADE
+from dsonas.search.stages import alternation
 
 
 def kinds(study: Study) -> dict[str, int]:

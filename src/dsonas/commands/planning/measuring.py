@@ -133,7 +133,7 @@ class _Meter:
 
     def _supernet(self, architecture: Architecture) -> Network:
         config = self.config.search
-        network = Network(architecture, sharing=config.space, recompute=config.recompute)
+        network = Network(architecture, scaled=True, recompute=config.recompute)
         self.engine.place(network)
         return network
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from dsonas.cost import cost_function
+from dsonas.cost import CostFunction, exact_measures
 from dsonas.graph import Architecture
 from dsonas.search import (
     Factors,
-    Measure,
     SearchConfig,
-    connection_penalties,
     follow_plan,
 )
 
@@ -67,19 +65,15 @@ def search_phases(
 class _Rebuilds:
     def __init__(self, supernet: Architecture, config: SearchConfig, leading: str) -> None:
         self.supernet, self.config = supernet, config
-        graphs = supernet.blocks[:1] if config.space == "share" else supernet.blocks
-        self.factors: Factors = [[1.0] * len(graph.live) for graph in graphs]
-        measures, name = cost_function(), "macs" if leading == "latency_ms" else leading
-        self.cost: Measure = lambda architecture: measures(architecture)[name]
-        kind = config.penalty_kind
-        self.penalty_kind = "adaptive_macs" if kind == "adaptive_latency" else kind
+        self.factors: Factors = [[1.0] * len(graph.live) for graph in supernet.cells]
+        name = "macs" if leading == "latency_ms" else leading
+        self.cost: CostFunction = exact_measures()[name]
 
     def end_phase(
         self, live: Architecture, epochs: int, progress: float
     ) -> tuple[Phase, Architecture]:
         start = time.perf_counter()
         smaller = self._rebuild(live, progress)
-        connection_penalties(self.penalty_kind, 1.0, self.supernet, smaller, self.config.space)
         seconds = time.perf_counter() - start
         return Phase(live, epochs, seconds), smaller
 
@@ -88,4 +82,4 @@ class _Rebuilds:
         if plan is None:
             return live
         states = self.supernet, live
-        return follow_plan(plan, progress, *states, self.factors, cost=self.cost, thrift=0.0)
+        return follow_plan(plan, progress, *states, self.factors, cost=self.cost)
