@@ -35,7 +35,9 @@ COLUMNS: tuple[str, ...] = (
     "macs",
     "params",
     "mean_factor",
-    "pressure",
+    "penalty_scale",
+    "removed_by_penalty",
+    "removed_by_budget",
     "seconds",
 )
 

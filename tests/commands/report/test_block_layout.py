@@ -3,10 +3,10 @@
 from random import Random
 
 import pytest
-from dsonas.graph.graph import BlockGraph
 from hypothesis import given, strategies as st
 
 from dsonas.commands.report.drawings import NODE_HEIGHT, column, lay_out, live_lines
+from dsonas.graph.block import BlockGraph
 from helpers.builders import random_graph
 
 OPERATIONS = ("a", "b", "c", "d")

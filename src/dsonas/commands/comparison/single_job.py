@@ -223,7 +223,7 @@ def pretrained_supernet(config: RunConfig, data: ImageData, run: Path) -> Networ
     if state is None:
         raise RunError(f"{run} has no checkpoint of the pretrained supernet: search it again")
     space = config.space(data)
-    network = Network(space.complete(), sharing=space.sharing)
+    network = Network(space.complete(), scaled=True)
     network.load_state_dict(state["state"]["network"])
     return network
 

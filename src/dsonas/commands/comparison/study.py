@@ -19,7 +19,7 @@ from dsonas.cost import (
     Budget,
     InfeasibleBudgetError,
     architecture_cost,
-    cost_function,
+    exact_measures,
     fit_chain,
     fit_width,
 )
@@ -204,7 +204,7 @@ class Study:
     def random_factors(self, space: str) -> list[Architecture]:
         """Follow the search's plan with random scaling factors; nothing if it has no plan."""
         config, found = self.space_config(space).search, self._random_factors
-        measure, leading = cost_function(), self.config.budgets[0].leading
+        cost = exact_measures()[self.config.budgets[0].leading]
         seed = derive_seed(self.seed, "study", space, "random-factors")
 
         def drawn(index: int) -> Architecture:
