@@ -85,7 +85,7 @@ def test_cleaning_changes_no_marginal_cost(seed: int, density: float):
 @settings(max_examples=30)
 @given(seeds)
 def test_removed_one_by_one_marginal_costs_sum_to_the_whole_difference(seed: int):
-    start, shared = case(seed)
+    start, _ = case(seed)
     rng, current, total = Random(seed), start, Cost()
     while costs := connection_costs(current):
         if rng.random() < 0.5 and (nodes := operation_costs(current)):
@@ -101,7 +101,7 @@ def test_removed_one_by_one_marginal_costs_sum_to_the_whole_difference(seed: int
 @settings(max_examples=30)
 @given(seeds)
 def test_an_operation_costs_at_least_what_any_of_its_connections_does(seed: int):
-    architecture, shared = case(seed)
+    architecture, _ = case(seed)
     nodes = operation_costs(architecture)
     for (place, i), cost in connection_costs(architecture).items():
         for node in architecture.blocks[place].connections[i]:

@@ -1,5 +1,6 @@
 """What the scaling factors stand for, and the zeros that are written into them."""
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -7,7 +8,6 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from dsonas.cost.edits import with_graph
 from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.nn.network import Network
 from dsonas.nn.scaling import ScalingFactors
@@ -18,12 +18,12 @@ SKELETON = Skeleton(image_size=8, blocks=(1, 2), channels=(4, 8))
 OPERATIONS = ("separable_conv3x3", "max_pool3x3")
 
 
-def complete() -> Architecture:
-    return Architecture.complete(SKELETON, OPERATIONS, 2)
+def complete(sharing: str = "share") -> Architecture:
+    return Architecture.complete(SKELETON, OPERATIONS, 2, sharing)
 
 
 def factors_with(sharing: str, zeros: float, seed: int) -> ScalingFactors:
-    scaling = ScalingFactors.ones(complete())
+    scaling = ScalingFactors.ones(complete(sharing))
     generator = torch.Generator().manual_seed(seed)
     for vector in scaling.parameters():
         values = torch.rand(vector.shape, generator=generator)
@@ -70,7 +70,7 @@ def test_a_reduction_keeps_one_live_convolution_when_both_are_zero():
     scaling = ScalingFactors.ones(complete())
     scaling.reductions[0].data.zero_()
     assert scaling.architecture(complete()).reductions == ((True, False),)
-    second = Architecture(SKELETON, complete().blocks, ((False, True),))
+    second = replace(complete(), reductions=((False, True),))
     assert scaling.architecture(second).reductions == ((False, True),)
     scaling.reductions[0].data.copy_(torch.tensor([0.7, 0.0]))
     assert scaling.architecture(second).reductions == ((False, True),)
@@ -108,7 +108,7 @@ def test_zeros_are_written_before_the_first_step_too():
     scaling = ScalingFactors.ones(complete())
     optimizer = ProximalNAG(scaling.parameters())
     empty = [graph.prune([False] * len(graph.live)) for graph in complete().blocks]
-    scaling.write_zeros(Architecture(SKELETON, tuple(empty), ((True, False),)), optimizer)
+    write_zeros(scaling, Architecture(SKELETON, tuple(empty), ((True, False),), "share"), optimizer)
     assert scaling.blocks[0].sum() == 0
     assert scaling.reductions[0].tolist() == [1.0, 0.0]
 
@@ -173,7 +173,7 @@ def test_a_target_with_one_input_is_not_pulled_down_to_zero(float64):
     target = max(pair.target for pair in graph.connections)
     place = next(i for i, pair in enumerate(graph.connections) if pair.target == target)
     only = [i == place for i in range(len(graph.connections))]
-    lone = with_graph(complete(), 0, graph.prune(only), shared=True)
+    lone = complete().with_cell(0, graph.prune(only))
     scaling = ScalingFactors.ones(lone)
     optimizer = ProximalNAG(scaling.parameters(), lr=0.03, penalty=0.1, momentum=0.9)
     vector = scaling.blocks[0]
@@ -216,16 +216,3 @@ def test_vectors_of_zeros_stay_zeros():
         vector.data.zero_()
     scaling.normalise(complete())
     assert not any(vector.any() for vector in scaling.parameters())
-
-
-def test_reduction_blocks_are_not_pressed_unless_asked():
-    scaling = ScalingFactors.ones(complete())
-    press = ProximalNAG(scaling.groups(), lr=0.1, penalty=0.5)
-    for vector in scaling.parameters():
-        vector.grad = torch.zeros_like(vector)
-    press.step()
-    assert all((vector < 1).all() for vector in scaling.blocks)
-    assert all((vector == 1).all() for vector in scaling.reductions)
-    press = ProximalNAG(scaling.groups(reduction_penalty=0.5), lr=0.1, penalty=0.5)
-    press.step()
-    assert all((vector < 1).all() for vector in scaling.reductions)

@@ -9,7 +9,6 @@ from scipy import stats
 
 from dsonas.cost.budgets import Budget, InfeasibleBudgetError, fit_width
 from dsonas.cost.costs import architecture_cost
-from dsonas.cost.edits import without_node
 from dsonas.graph.architecture import Skeleton
 from dsonas.graph.spaces import SearchSpace
 from dsonas.nn.network import build
@@ -60,7 +59,7 @@ def test_a_share_of_the_cost_is_met(seed, share):
     whole = blocks_macs(where.complete())
     left = [graph for graph in net.blocks if graph.kept_nodes]
     least = len(left) == 1 and not any(
-        without_node(left[0], node).kept_nodes for node in left[0].kept_nodes
+        left[0].without_node(node).kept_nodes for node in left[0].kept_nodes
     )
     assert blocks_macs(net) <= share * whole or least
     assert all(all(flags) for flags in net.reductions)

@@ -7,21 +7,30 @@ import pytest
 
 from dsonas.cost.costs import architecture_cost, operation_cost
 from dsonas.graph.architecture import Architecture, Skeleton
-from dsonas.search.penalties import block_penalties, connection_penalties
+from dsonas.search.penalties import AdaptiveMacs, Uniform, penalty_of
 
 SKELETON = Skeleton(image_size=8, blocks=(1, 2), channels=(4, 8))
-WHOLE = Architecture.complete(SKELETON, ("separable_conv3x3", "max_pool3x3"), 2)
+OPERATIONS = ("separable_conv3x3", "max_pool3x3")
+WHOLE = Architecture.complete(SKELETON, OPERATIONS, 2)
 EMPTY = WHOLE.blocks[0].prune([False] * len(WHOLE.blocks[0].live))
+SHARED = replace(WHOLE, sharing="share")
 HALF = WHOLE.blocks[0].prune([1 not in pair for pair in WHOLE.blocks[0].connections]).clean()
 
 
-@pytest.mark.parametrize(("sharing", "sets"), [("share", 1), ("full", 3)])
-def test_uniform_is_gamma_and_a_complete_network_gets_gamma(sharing: str, sets: int):
-    empty = replace(WHOLE, blocks=(EMPTY,) * 3)
-    assert block_penalties("uniform", 0.3, WHOLE, empty, sharing) == [0.3] * sets
-    found = block_penalties("adaptive_macs", 0.3, WHOLE, WHOLE, sharing)
-    assert found == pytest.approx([0.3] * sets)
-    assert block_penalties("adaptive_macs", 0.3, WHOLE, empty, sharing) == [0.0] * sets
+def values(rows: list[list[float]]) -> list[float]:
+    """The one value of each row."""
+    assert all(len(set(row)) == 1 for row in rows)
+    return [row[0] for row in rows]
+
+
+@pytest.mark.parametrize(("whole", "sets"), [(SHARED, 1), (WHOLE, 3)])
+def test_uniform_is_1_and_a_complete_network_gets_1(whole: Architecture, sets: int):
+    empty = replace(whole, blocks=(EMPTY,) * 3)
+    assert values(Uniform().weights(whole, empty)) == [1.0] * sets
+    found = AdaptiveMacs().weights(whole, whole)
+    assert [len(row) for row in found] == [len(EMPTY.live)] * sets
+    assert values(found) == pytest.approx([1.0] * sets)
+    assert values(AdaptiveMacs().weights(whole, empty)) == [0.0] * sets
 
 
 def test_adaptive_is_in_proportion_to_the_live_cost():
@@ -35,15 +44,13 @@ def test_adaptive_is_in_proportion_to_the_live_cost():
 
     current = replace(WHOLE, blocks=(HALF, WHOLE.blocks[0], EMPTY))
     shares = [of_block(g, i) / of_block(WHOLE.blocks[0], i) for i, g in enumerate(current.blocks)]
-    found = block_penalties("adaptive_macs", 2.0, WHOLE, current, "full")
-    assert found == pytest.approx([2 * share for share in shares])
+    found = values(AdaptiveMacs().weights(WHOLE, current))
+    assert found == pytest.approx(shares)
     assert 0 < shares[0] < 1
-    halves = replace(WHOLE, blocks=(HALF,) * 3)
+    halves = replace(SHARED, blocks=(HALF,) * 3)
     now = sum(of_block(HALF, i) for i in range(3))
     whole = sum(of_block(WHOLE.blocks[0], i) for i in range(3))
-    assert block_penalties("adaptive_macs", 2.0, WHOLE, halves, "share") == pytest.approx(
-        [2 * now / whole]
-    )
+    assert values(AdaptiveMacs().weights(SHARED, halves)) == pytest.approx([now / whole])
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -64,22 +71,13 @@ def test_with_many_channels_adaptive_is_the_published_count_of_units(seed: int):
     convolutions = sum(graph.operation(node).startswith("separable") for node in kept)
     outputs = len(current.inputs[graph.output_node])
     published = (2 + convolutions + outputs + 1) / (6 * levels + 1)
-    (found,) = block_penalties(
-        "adaptive_macs", 1.0, whole, replace(whole, blocks=(current,)), "full"
-    )
+    (found,) = values(AdaptiveMacs().weights(whole, replace(whole, blocks=(current,))))
     assert found == pytest.approx(published, abs=1 / (6 * levels + 1))
 
 
 def test_unknown_kinds_are_refused():
     with pytest.raises(ValueError, match=r"search\.penalty_kind must be one of .*'magic'"):
-        block_penalties("magic", 0.1, WHOLE, WHOLE, "share")
-
-
-@pytest.mark.parametrize(("sharing", "sets"), [("share", 1), ("full", 3)])
-@pytest.mark.parametrize("kind", ["uniform", "adaptive_macs"])
-def test_kinds_with_one_value_per_vector_repeat_it(kind: str, sharing: str, sets: int):
-    rows = connection_penalties(kind, 0.3, WHOLE, WHOLE, sharing)
-    assert rows == [[pytest.approx(0.3)] * len(EMPTY.live)] * sets
+        penalty_of("magic")
 
 
 def test_memory_penalties_are_the_published_constants():
@@ -89,9 +87,9 @@ def test_memory_penalties_are_the_published_constants():
     """
     names = ("separable_conv3x3", "separable_conv5x5", "max_pool3x3", "average_pool3x3")
     skeleton = Skeleton(image_size=16, blocks=(1,), channels=(96,))
-    whole = Architecture.complete(skeleton, names, 2)
+    whole = Architecture.complete(skeleton, names, 2, "share")
     graph = whole.blocks[0]
-    (row,) = connection_penalties("adaptive_memory", 1.0, whole, whole, "share")
+    (row,) = penalty_of("adaptive_memory").weights(whole, whole)
     published = dict(zip(range(5, 9), (0.986, 1.0, 0.447, 0.447), strict=True))
     for value, (_, target) in zip(row, graph.connections, strict=True):
         if target < graph.output_node:
@@ -101,22 +99,22 @@ def test_memory_penalties_are_the_published_constants():
 
 
 def test_memory_penalties_of_the_full_space_compare_all_blocks():
-    rows = connection_penalties("adaptive_memory", 2.0, WHOLE, WHOLE, "full")
+    rows = penalty_of("adaptive_memory").weights(WHOLE, WHOLE)
     target = WHOLE.blocks[0].target_index[0]
     name = WHOLE.blocks[0].operation(target)
     bytes_ = [operation_cost(name, c, s).memory_bytes for c, s in ((4, 8), (8, 4), (8, 4))]
     assert [row[0] / rows[0][0] for row in rows] == pytest.approx([b / bytes_[0] for b in bytes_])
-    assert max(max(row) for row in rows) == pytest.approx(2.0)
+    assert max(max(row) for row in rows) == pytest.approx(1.0)
 
 
 def test_the_connection_whose_removal_saves_most_time_is_punished_most():
     def latency(architecture: Architecture) -> float:
         return architecture_cost(architecture).macs
 
-    current = replace(WHOLE, blocks=(HALF,) * 3)
-    (row,) = connection_penalties("adaptive_latency", 2.0, WHOLE, current, "share", latency)
+    current = replace(SHARED, blocks=(HALF,) * 3)
+    (row,) = penalty_of("adaptive_latency", latency).weights(SHARED, current)
     live = [i for i, alive in enumerate(HALF.live) if alive]
-    assert all(row[i] == 2.0 for i in range(len(row)) if i not in live)
+    assert all(row[i] == 1.0 for i in range(len(row)) if i not in live)
 
     def without(i: int) -> float:
         smaller = HALF.prune([j != i for j in range(len(HALF.live))]).clean()
@@ -125,10 +123,10 @@ def test_the_connection_whose_removal_saves_most_time_is_punished_most():
     times = {i: without(i) for i in live}
     span = max(times.values()) - min(times.values())
     for i, value in times.items():
-        expected = 2.0 * (0.5 + 0.5 * (max(times.values()) - value) / span)
+        expected = 0.5 + 0.5 * (max(times.values()) - value) / span
         assert row[i] == pytest.approx(expected)
 
 
 def test_adaptive_latency_needs_a_latency():
     with pytest.raises(ValueError, match="latency must be given"):
-        connection_penalties("adaptive_latency", 1.0, WHOLE, WHOLE, "share")
+        penalty_of("adaptive_latency")

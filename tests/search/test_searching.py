@@ -7,13 +7,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dsonas.cost.budgets import Budget, cost_function
+from dsonas.cost.budgets import Budget
 from dsonas.cost.costs import architecture_cost
+from dsonas.cost.measures import exact_measures
 from dsonas.data import Batches, DataConfig, ImageData, load_data
 from dsonas.graph.architecture import Skeleton
 from dsonas.graph.spaces import SearchSpace
 from dsonas.nn.network import Network
-from dsonas.search.penalties import connection_penalties
+from dsonas.search.penalties import penalty_of
 from dsonas.search.search_config import PretrainConfig, SearchConfig
 from dsonas.search.stages import BlockResult, Searching, alternation, search
 from dsonas.train.checkpoints import CheckpointFolder
@@ -196,7 +197,7 @@ def test_shrinking_does_not_change_the_result(data, sharing: str, structure, flo
         config = replace(config, penalty=0.5, normalise=False)
     one = run(data, sharing=sharing, config=config)
     monkeypatch.setattr(Searching, "step", _with_zeros(Searching.step))
-    monkeypatch.setattr(sys.modules[Searching.__module__], "shrink", lambda *_: None)
+    monkeypatch.setattr(sys.modules["dsonas.search.block_supernet"], "shrink", lambda *_: None)
     two = run(data, sharing=sharing, config=config)
     assert one.architecture.num_live < one.supernet.num_live
     assert one.architecture == two.architecture
@@ -209,9 +210,14 @@ def _with_zeros(step):
 
     def stepped(self: Searching, *arguments):
         found = step(self, *arguments)
-        write_zeros(self.scaling, self.live, self.factor_optimizer)
+        scaling, live, optimizer = (
+            self.supernet.scaling,
+            self.searcher.live,
+            self.searcher.optimizer,
+        )
+        write_zeros(scaling, live, optimizer)
         if self.config.normalise:
-            self.scaling.normalise(self.live, self.factor_optimizer)
+            scaling.normalise(live, optimizer)
         return found
 
     return stepped
@@ -240,12 +246,12 @@ def stage_of(data: ImageData, dead: set[tuple[int, int]], **options) -> Searchin
 @pytest.mark.parametrize("normalise", [True, False])
 def test_what_a_rebuild_removed_never_comes_back(data, normalise: bool):
     stage = stage_of(data, {(1, 5), (0, 6)}, normalise=normalise)
-    stage.end_epoch(0)
-    live = stage.live.blocks[0].live
+    stage.searcher._rebuild()
+    live = stage.searcher.live.blocks[0].live
     assert live.count(False) == 2
     for index, batch in zip(range(6), stage.batches(1, 0), strict=False):
         stage.step(batch, 1, index)
-        values = stage.scaling.blocks[0].tolist()
+        values = stage.supernet.scaling.blocks[0].tolist()
         assert [value == 0 for value in values] == [not alive for alive in live]
 
 
@@ -258,7 +264,7 @@ def test_a_rebuild_keeps_the_outputs_in_evaluation_mode(data):
     images, _ = next(batches_of(data).epoch(0))
     with torch.no_grad():
         before = stage.network.eval()(images)
-        stage.end_epoch(0)
+        stage.searcher._rebuild()
         assert 5 not in stage.network.architecture.blocks[0].kept_nodes
         torch.testing.assert_close(stage.network.eval()(images), before, rtol=1e-4, atol=1e-5)
 
@@ -266,9 +272,9 @@ def test_a_rebuild_keeps_the_outputs_in_evaluation_mode(data):
 @pytest.mark.parametrize("kind", ["uniform", "adaptive_memory", "adaptive_latency"])
 @pytest.mark.parametrize("sharing", ["share", "full"])
 def test_every_penalty_can_lead_a_search(data, uninterrupted, sharing: str, kind: str):
-    cost = cost_function(lambda architecture: architecture_cost(architecture).macs / 1e6)
+    measures = exact_measures(lambda architecture: architecture_cost(architecture).macs / 1e6)
     config = replace(CONFIG, penalty_kind=kind)
-    found = run(data, sharing=sharing, config=config, cost=cost)
+    found = run(data, sharing=sharing, config=config, measures=measures)
     assert found.architecture.num_live < found.supernet.num_live
     assert found.factors != uninterrupted[sharing][0].factors  # by adaptive_macs, the default
 
@@ -279,9 +285,10 @@ def test_penalties_by_memory_access_hold_from_the_first_step(data):
     engine = Engine(EngineConfig(device="cpu", threads=1))
     stage = Searching(network, batches_of(data), batches_of(data, 1), config, engine)
     whole = network.architecture
-    (expected,) = connection_penalties("adaptive_memory", 0.5, whole, whole, "share")
+    (weights,) = penalty_of("adaptive_memory").weights(whole, whole)
+    expected = [0.5 * weight for weight in weights]
     assert len(set(expected)) > 1
-    assert stage.factor_optimizer.param_groups[0]["penalty"].tolist() == pytest.approx(expected)
+    assert stage.searcher.optimizer.param_groups[0]["penalty"].tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -300,11 +307,10 @@ def test_what_presses_the_factors_of_reduction_blocks(data, normalise: bool, str
     """The penalty alone decides in the published form only."""
     stage = stage_of(data, set(), normalise=normalise, keep_cost=structure, penalty=0.1)
     alone = 0.1 if structure is None and not normalise else 0.0
-    groups = stage.factor_optimizer.param_groups
+    groups = stage.searcher.optimizer.param_groups
     assert [group["penalty"] for group in groups] == [0.1, alone]
-    stage._set_penalties(0.2)
-    assert groups[0]["penalty"].max() == pytest.approx(0.2)
-    assert groups[1]["penalty"].tolist() == pytest.approx([2 * alone] * 2)
+    stage.searcher._press(0.2)
+    assert [group["penalty"] for group in groups] == [0.2, 2 * alone]
 
 
 def test_a_budget_on_parameters_leads_by_parameters(data):
@@ -322,7 +328,7 @@ def test_a_budget_on_parameters_leads_by_parameters(data):
 
 def test_no_pretraining_and_no_split(data):
     journal = Journal()
-    result = run(data, pretrain=PretrainConfig(epochs=0), lambda_fraction=0.0, journal=journal)
+    result = run(data, pretrain=PretrainConfig(epochs=0), factor_split=0.0, journal=journal)
     assert [row["stage"] for row in journal.rows] == ["search"] * 3
     assert result.architecture.num_live < result.supernet.num_live
 

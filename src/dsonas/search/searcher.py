@@ -103,6 +103,10 @@ class Supernet(Protocol[S]):
         ...
 
 
+class NotFiniteError(ValueError):
+    """A gradient is infinite or no number."""
+
+
 @dataclass
 class Removals:
     """How many factors have gone.
@@ -282,7 +286,7 @@ class Searcher(Generic[S]):
         self._bad = ~finite if self._bad is None else self._bad | ~finite
         due = finite.device.type == "cpu" or self.done % CHECK_EVERY == 0
         if due and self._bad.item():
-            raise ValueError(
+            raise NotFiniteError(
                 "gradients of the scaling factors must be finite numbers, got nan or inf: lower "
                 "the learning rates, or check the loss and its inputs"
             )

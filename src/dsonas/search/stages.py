@@ -23,8 +23,9 @@ from dsonas.search.search_config import (
     SearchConfig,
     weight_steps_per_factor_step,
 )
-from dsonas.search.searcher import Searcher
+from dsonas.search.searcher import NotFiniteError, Searcher
 from dsonas.train import (
+    DivergedError,
     Engine,
     Journal,
     Row,
@@ -145,7 +146,10 @@ class Searching:
         )
         steps = self.num_epochs * self.kinds.count("factors")
         self.searcher: Searcher[Architecture] = Searcher(
-            self.supernet, steps=max(1, steps), config=config, processes=engine.processes
+            self.supernet,  # pyright: ignore[reportArgumentType]
+            steps=max(1, steps),
+            config=config,
+            processes=engine.processes,
         )
         self.weight_optimizer = sgd(network, config.lr, config.weight_decay, MOMENTUM)
         self.searcher.optimizers.add(self.weight_optimizer)
@@ -179,7 +183,10 @@ class Searching:
                 )
             else:
                 loss, logits = factor_gradients(self.network, images, labels, engine=self.engine)
-                self.searcher.step(lr=lr)
+                try:
+                    self.searcher.step(lr=lr)
+                except NotFiniteError as error:
+                    raise DivergedError(f"{error}: --search.lr", self.name) from None
         return loss, logits, labels
 
     def end_epoch(self, epoch: int) -> Row:
