@@ -30,9 +30,9 @@ def searched(seed: int, *, shared: bool | None = None) -> list[Architecture]:
         blocks=(1,) * stages,
         channels=tuple(8 * 2**stage for stage in range(stages)),
     )
-    chain = [Architecture.complete(skeleton, PAPER_OPERATIONS, 3)]
-    graphs = chain[0].blocks[:1] if shared else chain[0].blocks
-    factors = [[rng.uniform(0.1, 1) for _ in graph.live] for graph in graphs]
+    sharing = "share" if shared else "full"
+    chain = [Architecture.complete(skeleton, PAPER_OPERATIONS, 3, sharing)]
+    factors = [[rng.uniform(0.1, 1) for _ in cell.live] for cell in chain[0].cells]
     plan = Plan(keep_cost=0.35, keep_connections=0.35)
     for epoch in range(5):
         chain.append(follow_plan(plan, (epoch + 1) / 5, chain[0], chain[-1], factors))
@@ -127,14 +127,14 @@ def test_channels_stay_multiples(seed: int, multiple: int):
 def test_a_latency_bound_is_met_by_the_preferred_member_alone():
     chain, asked = searched(3), []
 
-    def measured(architecture: Architecture) -> dict[str, float]:
+    def measured(architecture: Architecture) -> float:
         asked.append(replace(architecture, skeleton=chain[0].skeleton))
-        return {"latency_ms": cost(architecture, "macs") / 1e5}
+        return cost(architecture, "macs") / 1e5
 
     budget = Budget(latency_ms=0.3 * cost(chain[0], "macs") / 1e5)
-    found = fit_chain(chain, budget, cost=measured)
+    found = fit_chain(chain, budget, measures={"latency_ms": measured})
     assert found.blocks == chain[-1].blocks
-    assert measured(found)["latency_ms"] <= budget.bounds["latency_ms"]
+    assert measured(found) <= budget.bounds["latency_ms"]
     assert set(asked) <= set(chain)
 
 
@@ -147,15 +147,15 @@ def test_operations_go_where_no_width_helps(seed):
     """As milliseconds of small networks do, which are those of calling their operations."""
     chain = searched(seed)
 
-    def measured(architecture: Architecture) -> dict[str, float]:
-        return {"latency_ms": float(num_operations(architecture))}
+    def measured(architecture: Architecture) -> float:
+        return float(num_operations(architecture))
 
     blocks = len(chain[0].blocks)
-    found = fit_chain(chain, Budget(latency_ms=blocks), cost=measured)
+    found = fit_chain(chain, Budget(latency_ms=blocks), measures={"latency_ms": measured})
     assert num_operations(found) == blocks
     assert all(len(graph.kept_nodes) == 1 for graph in found.blocks)
     with pytest.raises(InfeasibleBudgetError, match="below the smallest network"):
-        fit_chain(chain, Budget(latency_ms=blocks - 0.5), cost=measured)
+        fit_chain(chain, Budget(latency_ms=blocks - 0.5), measures={"latency_ms": measured})
 
 
 def test_a_budget_that_no_member_meets_is_refused():

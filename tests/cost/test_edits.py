@@ -22,8 +22,8 @@ seeds = st.integers(0, 10**6)
 
 def case(seed: int) -> tuple[Architecture, bool]:
     rng = Random(seed)
-    shared = rng.random() < 0.5
-    return random_architecture(rng, random_skeleton(rng, largest=16)), shared
+    architecture = random_architecture(rng, random_skeleton(rng, largest=16))
+    return architecture, architecture.sharing == "share"
 
 
 def pruned(architecture: Architecture, place: int, gone, shared: bool) -> Architecture:
@@ -116,9 +116,9 @@ def test_an_operation_costs_at_least_what_any_of_its_connections_does(seed: int)
 @given(seeds)
 def test_in_a_share_space_the_parts_of_all_blocks_go_together(seed: int):
     rng = Random(seed)
-    architecture = random_architecture(rng, random_skeleton(rng, largest=16))
+    architecture = random_architecture(rng, random_skeleton(rng, largest=16), shared=True)
     together = connection_costs(architecture)
-    alone = connection_costs(architecture, shared=False)
+    alone = connection_costs(replace(architecture, sharing="full"))
     blocks = range(architecture.skeleton.num_blocks)
     for (_, i), cost in together.items():
         assert cost == sum((alone[block, i] for block in blocks), Cost())

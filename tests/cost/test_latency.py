@@ -8,10 +8,10 @@ from dsonas.cost.budgets import (
     Budget,
     InfeasibleBudgetError,
     check_reachable,
-    cost_function,
     fit_width,
 )
 from dsonas.cost.latency import LatencyMeter
+from dsonas.cost.measures import exact_measures, measure_all
 from dsonas.graph.architecture import Skeleton
 from dsonas.graph.spaces import cifar_space
 from helpers.builders import random_architecture
@@ -38,21 +38,22 @@ def test_a_latency_bound_is_met_by_the_width():
     def latency(architecture) -> float:
         return sum(architecture.skeleton.channels) / 100
 
-    cost = cost_function(latency)
+    measures = exact_measures(latency)
     architecture = random_architecture(Random(1), SKELETON)
     budget = Budget(latency_ms=0.5, params="1M")
-    found = fit_width(architecture, budget, cost=cost)
+    found = fit_width(architecture, budget, measures=measures)
     assert 0.45 < latency(found) <= 0.5
     with pytest.raises(InfeasibleBudgetError, match="latency_ms"):
-        check_reachable(architecture, Budget(latency_ms=0.001), cost)
+        check_reachable(architecture, Budget(latency_ms=0.001), measures)
 
 
 def test_every_measure_can_be_bounded_and_the_first_one_leads():
     architecture = cifar_space(channels=16, blocks=(1, 1)).complete()
-    whole = cost_function()(architecture)
+    measures = exact_measures()
+    whole = measure_all(architecture, measures)
     for name in ("macs", "params", "memory_bytes"):
         budget = Budget(**{name: whole[name] / 2})
-        found = cost_function()(fit_width(architecture, budget))
+        found = measure_all(fit_width(architecture, budget), measures)
         assert 0.4 * whole[name] < found[name] <= 0.5 * whole[name]
         assert budget.leading == name
     assert Budget(params=1, latency_ms=2).leading == "latency_ms"

@@ -5,9 +5,10 @@ import math
 
 import pytest
 
-from dsonas.cost.budgets import Budget, cost_function, fit_width
+from dsonas.cost.budgets import Budget, fit_width
 from dsonas.cost.latency import LatencyMeter
 from dsonas.cost.latency_table import latency_from_table, read_table
+from dsonas.cost.measures import exact_measures
 from dsonas.cost.part_timing import measure_table
 from dsonas.graph.spaces import cifar_space
 
@@ -53,7 +54,7 @@ def test_between_two_widths_it_is_linear_and_never_below_what_is_known():
 def test_a_width_of_which_nothing_is_known_is_never_chosen():
     architecture = cifar_space(channels=16, blocks=(1,)).complete()
     latency = latency_from_table({**table_of("8x32"), **table_of("32x32")})
-    fitted = fit_width(architecture, Budget(latency_ms=1000), cost=cost_function(latency))
+    fitted = fit_width(architecture, Budget(latency_ms=1000), measures=exact_measures(latency))
     assert fitted.skeleton.channels == (32,)
 
 

@@ -164,7 +164,7 @@ class Case:
                 live[self.positions(name)] = True
             graphs.append(self.complete.prune(live.tolist()))
         reductions = ((True,) * len(REDUCTION_OPERATIONS),) * len(self.reduction_units)
-        return Architecture(self.skeleton, tuple(graphs), reductions)
+        return Architecture(self.skeleton, tuple(graphs), reductions, self.sharing)
 
     def factor_names(self, unit: str) -> list[str]:
         """The published names of a block's vectors of scaling factors."""

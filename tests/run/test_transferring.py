@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from dsonas.cost.budgets import Budget, cost_function
+from dsonas.cost.budgets import Budget
+from dsonas.cost.measures import exact_measures
 from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.run.run_config import NetworkConfig, RunConfig
 from dsonas.run.transferring import TransferError, transfer, transferred
@@ -58,13 +59,13 @@ def test_an_empty_block_is_refused():
 
 
 def test_the_width_meets_the_budget_and_stays_when_a_run_goes_on():
-    source, cost = found(5), cost_function()
+    source, measures = found(5), exact_measures()
     config = RunConfig(network=NETWORK, budget=Budget(macs="2M"))
     images: object = IMAGES
-    first = transferred(source, config, images, cost)  # type: ignore[arg-type]
-    assert 0.8 < cost(first)["macs"] / 2e6 <= 1
+    first = transferred(source, config, images, measures)  # type: ignore[arg-type]
+    assert 0.8 < measures["macs"](first) / 2e6 <= 1
     narrower = first.with_channels([3, 5])
-    again = transferred(source, config, images, cost, held=narrower)  # type: ignore[arg-type]
+    again = transferred(source, config, images, measures, held=narrower)  # type: ignore[arg-type]
     assert again == narrower
     another = transfer(found(6), LARGER)
-    assert transferred(source, config, images, cost, held=another) == first  # type: ignore[arg-type]
+    assert transferred(source, config, images, measures, held=another) == first  # type: ignore[arg-type]

@@ -152,12 +152,12 @@ def _without_least(
 def _operations(
     current: Architecture, scores: Mapping[Place, float], cost: CostFunction
 ) -> list[_Removal]:
-    """Every single operation that may go."""
+    """Every single operation that may go; something stays in the network, and in shared blocks."""
     found = [
         _removal(without_operation(current, place), place, score, cost)
         for place, score in scores.items()
     ]
-    return [removal for removal in found if not (current.sharing == "share" and removal.empties)]
+    return [removal for removal in found if any(cell.kept_nodes for cell in removal.result.cells)]
 
 
 def _outputs(
