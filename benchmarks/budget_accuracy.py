@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from dsonas.search.search_stages import SearchResult
-from dsonas.search.searching import search
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsonas.cost.budgets import Budget, fit_width
@@ -29,6 +27,7 @@ from dsonas.graph.architecture import Architecture
 from dsonas.nn.network import Network
 from dsonas.run.run_config import NetworkConfig, RunConfig
 from dsonas.search.search_config import PretrainConfig, SearchConfig
+from dsonas.search.stages import SearchResult, search
 from dsonas.train.engine import Engine, EngineConfig
 from stepper import environment
 

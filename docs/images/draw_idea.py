@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dsonas.graph.graph import BlockGraph, Connection
+from dsonas.graph.block import BlockGraph, Connection
 
 OPERATIONS = ("sep 3×3", "sep 5×5", "max pool", "avg pool")  # noqa: RUF001
 COLOURS = ("#2563eb", "#7c3aed", "#d97706", "#059669")

@@ -8,11 +8,11 @@ from runpy import run_path
 
 import pytest
 import torch
-from dsonas.graph.graph import BlockGraph
 from torch import nn
 
 from dsonas.commands.exporting import FORMATS, Deployment, ExportError, fuse_bn
 from dsonas.graph.architecture import Architecture, Skeleton
+from dsonas.graph.block import BlockGraph
 from dsonas.graph.spaces import PAPER_OPERATIONS
 from dsonas.nn.network import Network
 from dsonas.run.runs import Preprocessing

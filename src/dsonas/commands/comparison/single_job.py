@@ -20,6 +20,7 @@ from dsonas.graph import Architecture
 from dsonas.nn import Network
 from dsonas.run import Job, Reporter, RunConfig, RunError, RunFolder, StopSignal, load_chain
 from dsonas.search import blocks_macs
+from dsonas.sparse import mask_factors
 from dsonas.train import CheckpointFolder, DivergedError, Engine, Interrupted
 
 MEASURED = (
@@ -241,7 +242,8 @@ def supernet_error(
     assert network.scaling is not None
     for vector in network.scaling.parameters():
         vector.fill_(1.0)
-    network.scaling.write_zeros(architecture)
+    flags = [*(cell.live for cell in architecture.cells), *architecture.reductions]
+    mask_factors([*network.scaling.blocks, *network.scaling.reductions], flags)
     batches = Batches(
         images, data, batch_size=min(BATCH, len(images)), augmentation=None, shuffle=True,
         drop_last=True, seed=0, device=engine.device,

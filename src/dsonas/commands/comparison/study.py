@@ -209,7 +209,7 @@ class Study:
 
         def drawn(index: int) -> Architecture:
             generator = torch.Generator().manual_seed(derive_seed(seed, index))
-            options = self.spaces[space], config, generator, lambda net: measure(net)[leading]
+            options = self.spaces[space], config, generator, cost
             return first_accepted(lambda: random_plan_result(*options), self._accept)
 
         if space not in found:
@@ -279,7 +279,7 @@ class Study:
             share = 1.0
             if plan is not None:
                 rebuilt = epoch // search.rebuild_every * search.rebuild_every
-                share = plan.share(plan.structure, rebuilt / search.epochs)
+                share = plan.share(plan.keep_cost, rebuilt / search.epochs)
             total += round(PASSES * images * (whole - (1 - share) * prunable))
         return total
 
