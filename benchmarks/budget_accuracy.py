@@ -27,7 +27,7 @@ from dsonas.graph.architecture import Architecture
 from dsonas.nn.network import Network
 from dsonas.run.run_config import NetworkConfig, RunConfig
 from dsonas.search.search_config import PretrainConfig, SearchConfig
-from dsonas.search.stages import SearchResult, search
+from dsonas.search.stages import BlockResult, search
 from dsonas.train.engine import Engine, EngineConfig
 from stepper import environment
 
@@ -49,7 +49,7 @@ def settings(space: Literal["share", "full"], seed: int) -> RunConfig:
     )
 
 
-def run_search(config: RunConfig, data: ImageData, measure: str) -> SearchResult:
+def run_search(config: RunConfig, data: ImageData, measure: str) -> BlockResult:
     return search(
         config.space(data),
         data,
@@ -74,7 +74,7 @@ def counted(architecture: Architecture) -> dict[str, int]:
     return {"macs": counter.get_total_flops() // 2, "params": params}
 
 
-def fits(result: SearchResult, measure: str) -> list[dict[str, Any]]:
+def fits(result: BlockResult, measure: str) -> list[dict[str, Any]]:
     """A network for every target, and how far from it its cost is."""
     wholes = {"supernet": result.supernet, "structure found": result.architecture}
     found = []
