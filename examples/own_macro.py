@@ -30,7 +30,7 @@ class Conv1d(nn.Conv1d):
             channels, channels, kernel_size, padding=padding, groups=groups, bias=False
         )
 
-    def forward(self, x):  # noqa: D102
+    def forward(self, x):
         return super().forward(x.squeeze(2)).unsqueeze(2)
 
 

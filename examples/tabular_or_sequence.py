@@ -68,7 +68,8 @@ def main(epochs: int = 60, seed: int = 0) -> None:
             searcher.step()
     result = searcher.finish()
     print(f"choices {dict(result.choices)}")
-    print(f"{result.cost:.0f} multiply-adds, test error {error(result.model, test_x, test_y):.1f} %")
+    wrong = error(result.model, test_x, test_y)
+    print(f"{result.cost:.0f} multiply-adds, test error {wrong:.1f} %")
 
 
 if __name__ == "__main__":
