@@ -21,7 +21,6 @@ from .nn import (
     register_operation as register_operation,
 )
 from .search import (
-    BlockResult as BlockResult,
     PretrainConfig as PretrainConfig,
     SearchConfig as SearchConfig,
     Searcher as Searcher,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import dsonas
 from dsonas.commands.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -188,3 +189,30 @@ def test_configuration_files_do_not_run_code(tmp_path, capsys):
     assert "unknown option import" in capsys.readouterr().err
     assert main(["run", "--import"]) == 2
     assert "--import must be followed by a Python file" in capsys.readouterr().err
+
+
+def test_tables_are_searched(capsys):
+    load("tabular_or_sequence").main(epochs=12)
+    assert "test error" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_lightning_calls_the_searcher(capsys):
+    pytest.importorskip("lightning")
+    result = load("lightning_search").main(epochs=3)
+    assert all(len(names) == 1 for names in result.choices.values())
+
+
+def test_the_space_of_nas_bench_201():
+    page = load("nas_bench_201_space")
+    model = page.nas_bench_201(c=4, cells=1)
+    example, budget = torch.zeros(1, 3, 32, 32), dsonas.Budget(macs="40%")
+    searcher = dsonas.Searcher(model, example, budget=budget, steps=1)
+    whole = searcher.cost()
+    model(torch.rand(4, 3, 32, 32)).square().mean().backward()
+    searcher.step()
+    result = searcher.finish()
+    assert result.cost <= 0.4 * whole
+    nodes = page.cell_string(result.choices).split("+")
+    assert [node.count("~") for node in nodes] == [1, 2, 3]
+    assert len(Path(page.__file__).read_text().splitlines()) <= 100

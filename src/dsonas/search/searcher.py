@@ -130,6 +130,11 @@ class SearchResult(Generic[S]):
         cost: of the network, in the measure that the budget bounds first.
         structure: what is left, as the kind of supernet has it.
         removals: how many factors have gone, and whether they were 0.
+
+    Example:
+        >>> model, chosen = nn.Sequential(nn.Linear(2, 2)), Choices({"layer": ["linear"]})
+        >>> SearchResult(model, chosen, 4.0, chosen, Removals(by_penalty=1)).choices
+        {'layer': ['linear']}
     """
 
     model: nn.Module
@@ -173,6 +178,21 @@ class Searcher(Generic[S]):
 
     Raises:
         ValueError: if the model is no supernet, or the budget is below its cheapest structure.
+
+    Example:
+        >>> from dsonas.sparse import LayerChoice
+        >>> layer = LayerChoice({"linear": nn.Linear(2, 2), "skip": nn.Identity()}, label="layer")
+        >>> model = nn.Sequential(layer, nn.Linear(2, 1))
+        >>> searcher = Searcher(model, torch.zeros(1, 2), budget=Budget(macs=5), steps=20)
+        >>> optimizer = torch.optim.SGD(searcher.weights(), lr=0.1)
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     model(torch.rand(8, 2)).square().mean().backward()
+        ...     optimizer.step()
+        ...     model(torch.rand(8, 2)).square().mean().backward()
+        ...     searcher.step()
+        >>> dict(searcher.finish().choices)
+        {'layer': ['skip']}
 
     Source: arXiv 1811.01567, eq. 5-8.
     """

@@ -30,7 +30,7 @@ def shrink(
     Args:
         network: the supernet.
         architecture: a cleaned sub-architecture of ``network.architecture``.
-        *optimizers: of the weights; parameters are replaced in them, and their state goes on.
+        optimizers: of the weights; parameters are replaced in them, and their state goes on.
 
     Raises:
         ValueError: if the architecture has a connection that the network lacks.
