@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: setup demo test check docs clean
+.PHONY: setup demo test test-fast check docs clean
 
 setup: $(INSTALLED)
 
@@ -17,6 +17,10 @@ demo: setup
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10
+
+# Without real runs, kills, several processes and browsers.
+test-fast: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 check: setup
 	$(BIN)/ruff check src tests benchmarks examples

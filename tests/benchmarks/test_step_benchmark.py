@@ -11,6 +11,8 @@ from dsonas.train.engine import Engine, EngineConfig
 from step import BENCHES, main
 from stepper import BenchConfig, Stepper, time_in_turn
 
+pytestmark = pytest.mark.slow
+
 TINY = BenchConfig(levels=2, blocks=(1, 1), channels=4, batch_size=4, image_size=8, repeats=2)
 HOSTS = ("", "_plain")
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {
     "number": ("--seeds x", "seeds must be a whole number, got 'x'"),
     "range": ("--seeds 0", "seeds must be at least 1, got 0"),

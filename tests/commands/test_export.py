@@ -10,6 +10,8 @@ import pytest
 
 from dsonas.commands.exporting import formats
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
 
 

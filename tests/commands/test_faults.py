@@ -24,6 +24,8 @@ from dsonas.run.interrupts import StopSignal
 from dsonas.run.locking import LOCK_NAME
 from dsonas.train.checkpoints import MAGIC, read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 STEPS_BEFORE_STOP = 6 + 2 * 12 + 15  # pretraining, search, and into the second epoch of training
 EVERY_STEP = ["--engine.checkpoint_seconds", "0"]
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "--data.image_size", "8", "--network.levels", "1", "--network.channels", "4",
     "--network.blocks", "[1]", "--pretrain.epochs", "0", "--search.epochs", "1",

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+pytestmark = pytest.mark.slow
+
 MARKS = {"pretrain": "1 pretrain", "search": "2 search", "train": "3 train"}
 
 

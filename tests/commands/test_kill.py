@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_SECONDS = 60
 EVERY_STEP = ["--engine.checkpoint_seconds", "0"]
 

@@ -13,6 +13,8 @@ from dsonas.graph.spaces import SearchSpace
 from dsonas.run import fitting
 from dsonas.run.interrupts import StopSignal
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = [
     "--engine.latency_batch",
     2,

@@ -13,6 +13,8 @@ from dsonas.cost.costs import architecture_cost
 from dsonas.graph.architecture import Architecture
 from dsonas.run.runs import load_chain
 
+pytestmark = pytest.mark.slow
+
 BUDGET = ["--budget.macs", "12k", "--search.epochs", 4]
 
 

@@ -13,6 +13,8 @@ from dsonas.run.recipes import recipe_names
 from dsonas.run.transferring import transfer
 from helpers.image_files import write_cifar, write_imagenet
 
+pytestmark = pytest.mark.slow
+
 SMALL = shlex.split("""
 --network.channels 4 --search.epochs 1 --train.epochs 1 --engine.threads 1 --engine.device cpu
 --data.max_test_images 10

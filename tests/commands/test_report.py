@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_run_leaves_a_report(finished):
     text = (finished / "report.html").read_text()

@@ -7,9 +7,10 @@ import pytest
 from dsonas.commands.report import write_report
 from helpers.browser import Browser, chromium
 
-pytestmark = pytest.mark.skipif(
-    chromium() is None, reason="no Chromium here: apt-get install chromium"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(chromium() is None, reason="no Chromium here: apt-get install chromium"),
+]
 
 
 @pytest.fixture(scope="module")

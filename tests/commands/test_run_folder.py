@@ -14,6 +14,8 @@ from dsonas.graph.architecture import Architecture
 from dsonas.run.run_config import RunConfig
 from dsonas.run.runs import RunFolder
 
+pytestmark = pytest.mark.slow
+
 
 def read_metrics(run: Path) -> dict:
     return json.loads((run / "metrics.json").read_text())

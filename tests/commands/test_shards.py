@@ -10,6 +10,8 @@ from torch.utils.data import get_worker_info
 
 from dsonas.data import batches
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "--data.image_size", "8", "--network.levels", "1", "--network.channels", "4",
     "--network.blocks", "[1]", "--pretrain.epochs", "1", "--search.epochs", "1",

@@ -9,6 +9,8 @@ import pytest
 from dsonas.run import tracking_config
 from dsonas.run.tracking import TOOLS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch):

@@ -20,6 +20,8 @@ from dsonas.nn import operations
 from helpers.pages import BLOCK, PAGES, ROOT, Block, arguments, blocks, commands
 from helpers.run_folders import make_folder
 
+pytestmark = pytest.mark.slow
+
 ELSEWHERE = {  # pages whose code other tests run
     "deploy.md": "tests/commands/test_export.py",
     "own-model.md": "tests/examples/test_examples.py",

@@ -10,6 +10,8 @@ import pytest
 
 from helpers.pages import PAGES, ROOT
 
+pytestmark = pytest.mark.slow
+
 ADDRESS = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=[\"']?(https?:)?//")
 
 

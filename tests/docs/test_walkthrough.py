@@ -16,6 +16,8 @@ from dsonas.commands.cli import main
 from helpers.browser import Browser, chromium
 from helpers.pages import ROOT, arguments, blocks, shell_lines
 
+pytestmark = pytest.mark.slow
+
 PAGE = ROOT / "docs" / "walkthrough.md"
 SCRIPT = ROOT / "examples" / "walkthrough.sh"
 CLASSIFY = ROOT / "examples" / "walkthrough_classify.py"

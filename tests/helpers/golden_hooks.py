@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,6 +56,21 @@ def batch_norm_counts(network: Network) -> dict[str, int]:
                 module = network.get_submodule(f"{name.removesuffix('.bn')}.operation")
             module.register_forward_pre_hook(count)
     return counts
+
+
+def check_sum_and_norm(name: str, found: Tensor, stored: np.ndarray, relative: float) -> None:
+    """Compare the sum and the norm of an array with the stored ones, to ``relative`` of the norm.
+
+    Whatever the order, the computed sum of n terms is off by at most (n - 1) eps/2 times the sum of
+    their absolute values; both sums are computed, so they may differ by twice that.
+    """
+    total, norm = stored.reshape(-1)
+    atol = relative * max(1, norm)
+    rounding = found.numel() * torch.finfo(torch.float64).eps * found.abs().sum().item()
+    np.testing.assert_allclose(found.norm().item(), norm, rtol=0, atol=atol, err_msg=name)
+    np.testing.assert_allclose(
+        found.sum().item(), total, rtol=0, atol=atol + rounding, err_msg=name
+    )
 
 
 def biased_statistics(

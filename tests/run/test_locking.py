@@ -12,6 +12,8 @@ pytest.importorskip("fcntl", reason="this system has no POSIX locks, so nothing 
 
 from dsonas.run.locking import LOCK_NAME, FolderInUseError, locked
 
+pytestmark = pytest.mark.slow
+
 HOLD = """
 import sys
 from pathlib import Path

@@ -19,6 +19,8 @@ from dsonas.run.tracking_config import TRACKERS, LogConfig, require_trackers
 from dsonas.run.tracking_tools import TrackedRun, _mlflow_store
 from dsonas.train.loop import Row
 
+pytestmark = pytest.mark.slow
+
 ROWS: list[Row] = [
     {"stage": "pretrain", "epoch": 1, "loss": 2.0, "error": 90.0},
     {"stage": "search", "epoch": 1, "loss": 1.5, "error": 70.0, "macs": 1000},

@@ -23,6 +23,8 @@ from dsonas.train.loop import DivergedError, Interrupted, Journal
 from dsonas.train.optimizers import sgd
 from helpers.builders import randomise, write_zeros
 
+pytestmark = pytest.mark.slow
+
 SPACE = SearchSpace(
     skeleton=Skeleton(input_channels=1, image_size=8, blocks=(1, 1), channels=(4, 8)), num_levels=2
 )

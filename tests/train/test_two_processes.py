@@ -16,6 +16,8 @@ import torch
 
 from dsonas.commands.cli import main
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("lightning_fabric", reason="needs the extra distributed")
 HERE = Path(__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]

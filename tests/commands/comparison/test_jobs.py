@@ -13,6 +13,8 @@ import pytest
 
 from dsonas.commands.comparison.jobs import STOPPED, JobsConfig, Pool, Progress, Unit, run_job
 
+pytestmark = pytest.mark.slow
+
 SHELL = """
 import json, os, sys
 path, name = sys.argv[1:]

@@ -28,6 +28,8 @@ from dsonas.search.shrinking import shrink
 from dsonas.train.checkpoints import CheckpointFolder
 from dsonas.train.engine import Engine
 
+pytestmark = pytest.mark.slow
+
 
 def pixels(images) -> list[bytes]:
     return sorted(image.numpy().tobytes() for image in images.gather(torch.arange(len(images))))

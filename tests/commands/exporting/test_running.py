@@ -22,6 +22,8 @@ from dsonas.run.classify import predict_images
 from dsonas.run.runs import RunError, RunFolder
 from helpers.builders import random_architecture
 
+pytestmark = pytest.mark.slow
+
 SIZE28 = Skeleton(image_size=28, input_channels=1, num_classes=4, blocks=(1, 1), channels=(3, 5))
 SIZE224 = Skeleton(stem="imagenet", image_size=224, num_classes=4, blocks=(1, 1), channels=(3, 4))
 DIGITS = Skeleton(image_size=8, input_channels=1, blocks=(1, 1), channels=(4, 6))
