@@ -71,7 +71,7 @@ def compare(command: str, arguments: list[str], stop: StopSignal) -> int:
     config = _study_config(values)
     study = Study(config, _checked_data(config, path))
     if values.dry_run:
-        print("\n".join(_plan(study.units())))
+        print("\n".join(_plan(study.units)))
         return 0
     with RunFolder(path).lock():
         return _do_study(study, path, jobs, imports, stop)
@@ -80,7 +80,7 @@ def compare(command: str, arguments: list[str], stop: StopSignal) -> int:
 def _do_study(
     study: Study, path: Path, jobs: JobsConfig, imports: list[str], stop: StopSignal
 ) -> int:
-    units, console = study.units(), Console(highlight=False, soft_wrap=True)
+    units, console = study.units, Console(highlight=False, soft_wrap=True)
     _refuse_other_study(path, study.config)
     begin(path, study, to_yaml(study.config.run.groups()))
     stop.wait_for_step()

@@ -48,11 +48,8 @@ def comparison(
         "format": FORMAT,
         "version": VERSION,
         "complete": len(found) == len(units),
-        "data": {
-            "name": config.run.data.name,
-            "training_images": study.num_train,
-            "test_images": study.num_test,
-        },
+        "data": {"name": config.run.data.name, "training_images": study.num_train,
+                 "test_images": study.num_test},
         "budgets": [
             compare_at(results, budget, space, rankings.get(space))
             | {"macs": bounds.macs or max(largest[budget], default=None)}
@@ -136,35 +133,36 @@ def _rank(trained: Mapping[str, Errors], ranking: Mapping[str, float] | None) ->
     return found or {"tau": None, "reason": reason}
 
 
-def cost(results: Iterable[Result], search_work: Mapping[str, int]) -> dict[str, Any]:
+def cost(results: Sequence[Result], search_work: Mapping[str, int]) -> dict[str, Any]:
     """Sum up core-hours by kind of job, and searches beside random searches of each space."""
-    seconds: dict[str, float] = defaultdict(float)
-    searches: dict[str, list[float]] = {space: [] for space in search_work}
-    trials: dict[str, dict[str, list[Result]]] = {space: defaultdict(list) for space in search_work}
+
+    def seconds(kind: str, space: str | None = None) -> list[float]:
+        chosen = [r for r in results if r["kind"] == kind and space in (None, r["space"])]
+        return [r["core_seconds"] for r in chosen]
+
+    kinds = {kind: sum(seconds(kind)) for kind in dict.fromkeys(r["kind"] for r in results)}
+    trials: dict[str, list[Result]] = defaultdict(list)
     for result in results:
-        kind = result["kind"]
-        seconds[kind] += result["core_seconds"]
-        if kind == "search":
-            searches[result["space"]].append(result["core_seconds"])
-        if kind == "trial":
-            name = result["subject"].rpartition("-")[0].replace("candidate", "random-search")
-            trials[result["space"]][name].append(result)
+        if result["kind"] == "trial":
+            trials[result["subject"].rpartition("-")[0]].append(result)
+    places = list(search_work)
+    names = sorted(trials, key=lambda name: (places.index(trials[name][0]["space"]), name))
     return {
-        "core_hours": round(sum(seconds.values()) / 3600, 3),
-        "core_hours_by_kind": {kind: round(value / 3600, 3) for kind, value in seconds.items()},
+        "core_hours": round(sum(kinds.values()) / 3600, 3),
+        "core_hours_by_kind": {kind: round(value / 3600, 3) for kind, value in kinds.items()},
         "search": {
-            space: {"counted_macs": work, "core_seconds": searches[space]}
+            space: {"counted_macs": work, "core_seconds": seconds("search", space)}
             for space, work in search_work.items()
         },
         "random_search": {
-            name: {
-                "candidates": len(group),
-                "counted_macs": sum(result["work"] for result in group),
-                "core_seconds": round(sum(result["core_seconds"] for result in group), 3),
+            name.replace("candidate", "random-search"): {
+                "candidates": len(trials[name]),
+                "counted_macs": sum(result["work"] for result in trials[name]),
+                "core_seconds": round(sum(result["core_seconds"] for result in trials[name]), 3),
             }
-            for groups in trials.values() for name, group in sorted(groups.items())
+            for name in names
         },
-    }  # fmt: skip
+    }
 
 
 def _network(result: Result) -> dict[str, Any]:

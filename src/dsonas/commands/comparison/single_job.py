@@ -33,7 +33,7 @@ Task = Mapping[str, Any]  # a Unit, and what else its job has to know
 
 def begin(path: Path, study: Study, config_text: str) -> None:
     """Write configuration, architectures and tasks into a folder, unless it holds other ones."""
-    files = {path / f"architectures/{name}.json": net for name, net in study.known().items()}
+    files = {path / f"architectures/{name}.json": net for name, net in study.known.items()}
     for file, net in files.items():
         if file.exists() and Architecture.load(file) != net:
             raise RunError(
@@ -44,7 +44,7 @@ def begin(path: Path, study: Study, config_text: str) -> None:
     for file, net in files.items():
         if not file.exists():
             write_atomically(file, net.to_json().encode())
-    tasks = {unit.name: asdict(unit) | _more(study, unit) for unit in study.units()}
+    tasks = {unit.name: asdict(unit) | _more(study, unit) for unit in study.units}
     write_atomically(path / "jobs.json", to_json(tasks))
 
 

@@ -8,8 +8,10 @@ every machine; a random search gets as much of it as a search.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from itertools import islice, product
+from typing import NamedTuple
 
 import torch
 
@@ -29,7 +31,6 @@ from dsonas.run import RunConfig, part_sizes
 from dsonas.search import (
     HAND_MADE,
     alternation,
-    blocks_macs,
     first_accepted,
     hand_made,
     random_architectures,
@@ -105,18 +106,12 @@ def budget_label(budget: Budget) -> str:
         >>> budget_label(Budget(macs="1.5M")), budget_label(Budget(params=20000, macs=3e6))
         ('1.5M', '3M-20k-params')
     """
-
-    def part(name: str, bound: float) -> str:
-        sizes = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (0, ""))
-        size, suffix = next((size, suffix) for size, suffix in sizes if bound >= size)
-        return f"{bound / (size or 1):.12g}{suffix}" + ("" if name == "macs" else f"-{name}")
-
-    return "-".join(part(name, bound) for name, bound in budget.bounds.items())
-
-
-def numbered(name: str, found: Sequence[Architecture]) -> dict[str, Architecture]:
-    """Name architectures one by one."""
-    return {f"{name}-{i:03}": net for i, net in enumerate(found)}
+    sizes = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
+    parts = []
+    for name, bound in budget.bounds.items():
+        size, suffix = next((one for one in sizes if bound >= one[0]), sizes[-1])
+        parts.append(f"{bound / size:.12g}{suffix}{'' if name == 'macs' else f'-{name}'}")
+    return "-".join(parts)
 
 
 def training_work(
@@ -132,16 +127,15 @@ def training_work(
     return macs * (PASSES * seen + num_evaluated)
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """An architecture that is trained; None while it has yet to be found."""
+class Subject(NamedTuple):
+    """What is trained at every budget that it meets."""
 
     name: str
     method: str
-    space: str
+    space: str  # share or full; none of hand-made networks, which stand beside both
     trainings: int
-    net: Architecture | None = None
-    needs: tuple[str, ...] = field(default=())
+    net: Architecture | None = None  # while it has yet to be found
+    needs: tuple[str, ...] = ()  # names of the jobs that find it
 
 
 class Study:
@@ -159,32 +153,28 @@ class Study:
     def __init__(self, config: StudyConfig, data: ImageData) -> None:
         self.config, self.seed = config, config.run.seed
         self.num_train, self.num_test = len(data.train), len(data.test)
-        self.labels = {budget: budget_label(budget) for budget in config.budgets}
+        self.labels = [budget_label(budget) for budget in config.budgets]
         self.spaces: dict[str, SearchSpace] = {
             name: self.space_config(name).space(data) for name in config.spaces
         }
-        self.anywhere = next(iter(self.spaces.values()))
-        self._random_factors: dict[str, list[Architecture]] = {}
-        self._fitted: dict[tuple[Architecture, Budget], Architecture] = {}
+        self.supernet = next(iter(self.spaces.values())).complete()
+        self.fit = cache(self._fit)
 
     def space_config(self, space: str) -> RunConfig:
         """The run configuration with one of the spaces."""
         run = self.config.run
         return replace(run, search=replace(run.search, space=space))
 
-    def fit(self, architecture: Architecture, budget: Budget) -> Architecture:
+    def _fit(self, architecture: Architecture, budget: Budget) -> Architecture:
         """Bring an architecture to a budget, as the result of a search."""
-        key = architecture, budget
-        if key not in self._fitted:
-            multiple = self.config.run.network.channel_multiple
-            self._fitted[key] = fit_chain([architecture], budget, multiple=multiple)
-        return self._fitted[key]
+        multiple = self.config.run.network.channel_multiple
+        return fit_chain([architecture], budget, multiple=multiple)
 
     def meets(self, architecture: Architecture, *budgets: Budget) -> bool:
         """Whether an architecture, with all its operations, meets budgets at some width."""
         multiple = self.config.run.network.channel_multiple
         try:
-            for budget in budgets:
+            for budget in budgets or self.config.budgets:
                 fit_width(architecture, budget, multiple=multiple)
         except InfeasibleBudgetError:
             return False
@@ -192,10 +182,7 @@ class Study:
 
     def _draw(self, space: str, purpose: str) -> Iterator[Architecture]:
         seed = derive_seed(self.seed, "study", space, purpose)
-        return random_architectures(self.spaces[space], seed, accept=self._accept)
-
-    def _accept(self, architecture: Architecture) -> bool:
-        return self.meets(architecture, *self.config.budgets)
+        return random_architectures(self.spaces[space], seed, accept=self.meets)
 
     def random(self, space: str) -> list[Architecture]:
         """Draw the random architectures of a space."""
@@ -203,23 +190,14 @@ class Study:
 
     def random_factors(self, space: str) -> list[Architecture]:
         """Follow the search's plan with random scaling factors; nothing if it has no plan."""
-        config, found = self.space_config(space).search, self._random_factors
+        config = self.space_config(space).search
         cost = exact_measures()[self.config.budgets[0].leading]
-        seed = derive_seed(self.seed, "study", space, "random-factors")
-
-        def drawn(index: int) -> Architecture:
+        seed, found = derive_seed(self.seed, "study", space, "random-factors"), []
+        for index in range(0 if config.plan is None else self.config.random_factors):
             generator = torch.Generator().manual_seed(derive_seed(seed, index))
             options = self.spaces[space], config, generator, cost
-            return first_accepted(lambda: random_plan_result(*options), self._accept)
-
-        if space not in found:
-            count = 0 if config.plan is None else self.config.random_factors
-            found[space] = [drawn(index) for index in range(count)]
-        return found[space]
-
-    def hand_made(self) -> dict[str, Architecture]:
-        """The hand-made architectures."""
-        return {f"hand-made-{kind}": hand_made(self.anywhere, kind) for kind in HAND_MADE}
+            found.append(first_accepted(partial(random_plan_result, *options), self.meets))
+        return found
 
     def candidates(self, space: str, index: int, budget: Budget) -> list[Architecture]:
         """Draw the candidates of a random search: as many as the cost of a search pays for.
@@ -243,44 +221,24 @@ class Study:
             )
         return found
 
-    def _random_searches(self) -> Iterator[tuple[str, Budget, str, dict[str, Architecture]]]:
-        """Space, budget, name and candidates of each random search."""
-        searches = range(self.config.random_searches)
-        for space, (budget, label), index in product(self.spaces, self.labels.items(), searches):
-            name = f"{space}-{index}-{label}"
-            candidates = self.candidates(space, index, budget)
-            yield space, budget, name, numbered(f"candidate-{name}", candidates)
-
-    def known(self) -> dict[str, Architecture]:
-        """All architectures that are there before the first job, by name."""
-        found = self.hand_made()
-        for space in self.spaces:
-            found |= numbered(f"random-{space}", self.random(space))
-            found |= numbered(f"random-factors-{space}", self.random_factors(space))
-        for *_, candidates in self._random_searches():
-            found |= candidates
-        return found
-
     def search_work(self, space: str) -> int:
         """Count the multiply-adds of pretraining and search, the cost following the plan.
 
         Where nothing is planned, the whole supernet counts until the end.
         """
         config, supernet = self.space_config(space), self.spaces[space].complete()
-        search, plan = config.search, config.search.plan
+        search, whole = config.search, architecture_cost(supernet).macs
         weights, factors = part_sizes(config, self.num_train)
-        whole, prunable = architecture_cost(supernet).macs, blocks_macs(supernet)
         size = config.pretrain.batch_size
         total = PASSES * config.pretrain.epochs * (weights // size * size) * whole
-        size = search.batch_size
-        ratio = weight_steps_per_factor_step(config.data.factor_split)
+        size, ratio = search.batch_size, weight_steps_per_factor_step(config.data.factor_split)
         images = size * len(alternation(weights // size, factors // size, ratio))
         for epoch in range(search.epochs):
-            share = 1.0
-            if plan is not None:
-                rebuilt = epoch // search.rebuild_every * search.rebuild_every
-                share = plan.share(plan.keep_cost, rebuilt / search.epochs)
-            total += round(PASSES * images * (whole - (1 - share) * prunable))
+            rebuilt = epoch // search.rebuild_every * search.rebuild_every
+            macs = whole
+            if search.plan is not None:
+                macs = search.plan.allowed(rebuilt / search.epochs, supernet)
+            total += round(PASSES * images * macs)
         return total
 
     def trial_work(self, architecture: Architecture, budget: Budget) -> int:
@@ -292,11 +250,49 @@ class Study:
 
     def full_work(self, budget: Budget, architecture: Architecture | None = None) -> int:
         """Count the multiply-adds of a full training; at the budget if it is not known of what."""
-        net, train = architecture and self.fit(architecture, budget), self.config.run.train
-        macs = architecture_cost(net or self.anywhere.complete()).macs
-        macs = int(budget.macs or macs) if net is None else macs
+        if architecture is not None:
+            macs = architecture_cost(self.fit(architecture, budget)).macs
+        else:
+            macs = int(budget.macs or architecture_cost(self.supernet).macs)
+        train = self.config.run.train
         return training_work(macs, train.epochs, self.num_train, train.batch_size, self.num_test)
 
+    @cached_property
+    def subjects(self) -> list[Subject]:
+        """What is trained of searches, random and hand-made networks."""
+        config, found = self.config, []
+        for index, space in product(range(config.seeds), self.spaces):
+            name, needs = f"searched-{space}-{index}", (f"search-{space}-{index}",)
+            found.append(Subject(name, "searched", space, config.train_seeds, needs=needs))
+        for space in self.spaces:
+            for name, net in numbered(f"random-{space}", self.random(space)).items():
+                found.append(Subject(name, "random", space, 1, net))
+            drawn = numbered(f"random-factors-{space}", self.random_factors(space))
+            found += [Subject(name, "random_factors", space, 1, net) for name, net in drawn.items()]
+        for kind in HAND_MADE:
+            net = hand_made(next(iter(self.spaces.values())), kind)
+            found.append(Subject(f"hand-made-{kind}", "hand_made", "", config.hand_made, net))
+        return found
+
+    @cached_property
+    def random_searches(self) -> list[tuple[str, int, str, dict[str, Architecture]]]:
+        """Space, position of the budget, name and candidates of each random search."""
+        found, budgets = [], self.config.budgets
+        searches = range(self.config.random_searches)
+        for space, at, index in product(self.spaces, range(len(budgets)), searches):
+            name = f"{space}-{index}-{self.labels[at]}"
+            candidates = self.candidates(space, index, budgets[at])
+            found.append((space, at, name, numbered(f"candidate-{name}", candidates)))
+        return found
+
+    @property
+    def known(self) -> dict[str, Architecture]:
+        """All architectures that are there before the first job, by name."""
+        known = {subject.name: subject.net for subject in self.subjects if subject.net}
+        candidates = [candidates for *_, candidates in self.random_searches]
+        return {name: net for some in (known, *candidates) for name, net in some.items()}
+
+    @cached_property
     def units(self) -> list[Unit]:
         """All jobs, none before one that it needs."""
         config, budgets = self.config, self.config.budgets
@@ -307,59 +303,46 @@ class Study:
                  work=self.search_work(space))
             for index, space in product(range(config.seeds), self.spaces)
         ]  # fmt: skip
-        for subject in self._subjects():
-            for budget in budgets:
-                if subject.net is None or self.meets(subject.net, budget):
-                    units += self._trainings(subject, budget)
+        for subject, at in product(self.subjects, range(len(budgets))):
+            if subject.net is None or self.meets(subject.net, budgets[at]):
+                units += self._trainings(subject, at)
         if config.random >= 3 and config.run.pretrain.epochs > 0:
             units += [self._ranking(space) for space in self.spaces]
-        for space, budget, name, candidates in self._random_searches():
+        for space, at, name, candidates in self.random_searches:
             trials = [
                 Unit(name=f"trial-{subject}", kind="trial", method="random_search", space=space,
-                     subject=subject, budget=budgets.index(budget), seed=self._seed_of(subject),
-                     work=self.trial_work(net, budget))
+                     subject=subject, budget=at, seed=self._seed_of(subject),
+                     work=self.trial_work(net, budgets[at]))
                 for subject, net in candidates.items()
             ]  # fmt: skip
-            kept, count = f"random-search-{name}", config.train_seeds
-            needs = tuple(trial.name for trial in trials)
-            subject = _Subject(kept, "random_search", space, count, needs=needs)
-            units += [*trials, *self._trainings(subject, budget)]
+            kept, needs = f"random-search-{name}", tuple(trial.name for trial in trials)
+            subject = Subject(kept, "random_search", space, config.train_seeds, needs=needs)
+            units += [*trials, *self._trainings(subject, at)]
         return units
 
-    def _subjects(self) -> Iterator[_Subject]:
-        """All that is trained at every budget that it meets."""
-        config = self.config
-        for index, space in product(range(config.seeds), self.spaces):
-            name, needs = f"searched-{space}-{index}", (f"search-{space}-{index}",)
-            yield _Subject(name, "searched", space, config.train_seeds, needs=needs)
-        for space in self.spaces:
-            for name, net in numbered(f"random-{space}", self.random(space)).items():
-                yield _Subject(name, "random", space, 1, net)
-            drawn = numbered(f"random-factors-{space}", self.random_factors(space))
-            for name, net in drawn.items():
-                yield _Subject(name, "random_factors", space, 1, net)
-        for name, net in self.hand_made().items():
-            yield _Subject(name, "hand_made", "", config.hand_made, net)
-
-    def _trainings(self, subject: _Subject, budget: Budget) -> Iterator[Unit]:
-        label, position = self.labels[budget], self.config.budgets.index(budget)
+    def _trainings(self, subject: Subject, at: int) -> Iterator[Unit]:
         for index in range(subject.trainings):
             yield Unit(
-                name=f"train-{subject.name}-at-{label}-{index}", kind="train",
-                method=subject.method, space=subject.space, subject=subject.name, budget=position,
-                seed=self._seed_of(subject.name, label, index), needs=subject.needs,
-                work=self.full_work(budget, subject.net),
+                name=f"train-{subject.name}-at-{self.labels[at]}-{index}", kind="train",
+                method=subject.method, space=subject.space, subject=subject.name, budget=at,
+                seed=self._seed_of(subject.name, self.labels[at], index), needs=subject.needs,
+                work=self.full_work(self.config.budgets[at], subject.net),
             )  # fmt: skip
 
     def _ranking(self, space: str) -> Unit:
         """The pretrained supernet of the space's first search judges all random architectures."""
-        macs = architecture_cost(self.spaces[space].complete()).macs
+        macs, count = architecture_cost(self.spaces[space].complete()).macs, self.config.random
         return Unit(
-            name=f"rank-{space}-{self.config.random}", kind="rank", space=space,
-            subject=f"random-{space}", seed=self.seed, needs=(f"search-{space}-0",),
-            work=macs * min(RANKING_IMAGES, self.num_train) * self.config.random,
+            name=f"rank-{space}-{count}", kind="rank", space=space, subject=f"random-{space}",
+            seed=self.seed, needs=(f"search-{space}-0",),
+            work=macs * min(RANKING_IMAGES, self.num_train) * count,
         )  # fmt: skip
 
     def _seed_of(self, *parts: int | str) -> int:
         """A seed that no other training has; 31 bits, to be readable in a command."""
         return derive_seed(self.seed, "study", *parts) % 2**31
+
+
+def numbered(name: str, found: Sequence[Architecture]) -> dict[str, Architecture]:
+    """Name architectures one by one."""
+    return {f"{name}-{i:03}": net for i, net in enumerate(found)}
