@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 OPTIONS = {
     "number": ("--seeds x", "seeds must be a whole number, got 'x'"),
     "range": ("--seeds 0", "seeds must be at least 1, got 0"),
-    "processes": ("--processes 0", "jobs.number must be at least 1, got 0"),
+    "processes": ("--processes 0", "jobs.number must be a whole number > 0 or null, got 0"),
     "jobs": ("--jobs.number x", "jobs.number must be a whole number, got 'x'"),
     "backend": ("--jobs.backend pbs", "jobs.backend must be one of loky, ray, dask, got 'pbs'"),
     "address": ("--jobs.address a:1", "jobs.address must be left out of this machine"),

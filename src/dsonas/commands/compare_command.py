@@ -66,8 +66,7 @@ def compare(command: str, arguments: list[str], stop: StopSignal) -> int:
     if values.job:
         task = read_task(path, values.job)
         return do_job(path, task, _stored_run(path), imports, stop)
-    given = {key: value for key, value in values.jobs.as_dict().items() if value is not None}
-    jobs = JobsConfig(**given)
+    jobs = JobsConfig(**{key: value for key, value in values.jobs.items() if value is not None})
     config = _study_config(values)
     study = Study(config, _checked_data(config, path))
     if values.dry_run:
@@ -80,7 +79,7 @@ def compare(command: str, arguments: list[str], stop: StopSignal) -> int:
 def _do_study(
     study: Study, path: Path, jobs: JobsConfig, imports: list[str], stop: StopSignal
 ) -> int:
-    units, console = study.units, Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
     _refuse_other_study(path, study.config)
     begin(path, study, to_yaml(study.config.run.groups()))
     stop.wait_for_step()
@@ -89,9 +88,9 @@ def _do_study(
     def say(text: str) -> None:
         console.print(text, markup=False)
 
-    pool = Pool(units, path, command, jobs, say)
+    pool = Pool(study.units, path, command, jobs, say)
     interrupted = pool.run(stop)
-    value = comparison(study, units, path, pool.failed)
+    value = comparison(study, path, pool.failed)
     if value["networks"]:
         page = markdown(value)
         write_atomically(path / "compare.json", to_json(value))
@@ -107,7 +106,7 @@ def _do_study(
     if pool.failed:
         name, reason = next(iter(pool.failed.items()))
         raise RunError(
-            f"{len(pool.failed)} of {len(units)} jobs failed, first {name} ({reason}): see "
+            f"{len(pool.failed)} of {len(study.units)} jobs failed, first {name} ({reason}): see "
             f"{path}/jobs/{name}/output.txt; the same command tries them again"
         )
     return 0
@@ -184,13 +183,10 @@ def _refuse_other_study(path: Path, config: StudyConfig) -> None:
     """Refuse to go on with a study that means something else by the same job."""
     fixed = {"trial_epochs": config.trial_epochs, "held_out": config.held_out}
     if (path / "config.yaml").exists():
-        before, after = _stored_run(path).settings(), config.run.settings()
         stored = read_json(path / "study.json") if (path / "study.json").exists() else fixed
-        RunFolder(path).refuse(
-            [*changed_settings(before, after, "train"),
-             *(f"{key} was {stored.get(key)} and is {value}" for key, value in fixed.items()
-               if stored.get(key) != value)]
-        )  # fmt: skip
+        before = {**_stored_run(path).settings(), **stored}
+        after = {**config.run.settings(), **fixed}
+        RunFolder(path).refuse(changed_settings(before, after, "train"))
     write_atomically(path / "study.json", to_json(fixed))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dsonas.commands.comparison.jobs import STOPPED, JobsConfig, Pool, Progress, Unit, run_job
+from dsonas.commands.comparison.jobs import STOPPED, JobsConfig, Pool, TimeLeft, Unit, run_job
 
 pytestmark = pytest.mark.slow
 
@@ -265,7 +265,7 @@ def test_a_worker_without_the_folder_says_so(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"number": 0}, "jobs.number must be at least 1, got 0"),
+        ({"number": 0}, "jobs.number must be a whole number > 0 or null, got 0"),
         ({"backend": "slurm"}, "jobs.backend must be one of loky, ray, dask, got 'slurm'"),
         ({"address": "tcp://a:1"}, "jobs.address must be left out"),
     ],
@@ -288,26 +288,30 @@ def test_the_time_left_follows_the_pace_of_each_kind():
         Unit(name="u", kind="train", work=30),
         Unit(name="v", kind="rank", work=10),
     ]
-    left = Progress(jobs, jobs, 2)
-    assert left.seconds_left is None
+    left = TimeLeft(jobs, 2)
+    assert (left.seconds_left, str(left)) == (None, "")
     left.note(jobs[0], 100.0)
     assert left.seconds_left == pytest.approx((10 + 30 + 10) / 2)
+    assert str(left) == "  (1 min left)"
     left.note(jobs[1], 20.0)
     assert left.seconds_left == pytest.approx((30 * 2 + 10 * 120 / 110) / 2)
     left.note(jobs[2], 60.0)
     left.note(jobs[3], 0.0)
-    assert left.seconds_left == 0
+    assert (left.seconds_left, str(left)) == (0, "")
+    left = TimeLeft([jobs[0], Unit(name="w", kind="train", work=7200)], 1)
+    left.note(jobs[0], 100.0)
+    assert str(left) == "  (2 h 0 min left)"
 
 
 def test_every_end_of_a_job_is_a_line(tmp_path):
-    train = Unit(name="train-x", kind="train", work=10)
-    search = Unit(name="search-y", kind="search", work=7200)
-    progress = Progress([train, search], [train, search], 1)
-    line = progress.line(train, 1.0, tmp_path, "exit code 1: no memory", {})
-    assert line == "[0/2] train-x: failed, tried again: exit code 1: no memory"
-    job(tmp_path, "train-x").mkdir(parents=True)
-    (job(tmp_path, "train-x") / "result.json").write_text('{"test_error": 1.234}')
-    line = progress.line(train, 10.0, tmp_path, "", {})
-    assert line == "[1/2] train-x: test error 1.23 %  (2 h 0 min left)"
-    line = progress.line(search, 10.0, tmp_path, "z", {"search-y": "z"})
-    assert line == "[2/2] search-y: failed: z"
+    said: list[str] = []
+    tests = f"test -e again && {DONE.replace('1}', '1.234}')}; touch again; test -e result.json"
+    commands = shell(tmp_path, a=tests, b="echo z; exit 1")
+    Pool(units(a=(), b=()), tmp_path, commands, JobsConfig(number=1), said.append).run()
+    assert said == [
+        f"2 jobs, 0 of them done, 1 at a time, in {tmp_path}",
+        "[0/2] a: failed, tried again: exit code 1: no output",
+        "[1/2] a: test error 1.23 %  (1 min left)",
+        "[1/2] b: failed, tried again: exit code 1: z  (1 min left)",
+        "[2/2] b: failed: exit code 1: z",
+    ]

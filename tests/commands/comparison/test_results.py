@@ -49,22 +49,24 @@ class Filled(NamedTuple):
     """A study whose jobs are done."""
 
     study: Study
-    units: list[Unit]
     path: Path
 
+    @property
+    def units(self) -> list[Unit]:
+        return self.study.units
+
     def compared(self, **failed: str) -> dict:
-        return comparison(self.study, self.units, self.path, failed)
+        return comparison(self.study, self.path, failed)
 
 
 @pytest.fixture
 def filled(study, tmp_path):
     made = study(random=5, seeds=3, hand_made=3)
-    units = made.units
-    for number, unit in enumerate(units):
+    for number, unit in enumerate(made.units):
         path = result_file(tmp_path, unit.name)
         path.parent.mkdir(parents=True)
         path.write_bytes(to_json(fake_result(unit, number)))
-    return Filled(made, units, tmp_path)
+    return Filled(made, tmp_path)
 
 
 def test_the_contract_and_the_numbers_behind_it(filled):
@@ -94,7 +96,7 @@ def test_the_contract_and_the_numbers_behind_it(filled):
 
 def test_results_keep_their_budget_when_the_list_changes(filled, study):
     made = study(random=5, seeds=3, hand_made=3, budgets=(Budget(macs="60k"), Budget(macs="30k")))
-    value = comparison(made, made.units, filled.path, {})
+    value = comparison(made, filled.path, {})
     assert value["complete"]
     for entry in value["budgets"]:
         lower = 1 if entry["macs"] == 6e4 else 0
@@ -130,7 +132,7 @@ def test_a_study_that_is_not_complete_says_so(filled):
 
 def test_a_study_without_any_result_is_no_error(study, tmp_path):
     made = study()
-    value = comparison(made, made.units, tmp_path, {})
+    value = comparison(made, tmp_path, {})
     assert value["budgets"][0]["p_value"] is None
     ElementTree.fromstring(svg(value))
     assert "Not complete" in markdown(value)

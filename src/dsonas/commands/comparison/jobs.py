@@ -16,20 +16,21 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import joblib
 
-BACKENDS = {"loky": "joblib", "ray": "ray", "dask": "distributed"}  # and the module of each
+from dsonas._utils import PositiveInt, check_settings
+
 GOES_ON = ".going-on"  # in the study's folder: as long as it is there, jobs go on
 STOPPED = "stopped"
 MAX_ATTEMPTS = 2
-PAUSE, PATIENCE = 0.3, 5.0  # seconds: between two looks for GOES_ON, and until a process is killed
+PAUSE, PATIENCE = 0.1, 5.0  # seconds: between two looks, and until a process is killed
 IDLE = 30  # seconds, after which a worker without work ends: its study may have been killed
 _IGNORED = (signal.SIGINT, signal.SIG_IGN)
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -54,26 +55,21 @@ class Unit:
 class JobsConfig:
     """Where the jobs of a study run."""
 
-    number: int | None = None  # at a time, >= 1; None: one for each core of machine or cluster
-    backend: str = "loky"
+    number: PositiveInt | None = None  # at a time; None: one for each core of machine or cluster
+    backend: Literal["loky", "ray", "dask"] = "loky"
     address: str | None = None  # of the cluster; None: as the environment says, or here
 
     def __post_init__(self) -> None:
-        if self.number is not None and self.number < 1:
-            raise ValueError(f"jobs.number must be at least 1, got {self.number}")
-        if self.backend not in BACKENDS:
-            known = ", ".join(BACKENDS)
-            raise ValueError(f"jobs.backend must be one of {known}, got {self.backend!r}")
+        check_settings(self, "jobs")
         if self.backend == "loky" and self.address:
             raise ValueError(
                 f"jobs.address must be left out of this machine, got {self.address!r}: or give "
                 "jobs.backend ray or dask"
             )
-        if find_spec(BACKENDS[self.backend]) is None:
-            raise ValueError(
-                f"jobs.backend {self.backend} must be installed: pip install "
-                f"'dsonas[{self.backend}]'"
-            )
+        module = self.backend.replace("dask", "distributed")
+        if self.backend != "loky" and find_spec(module) is None:
+            wanted = f"pip install 'dsonas[{self.backend}]'"
+            raise ValueError(f"jobs.backend must be installed, got {self.backend!r}: {wanted}")
 
     @contextmanager
     def workers(self) -> Iterator[int]:
@@ -124,15 +120,16 @@ def run_job(path: str, name: str, command: Sequence[str], cwd: str) -> tuple[str
             start_new_session=True,  # Ctrl-C comes to the study alone, which passes it on once
         )  # fmt: skip
     try:
-        while not _ends(process, PAUSE):
+        while process.poll() is None:
             if not asked and not goes_on(path):
                 process.terminate()  # asks it to save; Ray's workers would block SIGINT
                 asked = True
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            if not _ends(process, PATIENCE):
-                process.kill()
+            time.sleep(PAUSE)
+    finally:  # it still runs if this has been interrupted
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+        process.kill()
     code, seconds = process.returncode, time.monotonic() - begun
     if code == 0:
         return name, seconds, "" if result_file(path, name).exists() else "it left no result"
@@ -141,14 +138,6 @@ def run_job(path: str, name: str, command: Sequence[str], cwd: str) -> tuple[str
     how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
     lines = (folder / "output.txt").read_text(errors="replace").strip().splitlines()
     return name, seconds, f"{how}: {lines[-1][:200] if lines else 'no output'}"
-
-
-def _ends(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
 
 
 def goes_on(path: str | Path) -> bool:
@@ -177,35 +166,20 @@ def _going_on(path: Path, stop: Callable[[], bool]) -> Iterator[None]:
         watcher.join()
 
 
+@dataclass
 class Pool:
-    """The jobs of a study that have no result yet, those first in the list first.
+    """The jobs of a study that have no result yet, those first in the list first."""
 
-    Args:
-        units: all jobs, none before one that it needs.
-        path: the study's folder.
-        command: arguments of Python that, before the name of a job, do it or go on with it.
-        config: where they run.
-        say: called with a line whenever a job ends.
-    """
+    units: Sequence[Unit]  # all jobs, none before one that it needs
+    path: Path  # the study's folder
+    command: Sequence[str]  # arguments of Python that, before the name of a job, do it or go on
+    config: JobsConfig
+    say: Callable[[str], None] = print  # called with a line whenever a job ends
 
-    def __init__(
-        self,
-        units: Sequence[Unit],
-        path: Path,
-        command: Sequence[str],
-        config: JobsConfig,
-        say: Callable[[str], None] = print,
-    ) -> None:
-        self.units, self.path, self.config, self.say = units, path, config, say
-        self.arguments = list(command), os.getcwd()
-        self.done = {unit.name for unit in units if result_file(path, unit.name).exists()}
+    def __post_init__(self) -> None:
+        self.done = {u.name for u in self.units if result_file(self.path, u.name).exists()}
         self.failed: dict[str, str] = {}
         self.attempts, self.losses = Counter[str](), 0
-        self._wait_again()
-
-    def _wait_again(self) -> None:
-        ended = self.done | set(self.failed)
-        self.waiting = [unit for unit in self.units if unit.name not in ended]
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Do them until all are done or have failed, or until ``stop`` says so; whether it has.
@@ -215,15 +189,16 @@ class Pool:
         with _going_on(self.path, stop), self.config.workers() as at_once:
             counts = f"{len(self.units)} jobs, {len(self.done)} of them done"
             self.say(f"{counts}, {at_once} at a time, in {self.path}")
-            progress = Progress(self.units, self.waiting, at_once)
+            self.waiting = [unit for unit in self.units if unit.name not in self.done]
+            time_left = TimeLeft(self.waiting, at_once)
             while goes_on(self.path) and self._next() is not None:
                 for name, seconds, reason in self._ended(at_once):
                     if reason == STOPPED and goes_on(self.path):
                         reason = f"its worker finds no {self.path}: share it with all machines"
                     if reason != STOPPED:
-                        unit = self._note(name, reason)
-                        self.say(progress.line(unit, seconds, self.path, reason, self.failed))
-                self._wait_again()
+                        self._note(name, seconds, reason, time_left)
+                ended = self.done | set(self.failed)
+                self.waiting = [unit for unit in self.units if unit.name not in ended]
             stopped = not goes_on(self.path)
         for unit in self.waiting:
             if lost := [name for name in unit.needs if name in self.failed]:
@@ -237,7 +212,7 @@ class Pool:
         """What can start now; joblib asks for more whenever a job has ended."""
         while goes_on(self.path) and (unit := self._next()) is not None:
             self.waiting.remove(unit)
-            yield joblib.delayed(run_job)(str(self.path), unit.name, *self.arguments)
+            yield joblib.delayed(run_job)(str(self.path), unit.name, self.command, os.getcwd())
 
     def _ended(self, at_once: int) -> Iterator[tuple[str, float, str]]:
         """What the workers report; ends before its time if one of them has died."""
@@ -255,18 +230,24 @@ class Pool:
                 ) from None
             self.say(f"a worker has died, its jobs are taken up again ({reason})")
 
-    def _note(self, name: str, reason: str) -> Unit:
+    def _note(self, name: str, seconds: float, reason: str, time_left: TimeLeft) -> None:
+        """Say that a job is done, or has failed for a reason, for good or to be tried again."""
         unit = next(unit for unit in self.units if unit.name == name)
+        self.attempts[name] += 1
         if not reason:
             self.done.add(name)
             self.losses = 0
-            return unit
-        self.attempts[name] += 1
-        if self.attempts[name] == MAX_ATTEMPTS:
+            outcome = _found(read_json(result_file(self.path, name)))
+        elif self.attempts[name] == MAX_ATTEMPTS:
             self.failed[name] = reason
+            outcome = f"failed: {reason}"
         else:
             self.waiting.insert(0, unit)
-        return unit
+            outcome = f"failed, tried again: {reason}"
+        if name in self.done or name in self.failed:
+            time_left.note(unit, seconds)
+        total, done = len(self.units), len(self.done) + len(self.failed)
+        self.say(f"[{done:>{len(str(total))}}/{total}] {name}: {outcome}{time_left}")
 
 
 def result_file(path: str | Path, name: str) -> Path:
@@ -287,30 +268,13 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
-class Progress:
-    """A line for each job that ends, and the time that is left."""
+class TimeLeft:
+    """The time to the end of jobs, by the pace of each kind."""
 
-    def __init__(self, units: Sequence[Unit], pending: Sequence[Unit], at_once: int) -> None:
-        self.total, self.at_once = len(units), at_once
-        self.left = {unit.name: unit for unit in pending}
+    def __init__(self, units: Sequence[Unit], at_once: int) -> None:
+        self.left, self.at_once = {unit.name: unit for unit in units}, at_once
         self.seconds: dict[str, float] = defaultdict(float)
         self.work = Counter[str]()
-
-    def line(
-        self, unit: Unit, seconds: float, path: Path, reason: str, failed: Collection[str]
-    ) -> str:
-        """Say that a job is done, or has failed for a reason, for good or to be tried again."""
-        if unit.name in failed or not reason:
-            self.note(unit, seconds)
-        outcome = f"failed: {reason}" if unit.name in failed else f"failed, tried again: {reason}"
-        if not reason:
-            outcome = _found(read_json(result_file(path, unit.name)))
-        done = f"{self.total - len(self.left):>{len(str(self.total))}}"
-        minutes, left = divmod(max(1, round((self.seconds_left or 0) / 60)), 60), ""
-        if self.left and self.seconds_left is not None:
-            left = f"  ({minutes[0]} h " if minutes[0] else "  ("
-            left += f"{minutes[1]} min left)"
-        return f"[{done}/{self.total}] {unit.name}: {outcome}{left}"
 
     def note(self, unit: Unit, seconds: float) -> None:
         """A job has ended for good."""
@@ -321,10 +285,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Wall time to the end, by the pace of each kind of job; None before the first is done.
-
-        A kind of which none is done yet is taken at the mean pace of the others.
-        """
+        """Wall time; a kind of which none is done is taken at the mean pace of the others."""
         if not self.work.total():
             return None
         mean = sum(self.seconds.values()) / self.work.total()
@@ -332,12 +293,17 @@ class Progress:
         total = sum(unit.work * pace.get(unit.kind, mean) for unit in self.left.values())
         return total / min(self.at_once, max(1, len(self.left)))
 
+    def __str__(self) -> str:
+        if not self.left or self.seconds_left is None:
+            return ""
+        hours, minutes = divmod(max(1, round(self.seconds_left / 60)), 60)
+        return f"  ({f'{hours} h ' if hours else ''}{minutes} min left)"
+
 
 def _found(result: Mapping[str, Any]) -> str:
-    if "test_error" in result:
-        return f"test error {result['test_error']:.2f} %"
-    if "validation_error" in result:
-        return f"held-out error {result['validation_error']:.2f} %"
+    for key, name in (("test_error", "test"), ("validation_error", "held-out")):
+        if key in result:
+            return f"{name} error {result[key]:.2f} %"
     if "live_connections" in result:
         return f"{result['live_connections']} of {result['supernet_connections']} connections"
     return f"{len(result.get('errors', ()))} architectures judged"

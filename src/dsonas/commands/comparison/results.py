@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dsonas.commands.comparison.jobs import Unit, read_json, result_file
+from dsonas.commands.comparison.jobs import read_json, result_file
 from dsonas.commands.comparison.study import METHODS, Study
 from dsonas.run import readable_count, versions
 
@@ -27,13 +27,11 @@ Errors = Sequence[float]  # test errors, in percent
 # the JSON value
 
 
-def comparison(
-    study: Study, units: Sequence[Unit], path: Path, failed: Mapping[str, str]
-) -> dict[str, Any]:
+def comparison(study: Study, path: Path, failed: Mapping[str, str]) -> dict[str, Any]:
     """Sum up what the study in a folder has found so far; ``docs/compare.md`` explains the keys."""
     found = {  # a result was written when its budget may have stood at another place of the list
         unit.name: {**read_json(file), "budget": unit.budget}
-        for unit in units
+        for unit in study.units
         if (file := result_file(path, unit.name)).exists()
     }
     results, config = list(found.values()), study.config
@@ -47,7 +45,7 @@ def comparison(
     return {
         "format": FORMAT,
         "version": VERSION,
-        "complete": len(found) == len(units),
+        "complete": len(found) == len(study.units),
         "data": {"name": config.run.data.name, "training_images": study.num_train,
                  "test_images": study.num_test},
         "budgets": [
@@ -70,7 +68,7 @@ def comparison(
         "failed": dict(failed),
         "study": {
             "seed": config.run.seed, **{name: getattr(config, name) for name in counts},
-            "jobs": len(units),
+            "jobs": len(study.units),
         },
         "settings": config.run.settings(),
         "versions": versions(),
@@ -289,41 +287,39 @@ TITLES = {
     "hand_made_residual": "hand-made, two separable 3x3",
     "hand_made_mobile": "hand-made, inverted bottleneck",
 }
-_HEAD = (
-    "| space | multiply-adds | networks | architectures (trainings) | test error % | best "
-    "| error avoided by searching | p (Welch) | p (permutation) |"
-)
-_NOTE = (
-    "Test error: mean and standard deviation between architectures, each the mean of its "
-    "trainings (hand-made: between trainings of one architecture). Best is chosen on the test "
-    "images, so it is for information only. Error avoided: of the searched networks against "
-    "those of the line; p-values are two-sided."
-)
+_HEAD = """\
+| space | multiply-adds | networks | architectures (trainings) | test error % | best \
+| error avoided by searching | p (Welch) | p (permutation) |
+|-|-|-|-|-|-|-|-|-|"""
+_NOTE = """\
+Test error: mean and standard deviation between architectures, each the mean of its trainings \
+(hand-made: between trainings of one architecture). Best is chosen on the test images, so it is \
+for information only. Error avoided: of the searched networks against those of the line; p-values \
+are two-sided."""
 
 
 def markdown(value: Mapping[str, Any]) -> str:
     """Write the table of a comparison, and what it takes to judge it, as Markdown."""
-    data, study = value["data"], value["study"]
-    lines = [
-        f"# Searched against random and hand-made networks: {data['name']}\n\n"
-        f"{data['training_images']} training and {data['test_images']} test images; "
-        f"searches of each space: {study['seeds']}, trainings of each architecture "
-        f"found: {study['train_seeds']}, seed {study['seed']}. All networks are trained alike, "
-        f"{value['settings']['train.epochs']} epochs on all training images, and measured once, "
-        "at the end; nothing is chosen by the test images.\n"
-    ]
-    if not value["complete"]:
-        lines.append("**Not complete: some jobs are missing.**\n")
-    lines += [_HEAD, "|-" * 9 + "|"]
-    lines += [row for entry in value["budgets"] for row in _rows(entry)]
-    lines += ["", _NOTE, "", *_ranks(value["budgets"]), *_costs(value["cost"])]
-    machine, used = value["hardware"], value["versions"].items()
-    lines.append(
+    data, study, machine = value["data"], value["study"], value["hardware"]
+    versions = ", ".join(f"{name} {version}" for name, version in value["versions"].items())
+    missing = "" if value["complete"] else "**Not complete: some jobs are missing.**\n\n"
+    title = f"""\
+# Searched against random and hand-made networks: {data["name"]}
+
+{data["training_images"]} training and {data["test_images"]} test images; searches of each space: \
+{study["seeds"]}, trainings of each architecture found: {study["train_seeds"]}, seed \
+{study["seed"]}. All networks are trained alike, {value["settings"]["train.epochs"]} epochs on \
+all training images, and measured once, at the end; nothing is chosen by the test images.
+
+{missing}{_HEAD}"""
+    machine = (
         f"- {machine['processor']}, {machine['cores']} cores, {machine['system']}, "
-        f"{machine['threads_per_job']} thread for each job; "
-        + ", ".join(f"{name} {version}" for name, version in used)
+        f"{machine['threads_per_job']} thread for each job; {versions}"
     )
-    lines += [f"- failed: {name}: {reason}" for name, reason in value["failed"].items()]
+    rows = [row for entry in value["budgets"] for row in _rows(entry)]
+    failed = [f"- failed: {name}: {reason}" for name, reason in value["failed"].items()]
+    ranks = [_rank_line(entry) for entry in value["budgets"]]
+    lines = [title, *rows, "", _NOTE, "", *ranks, *_costs(value["cost"]), machine, *failed]
     return "\n".join(lines) + "\n"
 
 
@@ -331,16 +327,15 @@ def _rows(entry: Mapping[str, Any]) -> Iterator[str]:
     for method, title in TITLES.items():
         if (summary := entry["summary"].get(method)) is None:
             continue
-        spread = "" if summary["std"] is None else f" ± {summary['std']:.2f}"
         against = entry["against"].get(method, {})
-        avoided = against.get("relative_error_reduction")
+        avoided, spread = against.get("relative_error_reduction"), summary["std"]
         count = 1 if method.startswith("hand_made") else summary["num_values"]
         cells = [
             entry["space"],
             _count(entry["macs"]),
             title,
             f"{count} ({summary['num_trainings']})",
-            f"{summary['mean']:.2f}{spread}",
+            f"{summary['mean']:.2f}" + ("" if spread is None else f" ± {spread:.2f}"),
             f"{summary['best']:.2f}",
             "" if avoided is None else f"{100 * avoided:.1f} %",
             _p(against.get("p_value")),
@@ -349,26 +344,23 @@ def _rows(entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def _ranks(entries: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    for entry in entries:
-        rank, where = entry["kendall_tau"], f"{entry['space']}, {_count(entry['macs'])}"
-        if rank["tau"] is None:
-            yield f"- rank correlation ({where}): not measured, {rank['reason']}"
-        else:
-            yield (
-                f"- rank correlation of the pretrained supernet's error and the trained error of "
-                f"{rank['num_architectures']} random architectures ({where}): Kendall's tau "
-                f"{rank['tau']:.2f} (p {_p(rank['p_value'])})"
-            )
+def _rank_line(entry: Mapping[str, Any]) -> str:
+    rank, where = entry["kendall_tau"], f"{entry['space']}, {_count(entry['macs'])}"
+    if rank["tau"] is None:
+        return f"- rank correlation ({where}): not measured, {rank['reason']}"
+    return (
+        f"- rank correlation of the pretrained supernet's error and the trained error of "
+        f"{rank['num_architectures']} random architectures ({where}): Kendall's tau "
+        f"{rank['tau']:.2f} (p {_p(rank['p_value'])})"
+    )
 
 
 def _costs(cost: Mapping[str, Any]) -> Iterator[str]:
     kinds = ", ".join(f"{kind} {hours:.2f}" for kind, hours in cost["core_hours_by_kind"].items())
     yield f"- cost of the study: {cost['core_hours']:.2f} core-hours ({kinds})"
     for space, search in cost["search"].items():
-        seconds = search["core_seconds"]
+        seconds, counted = search["core_seconds"], _count(search["counted_macs"])
         mean = f"{fmean(seconds):.0f} core-seconds" if seconds else "not done"
-        counted = _count(search["counted_macs"])
         yield f"- a search of the {space} space: {counted} counted multiply-adds, {mean}"
     for name, search in cost["random_search"].items():
         yield (
