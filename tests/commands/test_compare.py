@@ -159,7 +159,7 @@ CLUSTERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", CLUSTERS)
 def test_a_cluster_of_two_workers_does_the_jobs_and_gets_the_same(
-    start, tiny, tmp_path, backend, monkeypatch
+    start, tiny, tmp_path, backend, monkeypatch, here
 ):
     """The parent of a job is its worker: both work. Results are those of this machine's jobs."""
     make, variable = CLUSTERS[backend]
@@ -181,13 +181,16 @@ def test_a_cluster_of_two_workers_does_the_jobs_and_gets_the_same(
     parents = Counter(marks.read_text().split())
     del parents[str(os.getpid())]  # of the study itself
     assert len(parents) >= 2
-    here = [argument for argument in given if argument not in ("--jobs.backend", backend)]
-    here[here.index("--out") + 1] = tmp_path / "here"
-    process = start(*here)
-    process.communicate(timeout=500)
-    for result in (tmp_path / "here").glob("jobs/*/result.json"):
-        other = tmp_path / "study" / result.relative_to(tmp_path / "here")
-        assert timeless(result) == timeless(other)
+    for name, result in here.items():
+        assert timeless(tmp_path / "study" / "jobs" / name / "result.json") == result
+
+
+@pytest.fixture(scope="module")
+def here(start, tiny, tmp_path_factory) -> dict[str, dict]:
+    """The results of the cluster's study by this machine."""
+    out = tmp_path_factory.mktemp("here")
+    start("compare", *tiny, *SMALL, "--random", "2", "--out", out).communicate(timeout=500)
+    return {path.parent.name: timeless(path) for path in out.glob("jobs/*/result.json")}
 
 
 def timeless(result: Path) -> dict:

@@ -90,7 +90,7 @@ def test_a_judgement_counts_only_the_images_it_saw(run_config, digits, study, mo
 def test_a_ranking_reads_the_supernet_of_the_search(run_config, digits, study, tmp_path):
     made = study()
     torch.manual_seed(1)
-    network = Network(made.spaces["full"].complete(), sharing="full")
+    network = Network(made.spaces["full"].complete(), scaled=True)
     folder = tmp_path / "jobs" / "rank-full-3"
     search = tmp_path / "jobs" / "search-full-0"
     state = {"stage": "pretrain", "state": {"network": network.state_dict()}}
