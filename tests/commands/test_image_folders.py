@@ -111,7 +111,7 @@ def test_grey_images_are_refused_where_colour_is_demanded(dsonas, grey, tmp_path
 
 
 def test_evaluate_refuses_other_classes(dsonas, grey, digit_folder):
-    ended = dsonas("evaluate", "--run", grey[1], "--data.name", f"folder:{digit_folder('L', 4)}")
+    ended = dsonas("evaluate", "--run", grey[1], "--data.name", f"folder:{digit_folder('RGB', 4)}")
     assert (ended.code, "knows the classes" in ended.err) == (2, True)
 
 

@@ -57,6 +57,8 @@ def test_a_run_does_not_fail_with_its_report(dsonas, tiny, tmp_path, monkeypatch
         monkeypatch.setitem(sys.modules, "jinja2", None)
     else:
         (tmp_path / "run" / "report.html").mkdir(parents=True)
+        settings = dsonas("run", *tiny, "--print_config").out
+        (tmp_path / "run" / "config.yaml").write_text(settings)  # so that it is a run's
     ended = dsonas("run", *tiny, "--out", tmp_path / "run")
     assert ended.code == 0
     assert (tmp_path / "run" / "metrics.json").exists()

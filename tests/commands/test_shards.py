@@ -22,7 +22,15 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def images(digit_folder):
-    return digit_folder("L")
+    """Sixteen of each digit for training, four for the test."""
+    root = digit_folder("L")
+    for file in list(root.rglob("*.png")):
+        part = root / ("val" if int(file.stem) % 5 == 4 else "train") / file.parent.name
+        part.mkdir(parents=True, exist_ok=True)
+        file.rename(part / file.name)
+    for folder in root.glob("digit*"):
+        folder.rmdir()
+    return root
 
 
 @pytest.fixture(scope="module")

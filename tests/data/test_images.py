@@ -63,7 +63,7 @@ def test_files_and_memory_agree(folder):
 def test_loading_leaves_out_damaged_files(folder):
     (folder / "1.png").write_bytes(b"no image")
     loaded, bad = file_images(folder).load(num_threads=1)
-    assert bad == [str(folder / "1.png")]
+    assert bad == {str(folder / "1.png"): "cannot identify image file"}
     assert loaded.labels.tolist() == [0, 0, 1]
     assert torch.equal(
         loaded.gather(torch.tensor([2])), file_images(folder).gather(torch.tensor([3]))

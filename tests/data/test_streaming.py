@@ -25,14 +25,15 @@ PER_SHARD = 3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Class folders of three digits, 20 of each, in PNG and JPEG files."""
+    """Three digits, 16 for training and 4 for the test of each, in PNG and JPEG files."""
     root = tmp_path_factory.mktemp("digits")
     flat, labels = load_digits(return_X_y=True)
     for label in range(3):
-        (root / f"digit{label}").mkdir()
         for i, pixels in enumerate(np.asarray(flat)[labels == label][:20]):
             image = Image.fromarray(np.uint8(pixels.reshape(8, 8) * 15.9))
-            image.save(root / f"digit{label}" / f"{i:02}.{('png', 'jpg')[i % 2]}", quality=95)
+            place = root / ("val" if i % 5 == 4 else "train") / f"digit{label}"
+            place.mkdir(parents=True, exist_ok=True)
+            image.save(place / f"{i:02}.{('png', 'jpg')[i % 2]}", quality=95)
     return root
 
 
@@ -149,15 +150,15 @@ def test_larger_images_are_shrunk(save_image, tmp_path):
 
 def test_files_that_are_no_images_are_left_out(folder, tmp_path, caplog):
     root = shutil.copytree(folder, tmp_path / "damaged")
-    content = (root / "digit0" / "01.jpg").read_bytes()
-    (root / "digit0" / "01.jpg").write_bytes(content[: len(content) // 2])
-    (root / "digit1" / "02.png").write_text("not an image")
+    content = (root / "train" / "digit0" / "01.jpg").read_bytes()
+    (root / "train" / "digit0" / "01.jpg").write_bytes(content[: len(content) // 2])
+    (root / "train" / "digit1" / "02.png").write_text("not an image")
     with caplog.at_level(logging.WARNING):
         indices = write_shards(root, tmp_path / "out")
     num_images = [len(shard.labels) for index in indices.values() for shard in index.shards]
     assert sum(num_images) == 58
     skipped = [name for index in indices.values() for name in index.skipped]
-    assert sorted(skipped) == ["digit0/01.jpg", "digit1/02.png"]
+    assert sorted(skipped) == ["train/digit0/01.jpg", "train/digit1/02.png"]
     assert "unreadable image files skipped" in caplog.text
     assert sorted(load(tmp_path / "out").skipped) == sorted(skipped)
 

@@ -104,6 +104,7 @@ def _work_in(
         check_front(front, job)
         extra = {"architecture": path} if path else {}
         folder.begin(to_yaml({**extra, **config.groups()}), searches=not path, refits=refit)
+        job.write_split()
         stop.wait_for_step()
         try:
             with job.tracking:
@@ -258,7 +259,8 @@ def _evaluate(command: str, arguments: list[str], stop: StopSignal) -> int:
     if "--json" in arguments:
         print(json.dumps(measured))
     else:
-        print(f"test error {measured['test_error']} %  test loss {measured['test_loss']}")
+        error, loss = measured["test_error"], measured["test_loss"]
+        print(f"test error {error} %  test loss {loss}  {measured['images']:g} images")
     return EXIT_DONE
 
 

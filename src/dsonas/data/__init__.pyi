@@ -11,11 +11,15 @@ from .data_config import (
     DataError as DataError,
     short_name as short_name,
 )
-from .folders import (
-    Listing as Listing,
+from .folder_images import (
     choose_image_size as choose_image_size,
     list_parts as list_parts,
     scan as scan,
+)
+from .folders import (
+    Listing as Listing,
+    Split as Split,
+    plain_name as plain_name,
 )
 from .images import (
     FileImages as FileImages,
@@ -25,6 +29,7 @@ from .images import (
 from .loading import (
     ImageData as ImageData,
     load_data as load_data,
+    load_test as load_test,
     resolve_augmentation as resolve_augmentation,
     split_for_search as split_for_search,
 )

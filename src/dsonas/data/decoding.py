@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from io import BytesIO
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .augmentation import CentreCrop, Crop
 from .data_config import DataError
 from .pixels import check_range, read_pixels, to_8bit
 
-EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
+with suppress(ImportError):  # extra ``formats``: HEIC, as telephones write it
+    import_module("pillow_heif").register_heif_opener()
 
 
 class UnreadableImageError(DataError):
-    """A file that is not an image, or is damaged, truncated or of an unsupported kind."""
+    """A file that is not an image, or is damaged, truncated or of an unsupported kind.
+
+    Args:
+        message: with the file's name.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -128,9 +139,10 @@ def _open(file: str | bytes) -> Image.Image:
 
 
 def _unreadable(name: str | bytes, error: Exception) -> UnreadableImageError:
-    reason = re.sub(r" <_io\S* .*>", "", str(error))  # says nothing to a user
+    # the object in memory, or the name once more, say nothing to a user
+    reason = " ".join(re.sub(r" (<_io\S* .*>|'.*')$", "", str(error)).split())
     called = "in memory" if isinstance(name, bytes) else name
-    return UnreadableImageError(f"cannot read image {called}: {reason}")
+    return UnreadableImageError(f"cannot read image {called}: {reason}", reason)
 
 
 def _is_grey(image: Image.Image) -> bool:

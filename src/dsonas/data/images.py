@@ -26,63 +26,44 @@ class ImageSet(ABC):
         image_shape: channels, height, width.
         in_memory: whether ``gather`` is an index into memory rather than a read from disk.
         crop: what is cut out of each image when it is fetched, see ``cropped``; None: the middle.
+        names: what to call each image, the path in its folder for instance; None: it has no name.
     """
 
     labels: Tensor
     image_shape: tuple[int, int, int]
     in_memory: bool
     crop: Crop | None = None
+    names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @abstractmethod
     def subset(self, indices: Tensor) -> ImageSet:
-        """Choose images; pixels are shared, not copied.
-
-        Args:
-            indices: int64 tensor of positions, or bool tensor of ``num_images`` entries.
-
-        Returns:
-            An image set of the same kind.
-        """
+        """Choose images by an int64 tensor of positions or a bool tensor; pixels are shared."""
 
     @abstractmethod
     def gather(self, indices: Tensor) -> Tensor:
-        """Fetch the pixels of some images.
-
-        Args:
-            indices: int64 tensor of shape ``(batch,)``.
-
-        Returns:
-            uint8 tensor of shape ``(batch, channels, height, width)``.
-        """
-
-    def name(self, position: int) -> str:
-        """The path of an image's file; empty if it has none."""
-        return ""
+        """Fetch the pixels at some positions, uint8 ``(batch, channels, height, width)``."""
 
     def read(self, chunks: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Fetch the pixels and labels of groups of images one after the other.
-
-        Args:
-            chunks: int64 tensors of positions.
-
-        Returns:
-            Iterator over pixels as of ``gather``, and labels.
-        """
+        """Fetch pixels and labels of groups of positions one after the other."""
         for chunk in chunks:
             yield self.gather(chunk), self.labels[chunk]
 
+    def name(self, position: int) -> str:
+        """What to call an image; nothing if it has no name."""
+        return self.names[position] if self.names else ""
+
+    def _names(self, indices: Tensor) -> tuple[str, ...] | None:
+        if self.names is None:
+            return None
+        return tuple(self.names[at] for at in torch.arange(len(self))[indices].tolist())
+
     def order(self, seed: int, batch_size: int) -> Tensor:
-        """A random order of an epoch.
+        """Draw the order of an epoch, every position once, from a seed.
 
-        Args:
-            seed: the order is a pure function of the set, seed and batch size.
-            batch_size: images that are used together, >= 1; it matters for streams only.
-
-        Returns:
-            int64 tensor of shape ``(num_images,)``, every position once.
+        The batch size matters for streams only.
         """
         return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
 
@@ -117,15 +98,7 @@ class ImageSet(ABC):
         return self.subset(first), self.subset(~first)
 
     def sample(self, num_images: int | None, seed: int) -> ImageSet:
-        """Choose a stratified subset.
-
-        Args:
-            num_images: at most so many, >= 1; None for all.
-            seed: the same seed gives the same subset.
-
-        Returns:
-            An image set of the same kind; the set itself if it is no larger than asked for.
-        """
+        """Choose a stratified subset of at most so many images; None for all."""
         if num_images is None or num_images >= len(self):
             return self
         return self.subset(stratified_choice(self.labels, num_images, seed))
@@ -138,7 +111,7 @@ class TensorImages(ImageSet):
         images: uint8 tensor of shape ``(num_stored, channels, height, width)``.
         labels: int64 tensor, class of each image.
         rows: int64 tensor, the row of ``images`` of each image; None for all in order.
-        names: the path of each row's file; empty if they have none.
+        names: see ``ImageSet``.
 
     Raises:
         ValueError: if the tensors do not fit together.
@@ -156,7 +129,7 @@ class TensorImages(ImageSet):
         images: Tensor,
         labels: Tensor,
         rows: Tensor | None = None,
-        names: Sequence[str] = (),
+        names: tuple[str, ...] | None = None,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise ValueError(
@@ -169,20 +142,15 @@ class TensorImages(ImageSet):
                 f"labels must be as many as images, got {len(labels)} for {num_images}: "
                 "give one label for each image"
             )
-        self._images, self._rows, self._names = images, rows, names
+        self._images, self._rows, self.names = images, rows, names
         self.labels = labels.to(torch.int64)
         self.image_shape = (images.shape[1], images.shape[2], images.shape[3])
 
     def subset(self, indices: Tensor) -> TensorImages:
         """Choose images; see ``ImageSet.subset``."""
         rows = torch.arange(len(self._images)) if self._rows is None else self._rows
-        found = TensorImages(self._images, self.labels[indices], rows[indices], self._names)
-        return cropped(found, self.crop)
-
-    def name(self, position: int) -> str:
-        """The path of an image's file; empty if it has none."""
-        row = position if self._rows is None else int(self._rows[position])
-        return self._names[row] if self._names else ""
+        chosen = self.labels[indices], rows[indices], self._names(indices)
+        return cropped(TensorImages(self._images, *chosen), self.crop)
 
     def gather(self, indices: Tensor) -> Tensor:
         """Fetch pixels; see ``ImageSet.gather``."""
@@ -199,10 +167,6 @@ class DecodedImages(ImageSet):
 
     in_memory = False
     num_replaced = 0
-
-    @abstractmethod
-    def name(self, position: int) -> str:
-        """What the log calls an image."""
 
     @abstractmethod
     def decode(self, position: int) -> Tensor:
@@ -247,13 +211,20 @@ class FileImages(DecodedImages):
         labels: int64 tensor, class of each file.
         image_size: side of the decoded squares in pixels.
         channels: 1 for grey, 3 for RGB.
+        names: see ``ImageSet``; None: the paths.
 
     Raises:
         ValueError: if there are not as many labels as files.
     """
 
     def __init__(
-        self, paths: Sequence[str], labels: Tensor, *, image_size: int, channels: int
+        self,
+        paths: Sequence[str],
+        labels: Tensor,
+        *,
+        image_size: int,
+        channels: int,
+        names: tuple[str, ...] | None = None,
     ) -> None:
         if len(paths) != len(labels):
             raise ValueError(
@@ -261,6 +232,7 @@ class FileImages(DecodedImages):
                 "give one label for each file"
             )
         self.paths = tuple(paths)
+        self.names = names or self.paths
         self.labels = labels.to(torch.int64)
         self.image_shape = (channels, image_size, image_size)
 
@@ -268,7 +240,10 @@ class FileImages(DecodedImages):
         """Choose images; see ``ImageSet.subset``."""
         paths = [self.paths[i] for i in torch.arange(len(self))[indices].tolist()]
         channels, image_size, _ = self.image_shape
-        found = FileImages(paths, self.labels[indices], image_size=image_size, channels=channels)
+        found = FileImages(
+            paths, self.labels[indices], image_size=image_size, channels=channels,
+            names=self._names(indices),
+        )  # fmt: skip
         return cropped(found, self.crop)
 
     def gather(self, indices: Tensor) -> Tensor:
@@ -282,33 +257,27 @@ class FileImages(DecodedImages):
             pixels[place] = self._decode_or_replace(index, self.paths[index])
         return pixels
 
-    def load(self, num_threads: int) -> tuple[TensorImages, list[str]]:
-        """Decode everything into memory.
-
-        Args:
-            num_threads: decoding threads, >= 1.
+    def load(self, num_threads: int) -> tuple[TensorImages, dict[str, str]]:
+        """Decode everything into memory, by some threads.
 
         Returns:
-            The readable images, and the paths of the unreadable files.
+            The readable images, and by path why the other files are unreadable.
         """
         images = torch.empty(len(self), *self.image_shape, dtype=torch.uint8)
 
-        def decode_into_place(position: int) -> bool:
+        def decode_into_place(position: int) -> str | None:
             try:
                 images[position] = self.decode(position)
-            except UnreadableImageError:
-                return False
-            return True
+            except UnreadableImageError as error:
+                return error.reason
+            return None
 
         with ThreadPoolExecutor(num_threads) as pool:
-            readable = torch.tensor(list(pool.map(decode_into_place, range(len(self)))))
-        bad = [path for path, good in zip(self.paths, readable.tolist(), strict=True) if not good]
-        loaded = TensorImages(images, self.labels, names=self.paths)
+            found = list(pool.map(decode_into_place, range(len(self))))
+        loaded = TensorImages(images, self.labels, names=self.names)
+        bad = {self.paths[at]: reason for at, reason in enumerate(found) if reason is not None}
+        readable = torch.tensor([reason is None for reason in found])
         return (loaded.subset(readable) if bad else loaded), bad
-
-    def name(self, position: int) -> str:
-        """Its path."""
-        return self.paths[position]
 
     def decode(self, position: int) -> Tensor:
         """Decode one file; see ``DecodedImages.decode``."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 
 from .augmentation import JITTER, LEAST_AREA, Augmentation
 from .data_config import PLACED, DataConfig, DataError
-from .folders import read_folder
+from .folder_images import read_folder, read_test_images
+from .folders import Split, first
 from .images import ImageSet
 from .normalisation import channel_statistics
 from .sources import (
@@ -46,6 +50,8 @@ class ImageData:
         std: standard deviation of every channel in units of 0..1, > 0.
         train_augmentation: crop, flip and cutout, for step 3.
         skipped: files that could not be read, relative to the image folder.
+        layout: how the folders of an image folder were understood, in one line.
+        split: which files of an image folder are for what; None for other data.
         test_crop: side of the middle square of a test image that is used, over its shorter side.
     """
 
@@ -57,6 +63,16 @@ class ImageData:
     train_augmentation: Augmentation
     skipped: tuple[str, ...] = ()
     test_crop: float = 1.0
+    layout: str = ""
+    split: Split | None = None
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint keeps: class names, and a fingerprint of files and labels."""
+        digest = hashlib.sha256(self.split.to_csv().encode() if self.split else b"")
+        for part in (self.train, self.test):
+            digest.update(part.labels.numpy().tobytes())
+        return {"class_names": list(self.class_names), "fingerprint": digest.hexdigest()}
 
     @property
     def search_augmentation(self) -> Augmentation:
@@ -100,8 +116,9 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
     """
     source = SOURCES[config.source](config, seed)
     if source.skipped:
-        first = ", ".join(source.skipped[:3])
-        logger.warning("%d unreadable image files skipped: %s", len(source.skipped), first)
+        rows = source.split.rows if source.split else {}
+        told = [f"{n} ({rows[n].reason})" if n in rows else n for n in source.skipped]
+        logger.warning("%d unreadable image files skipped: %s", len(told), first(told))
     _check_size(source, config)
     _check_every_class(source)
     mean, std = source.statistics or channel_statistics(source.train)
@@ -115,7 +132,60 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
             config, source.train.image_shape[1], source.crop_padding, source.flip
         ),
         skipped=source.skipped,
+        layout=source.layout,
+        split=source.split,
         test_crop=config.test_crop if config.source in PLACED else 1.0,
+    )
+
+
+def load_test(
+    config: DataConfig,
+    seed: int = 0,
+    *,
+    class_names: Sequence[str],
+    image_size: int,
+    input_channels: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop: float = 1.0,
+    split: Split | None = None,
+) -> ImageData:
+    """Load the images on which a finished network is to be measured, as its ``test``.
+
+    Args:
+        config: the data set of its run, or another one.
+        seed: of its run.
+        class_names: of the network, in the order of its outputs; a folder may lack some.
+        image_size: side of the network's images in pixels.
+        input_channels: of the network; images are converted.
+        mean: that the network expects.
+        std: that the network expects.
+        crop: see ``DataConfig.test_crop``; that of the network.
+        split: of its run; see ``read_test_images``. None if no image was in training.
+
+    Raises:
+        DataError: if the data are missing or have other classes.
+    """
+    color = "grey" if input_channels == 1 else "auto"
+    config = replace(config, image_size=image_size, color=color, test_crop=crop)
+    if config.source == "folder":
+        test = read_test_images(config, class_names, input_channels, split)
+    else:
+        data = load_data(config, seed)
+        if data.class_names != tuple(class_names):
+            raise DataError(
+                f"the network knows the classes {list(class_names)}, the data set has "
+                f"{list(data.class_names)}: give the data set it was trained on"
+            )
+        test = data.test
+    return ImageData(
+        train=test,
+        test=test,
+        class_names=tuple(class_names),
+        mean=tuple(mean),
+        std=tuple(std),
+        train_augmentation=Augmentation(),
+        test_crop=crop,
     )
 
 

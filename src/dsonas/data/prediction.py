@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .augmentation import CentreCrop
 from .data_config import DataError
-from .decoding import EXTENSIONS, UnreadableImageError, decode
+from .decoding import UnreadableImageError, decode
+from .folders import list_images
 from .normalisation import normalise
 
 logger = logging.getLogger(__name__)
@@ -71,13 +72,9 @@ def _list_files(path: Path) -> list[str]:
         return [str(path)]
     if not path.is_dir():
         raise DataError(f"{path} not found: name an image file or a folder of images")
-    files = [
-        str(file)
-        for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".") and file.is_file()
-    ]
+    files = list_images(path)
     if not files:
-        raise DataError(f"{path} has no images: their names must end in {', '.join(EXTENSIONS)}")
+        raise DataError(f"{path} has no images that Pillow can read: name another folder")
     return files
 
 

@@ -21,7 +21,8 @@ from dsonas._utils import derive_seed, write_atomically
 
 from .data_config import DataError
 from .decoding import read_header, shrink_image
-from .folders import Listing, choose_image_size, list_parts, scan
+from .folder_images import choose_image_size, list_parts, scan
+from .folders import Listing
 from .images import FileImages
 from .normalisation import channel_statistics
 from .sources import SPLIT_SEED, Statistics

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as transforms
 from dsonas._utils import derive_seed
 
 from .data_config import DataConfig, DataError
+from .folders import Split
 from .images import ImageSet, TensorImages
 
 SPLIT_SEED = 20181105  # fixed, so that results of runs with different seeds are comparable
@@ -45,6 +46,8 @@ class SourceData:
         crop_padding: default padding of random crops in pixels.
         flip: whether mirroring is sensible.
         skipped: files that could not be read.
+        layout: how the folders were understood, in one line.
+        split: which files of a folder are for what.
     """
 
     train: ImageSet
@@ -54,6 +57,8 @@ class SourceData:
     crop_padding: int | None = None
     flip: bool = True
     skipped: tuple[str, ...] = ()
+    layout: str = ""
+    split: Split | None = None
 
 
 def read_digits(config: DataConfig, seed: int) -> SourceData:

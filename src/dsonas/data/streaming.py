@@ -16,7 +16,7 @@ from dsonas._utils import derive_seed
 
 from .augmentation import CentreCrop, cropped
 from .data_config import DataConfig, DataError
-from .folders import choose_channels, choose_image_size
+from .folder_images import choose_channels, choose_image_size
 from .images import DecodedImages
 from .shards import COLORS, INDEX_NAME, ShardIndex
 from .sources import SPLIT_SEED, SourceData

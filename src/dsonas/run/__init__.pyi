@@ -35,6 +35,7 @@ from .recipes import (
 from .run_batches import (
     EVALUATION_BATCH as EVALUATION_BATCH,
     held_out_batches as held_out_batches,
+    test_data as test_data,
 )
 from .run_config import (
     RENAMED as RENAMED,

@@ -73,7 +73,15 @@ class Preprocessing:
 
 
 def write_weights(path: Path, network: Network, preprocessing: Preprocessing) -> None:
-    """Write the weights of a network, without an auxiliary head, and what it expects."""
+    """Write the weights of a network, without an auxiliary head, and what it expects.
+
+    Raises:
+        RunError: if that does not fit the network.
+    """
+    try:
+        preprocessing.check(network.architecture.skeleton)
+    except ValueError as error:
+        raise RunError(f"{path} is not written: {error}") from None
     weights = {
         name: value.detach().cpu().contiguous()
         for name, value in network.state_dict().items()

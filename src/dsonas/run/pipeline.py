@@ -28,7 +28,7 @@ from dsonas.run.fitting import (
     parts_table,
     run_measures,
 )
-from dsonas.run.run_batches import held_out_batches, training_batches
+from dsonas.run.run_batches import held_out_batches, test_data, training_batches
 from dsonas.run.run_config import RunConfig
 from dsonas.run.runs import Preprocessing, RunError, RunFolder, versions
 from dsonas.run.tracking import Tracking
@@ -74,9 +74,29 @@ class Job:
         )
         self.measures = run_measures(self.config, self.latency)
         self._extras: dict[str, Any] = dict(saved.get("extras", {}))
+        self._require_same_images()
+        if self.data.layout:
+            self.reporter.say(f"images    {self.data.layout}")
         if self.resume:
             stage, epoch = self.resume["stage"], self.resume["epoch"]
             self.reporter.say(f"resuming {stage} after {epoch} epochs")
+
+    def _require_same_images(self) -> None:
+        """Refuse to go on with other classes or files than the run has used so far."""
+        known, now = self._extras.get("data"), self.data.identity
+        if known is not None and known != now:
+            before, after = self.folder.split, self.data.split
+            what = before.changes(after) if before and after else ""
+            raise RunError(
+                f"{self.folder.path} was begun with other images ({what or 'files or labels'}): "
+                "put them back as they were, or choose another --out"
+            )
+        self._extras["data"] = now
+
+    def write_split(self) -> None:
+        """Write which file of an image folder is for what."""
+        if self.data.split is not None:
+            self.folder.write("split.csv", self.data.split.to_csv())
 
     def latency(self, architecture: Architecture) -> float:
         """Milliseconds that a budget bounds, as the first process measures them, for all."""
@@ -226,6 +246,7 @@ class Job:
             "processes": self.world.size,
             "versions": versions(),
         }
+        self.write_split()
         self.folder.write_network(network, Preprocessing.of(self.data))
         self.folder.write_log(self.journal.rows)
         self.folder.write_metrics(metrics)
@@ -238,9 +259,10 @@ def evaluate_run(folder: RunFolder, config: RunConfig) -> dict[str, float]:
     Raises:
         RunError: if the network is not for these images.
     """
-    engine, data = Engine(config.engine), load_data(config.data, config.seed)
+    engine, data = Engine(config.engine), test_data(folder, config.data, config.seed)
     network, data = place_network(folder, data, engine)
-    return evaluate(network, held_out_batches(data, engine), engine)
+    measured = evaluate(network, held_out_batches(data, engine), engine)
+    return {**measured, "images": len(data.test)}
 
 
 def place_network(folder: RunFolder, data: ImageData, engine: Engine) -> tuple[Network, ImageData]:

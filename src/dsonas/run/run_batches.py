@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dsonas._utils import derive_seed
-from dsonas.data import Batches, ImageData
+from dsonas.data import Batches, DataConfig, ImageData, load_test
 from dsonas.run.run_config import RunConfig
+from dsonas.run.runs import RunFolder
 from dsonas.train import Engine
 
 EVALUATION_BATCH = 250
@@ -24,6 +25,21 @@ def training_batches(data: ImageData, engine: Engine, config: RunConfig) -> Batc
         workers=config.data.workers,
         share=engine.processes.share,
     )
+
+
+def test_data(folder: RunFolder, config: DataConfig, seed: int) -> ImageData:
+    """Load the images that measure the network of a finished run, as it expects them.
+
+    Of an image folder these are the test images of the run, by its ``split.csv``; see
+    ``load_test``. The names of the classes are those of the network.
+
+    Raises:
+        ValueError: if the network or the images cannot be had; the message says why.
+    """
+    network, preprocessing = folder.load_network()
+    pixels = preprocessing.pixels(network.architecture.skeleton)
+    names = preprocessing.class_names
+    return load_test(config, seed, class_names=names, split=folder.split, **pixels)
 
 
 def held_out_batches(data: ImageData, engine: Engine, workers: int = 0) -> Batches:

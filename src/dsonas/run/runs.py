@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from dsonas._utils import write_atomically
 from dsonas.cost import chain_from_json, is_chain
+from dsonas.data import Split
 from dsonas.graph import Architecture, ArchitectureError, BlockGraph
 from dsonas.nn import Network
 from dsonas.run.locking import locked
@@ -71,9 +73,28 @@ class RunFolder:
 
         Raises:
             FolderInUseError: if another process works there.
+            RunError: if the folder holds files that are not of a run.
         """
+        if self.writes:
+            self._require_own()
         with locked(self.path) if self.writes else nullcontext():
             yield self
+
+    def _require_own(self) -> None:
+        """Refuse a folder of somebody else's files: its config.yaml, say, would be overwritten."""
+        if not self.path.is_dir():
+            return
+        names = sorted(file.name for file in self.path.iterdir() if file.name[0] != ".")
+        try:
+            stored = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            stored = None
+        is_run = isinstance(stored, dict) and {"seed", "data", "network", "train"} <= stored.keys()
+        if names and not is_run:
+            raise RunError(
+                f"--out must be a new folder or that of a run, got {self.path}, which holds other "
+                f"files ({', '.join(names[:3])}): choose another"
+            )
 
     @cached_property
     def last_checkpoint(self) -> dict[str, Any] | None:
@@ -150,6 +171,12 @@ class RunFolder:
         if refits or (searches and self.begun is None):
             (self.path / "architecture.json").unlink(missing_ok=True)
         self.write("config.yaml", config_text)
+
+    @property
+    def split(self) -> Split | None:
+        """Which files of its image folder the run uses for what; None if it has no such folder."""
+        path = self.path / "split.csv"
+        return Split.from_csv(path.read_bytes().decode(errors="replace")) if path.exists() else None
 
     def write(self, name: str, text: str) -> None:
         """Write a text file."""

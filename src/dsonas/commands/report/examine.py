@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from dsonas._utils import write_atomically
-from dsonas.data import DataConfig, ImageData, ImageSet, load_data
-from dsonas.run import RunFolder, held_out_batches, place_network
+from dsonas.data import DataConfig, ImageData, ImageSet
+from dsonas.run import RunFolder, held_out_batches, place_network, test_data
 from dsonas.train import Engine, EngineConfig
 
 FILE_NAME = "evaluation.json"
@@ -91,7 +91,8 @@ def examine(
         return stored
     engine = Engine(_from_mapping(EngineConfig, config.get("engine")))
     if data is None:
-        data = load_data(_from_mapping(DataConfig, config.get("data")), config.get("seed") or 0)
+        wanted = _from_mapping(DataConfig, config.get("data"))
+        data = test_data(folder, wanted, config.get("seed") or 0)
     network, data = place_network(folder, data, engine)
     probabilities, labels = _predict(network, data, engine)
     size = data.num_classes
