@@ -1,6 +1,7 @@
 """Runs on folders of image files, and predictions."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -131,3 +132,93 @@ def test_evaluate_uses_the_statistics_of_the_training(dsonas, digit_folder, tmp_
     metrics = json.loads((run / "metrics.json").read_text())
     measured = json.loads(dsonas("evaluate", "--run", run, "--json").out)
     assert measured["test_loss"] == metrics["test_loss"]
+
+
+def interrupted(dsonas, images: Path, run: Path, monkeypatch: pytest.MonkeyPatch, *options: object):
+    """A run that ends after its first epoch of the search; returns what goes on with it."""
+    from dsonas.run import Job
+
+    command = ["run", "--data.name", f"folder:{images}", *SMALL, "--out", run, *options]
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "train", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            dsonas(*command)
+    assert any((run / "checkpoints").rglob("*.pt"))
+    return lambda: dsonas(*command)
+
+
+CHANGES = {
+    "classes gone: digit2; classes new: two": lambda root: (root / "digit2").rename(root / "two"),
+    "classes gone: digit2; 20 files gone": lambda root: shutil.rmtree(root / "digit2"),
+    "classes new: more; 20 files new": lambda root: shutil.copytree(root / "digit0", root / "more"),
+    "1 files new: digit1/more.png": lambda root: shutil.copy(
+        root / "digit0" / "00.png", root / "digit1" / "more.png"
+    ),
+    "1 files gone: digit1/03.png": lambda root: (root / "digit1" / "03.png").unlink(),
+    "1 files changed: digit1/03.png": lambda root: (root / "digit1" / "03.png").write_bytes(b"no"),
+}
+
+
+@pytest.mark.parametrize("said", CHANGES)
+def test_a_run_does_not_go_on_with_other_images(dsonas, digit_folder, tmp_path, monkeypatch, said):
+    images, run = digit_folder("L"), tmp_path / "run"
+    kept = shutil.copytree(images, tmp_path / "kept")
+    go_on = interrupted(dsonas, images, run, monkeypatch)
+    CHANGES[said](images)
+    ended = go_on()
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert f"was begun with other images ({said}" in ended.err
+    assert not (run / "network.safetensors").exists()
+    shutil.rmtree(images)
+    kept.rename(images)
+    assert go_on().code == 0
+
+
+def test_a_network_with_other_outputs_than_classes_is_not_written(grey, tmp_path):
+    from dsonas.run import Preprocessing, RunError, RunFolder
+
+    network, found = RunFolder(grey[1]).load_network()
+    other = Preprocessing(("one", "two"), found.mean, found.std)
+    with pytest.raises(RunError, match="is not written: class_names must be 3 names"):
+        RunFolder(tmp_path).write_network(network, other)
+    assert not (tmp_path / "network.safetensors").exists()
+
+
+def test_images_that_come_later_change_neither_evaluation_nor_report(
+    dsonas, digit_folder, tmp_path, caplog
+):
+    images, run = digit_folder("L"), tmp_path / "run"
+    ended = dsonas("run", "--data.name", f"folder:{images}", *SMALL, "--out", run)
+    assert f"{images.name}/ 3 classes" in ended.out
+    metrics = json.loads((run / "metrics.json").read_text())
+    rows = [line.split(",") for line in (run / "split.csv").read_text().splitlines()[1:]]
+    num_test = sum(row[2] == "test" for row in rows)
+    for number in range(20, 40):
+        Image.new("L", (8, 8), number).save(images / "digit0" / f"{number}.png")
+    ended = dsonas("evaluate", "--run", run)
+    assert ended.out.startswith(f"test error {metrics['test_error']} %")
+    assert ended.out.endswith(f"  {num_test} images\n")
+    assert "20 images are new and not measured: digit0/20.png" in caplog.text
+    (run / "evaluation.json").unlink()
+    assert dsonas("report", run).code == 0
+    found = json.loads((run / "evaluation.json").read_text())
+    assert sum(map(sum, found["confusion"])) == num_test
+
+
+def test_another_folder_is_measured_as_a_whole(dsonas, grey, digit_folder):
+    other = digit_folder("RGB", 2, 7)
+    ended = dsonas("evaluate", "--run", grey[1], "--data.name", f"folder:{other}")
+    assert (ended.code, ended.out.endswith("  14 images\n")) == (0, True)
+
+
+def test_a_folder_of_other_files_is_not_written_into(dsonas, grey, tmp_path):
+    (tmp_path / "config.yaml").write_text("of: somebody else\n")
+    (tmp_path / "log.csv").write_text("theirs")
+    before = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    for out in (tmp_path, grey[0]):
+        options = ["--data.name", f"folder:{grey[0]}", *SMALL, "--out", out]
+        for command in ("run", "search"):
+            ended = dsonas(command, *options)
+            assert (ended.code, ended.err.count("\n")) == (2, 1)
+            assert re.search("--out must be a new folder or that of a run, got .*: ch", ended.err)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == before

@@ -11,7 +11,16 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from dsonas.data import DataConfig, DataError, ImageData, Split, load_data, load_images, load_test
+from dsonas.data import (
+    DataConfig,
+    DataError,
+    ImageData,
+    Split,
+    folders,
+    load_data,
+    load_images,
+    load_test,
+)
 from dsonas.data.folders import find_layout, list_images
 
 PHOTO = Image.fromarray(load_sample_image("flower.jpg"))
@@ -289,8 +298,9 @@ def test_folders_that_begin_with_an_underscore_are_classes(tmp_path):
     assert load(photos(tmp_path, "_background cat")).class_names == ("_background", "cat")
 
 
-def test_what_is_not_read_is_counted_by_its_ending(tmp_path, caplog):
+def test_what_is_not_read_is_counted_by_its_ending(tmp_path, caplog, monkeypatch):
     root = photos(tmp_path, count=3)
+    monkeypatch.setattr(folders, "image_extensions", lambda: frozenset((".png",)))
     for name in ("a.heic", "b.HEIC", "c.mp4", "notes", "labels.txt"):
         (root / "cat" / name).write_bytes(b"\0\0\1\0 no image that Pillow knows \1\2\3" * 9)
     photo(root / "beside.png", 3)
