@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dsonas.commands.forecast import high_water
 from dsonas.train.engine import Engine, EngineConfig
-from stepper import BenchConfig, Stepper, environment, high_water, time_in_turn
+from stepper import BenchConfig, Stepper, environment, time_in_turn
 
 CHANNELS, BATCH, SIZE = 16, 64, 32
 CELLS, BLOCKS = 8, (2, 3, 3)  # NNI puts its 8 cells into stages of these sizes

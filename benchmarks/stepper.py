@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from dsonas.commands.forecast import high_water
 from dsonas.cost import architecture_cost, without_connection
 from dsonas.graph import PAPER_OPERATIONS, Architecture, Skeleton, doubled_channels
 from dsonas.nn import Network
@@ -222,14 +222,3 @@ def measure_peak(config: BenchConfig, kind: str) -> int:
         stepper.weight()
         stepper.factor()
     return high_water(engine) - before
-
-
-def high_water(engine: Engine) -> int:
-    """The most memory in use so far, in bytes."""
-    if engine.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(engine.device)
-    status = Path("/proc/self/status")
-    if status.is_file():  # on Linux ru_maxrss would begin with the parent's
-        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

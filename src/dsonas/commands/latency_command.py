@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dsonas._utils import write_atomically
 from dsonas.commands.configuring import GROUPS, OptionParser, UsageError, config_parser, parse
-from dsonas.commands.size_options import SIZES, add_options, stated_run
+from dsonas.commands.size_options import add_size_options, stated_run
 from dsonas.cost import latency_from_table
 from dsonas.graph import scale_channels
 from dsonas.run import StopSignal, measured_table
@@ -25,8 +25,8 @@ def latency(command: str, arguments: list[str], stop: StopSignal) -> int:
     """Write the latency table of this device."""
     values = parse(_parser(command), arguments)
     multipliers = _multipliers(values.widths)
-    config, shape = stated_run(values)
-    supernet = config.space(shape.blank(config.data)).complete()
+    config, data = stated_run(values)
+    supernet = config.space(data).complete()
     networks = [
         supernet.with_channels(scale_channels(supernet.skeleton.channels, multiplier))
         for multiplier in multipliers
@@ -47,7 +47,7 @@ def _parser(command: str) -> OptionParser:
     parser.add_argument("--table", type=str, default="latency.json", metavar="FILE", help=text)
     text = f"multiples of the supernet's channels to time, rising (default {WIDTHS})"
     parser.add_argument("--widths", type=str, default=WIDTHS, metavar="X,Y,...", help=text)
-    add_options(parser, SIZES, "N")
+    add_size_options(parser)
     return parser
 
 

@@ -3,105 +3,108 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
-
 from dsonas._utils import write_atomically
-from dsonas.commands.configuring import GROUPS, OptionParser, UsageError, config_parser, parse
-from dsonas.commands.planning import (
-    Cluster,
-    DataShape,
-    Device,
-    StatedDevice,
-    growth,
-    measured_device,
-    project,
-)
-from dsonas.commands.planning.projecting import DEFAULT_LINK, Outline, outline
-from dsonas.commands.planning.tables import as_json, growth_tables, table
-from dsonas.commands.size_options import SIZES, add_options, stated_run, whole_number
-from dsonas.run import RunConfig, StopSignal
+from dsonas.commands.configuring import GROUPS, config_parser, parse
+from dsonas.commands.forecast import Forecast, Line, forecast
+from dsonas.commands.size_options import add_size_options, stated_run
+from dsonas.cost import architecture_cost
+from dsonas.data import ImageData
+from dsonas.graph import Architecture
+from dsonas.run import StopSignal, readable_count
 
 DESCRIPTION = (
-    "What a run will take, before anything is trained: steps, multiply-adds, memory and time of\n"
-    "every stage. Takes the options of dsonas run. No image is loaded: the sizes of well-known\n"
-    "data sets are known, a folder is counted, and others can be stated. The time is that of a\n"
-    "stated device, or else a few steps of each kind are timed here (some ten seconds)."
+    "What a run will take here, before anything is trained: steps, multiply-adds, memory and time\n"
+    "of every stage. Takes the options of dsonas run. Ten steps of each kind are timed on this\n"
+    "machine, on random images of the true size (some ten seconds); no image is loaded."
 )
-_NUMBERS = {
-    "device-tflops": "peak rate of the device in 10^12 operations a second; left out: measure here",
-    "efficiency": "share of that rate that the steps reach (default 0.2, see docs/scaling.md)",
-    "device-gbytes": "its memory bandwidth in GB/s; left out: no limit",
-    "link-gbytes": f"bandwidth between two devices in GB/s each way (default {DEFAULT_LINK})",
-}
-_COUNTS = {"devices": "devices that share every batch (default 1)"}
 
 
 def plan(command: str, arguments: list[str], stop: StopSignal) -> int:
-    """Print the plan of a run, and write it as JSON if asked to."""
-    values = parse(_parser(command), arguments)
-    config, shape = stated_run(values)
-    found = outline(config, shape)
-    cluster = _cluster(values, config, shape, found)
-    projection = project(config, shape, found, cluster)
-    print("\n".join(table(projection)))
-    result = as_json(projection)
-    if values.growth:
-        rows = growth(config, shape, replace(cluster, devices=1))
-        print("\n" + "\n".join(growth_tables(rows)))
-        result["growth"] = rows
+    """Print the forecast of a run, and write it as JSON if asked to."""
+    parser = config_parser(command, DESCRIPTION, GROUPS)
+    add_size_options(parser)
+    text = "write the plan to a file too"
+    parser.add_argument("--json", type=str, default=None, metavar="FILE", help=text)
+    values = parse(parser, arguments)
+    config, data = stated_run(values)
+    found = forecast(config, data)
+    print("\n".join(table(found, data)))
     if values.json:
-        write_atomically(Path(values.json), (json.dumps(result, indent=1) + "\n").encode())
+        text = json.dumps(as_json(found, data), indent=1) + "\n"
+        write_atomically(Path(values.json), text.encode())
     return 0
 
 
-def _parser(command: str) -> OptionParser:
-    parser = config_parser(command, DESCRIPTION, GROUPS)
-    add_options(parser, _NUMBERS, "X")
-    add_options(parser, _COUNTS | SIZES, "N")
-    text = "also tabulate pretraining and search over 1 to 64 devices, images and classes"
-    parser.add_argument("--growth", action="store_true", help=text)
-    text = "write the plan to a file too"
-    parser.add_argument("--json", type=str, default=None, metavar="FILE", help=text)
-    return parser
+def table(plan: Forecast, data: ImageData) -> Iterator[str]:
+    """The lines of a plan: what is known, the stages with their sum, what had to be assumed."""
+    size = f"{data.image_size}x{data.image_size}x{data.input_channels}"
+    yield (
+        f"data      {len(data.train)} training and {len(data.test)} test images, {size}, "
+        f"{data.num_classes} classes"
+    )
+    yield f"supernet  {_size(plan.supernet)}"
+    yield f"network   {_size(plan.network)} (assumed for step 3)"
+    yield f"device    {plan.device}"
+    yield ""
+    yield _row("stage", "", "steps", "multiply-adds", "peak memory", "time")
+    for line in [*plan.lines, _total(plan)]:
+        memory = f"{readable_count(line.memory_bytes)}B" if line.memory_bytes else ""
+        counts = str(line.steps), readable_count(line.macs), memory
+        yield _row(line.stage, line.part, *counts, duration(line.seconds))
+    yield from (f"note: {note}" for note in plan.notes)
 
 
-def _cluster(values: Namespace, config: RunConfig, shape: DataShape, found: Outline) -> Cluster:
-    link = _number(values, "link-gbytes") or DEFAULT_LINK
-    devices = whole_number(values, "devices") or 1
-    cluster = Cluster(device=StatedDevice(tflops=1), devices=devices, link_gbytes=link)
-    project(config, shape, found, cluster)  # refuses what cannot be before anything is measured
-    return replace(cluster, device=_device(values, config, shape, found, devices))
+def _size(architecture: Architecture) -> str:
+    cost = architecture_cost(architecture)
+    return (
+        f"{architecture.num_live} connections, {readable_count(cost.macs)} multiply-adds, "
+        f"{readable_count(cost.params)} parameters"
+    )
 
 
-def _device(
-    values: Namespace, config: RunConfig, shape: DataShape, found: Outline, devices: int
-) -> Device:
-    tflops = _number(values, "device-tflops")
-    rates: dict[str, Any] = {
-        "efficiency": _number(values, "efficiency"),
-        "gbytes": _number(values, "device-gbytes"),
+def _row(stage: str, part: str, *numbers: str) -> str:
+    widths = (10, 15, 13, 10)
+    cells = "".join(f"{text:>{width}}" for text, width in zip(numbers, widths, strict=True))
+    return f"{stage:<9} {part:<13}{cells}"
+
+
+def _total(plan: Forecast) -> Line:
+    lines = plan.lines
+    steps, macs = sum(line.steps for line in lines), sum(line.macs for line in lines)
+    return Line("all", "", steps, macs, max(line.memory_bytes for line in lines), plan.seconds)
+
+
+def duration(seconds: float) -> str:
+    """A time in three digits.
+
+    Example:
+        >>> duration(4), duration(90), duration(5400)
+        ('4 s', '1.5 min', '1.5 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 3600 else f"{seconds / 3600:.4g} h"
+
+
+def as_json(plan: Forecast, data: ImageData) -> dict[str, Any]:
+    """A plan as plain values, the hours of each line included."""
+    return {
+        "data": {
+            "num_train": len(data.train),
+            "num_test": len(data.test),
+            "image_size": data.image_size,
+            "input_channels": data.input_channels,
+            "num_classes": data.num_classes,
+        },
+        "device": plan.device,
+        "supernet": asdict(architecture_cost(plan.supernet)),
+        "network": asdict(architecture_cost(plan.network)),
+        "notes": list(plan.notes),
+        "lines": [{**asdict(line), "hours": line.seconds / 3600} for line in plan.lines],
+        "hours": plan.seconds / 3600,
     }
-    rates = {name: value for name, value in rates.items() if value is not None}
-    if tflops is not None:
-        return StatedDevice(tflops=tflops, **rates)
-    if rates:
-        raise UsageError("efficiency and device-gbytes need --device-tflops: state it too")
-    return measured_device(config, shape, found, devices=devices)
-
-
-def _number(values: Namespace, name: str) -> float | None:
-    text = values[name.replace("-", "_")]
-    if text is None:
-        return None
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise UsageError(f"{name} must be a number above 0, got {text!r}: see --help")
-    return number

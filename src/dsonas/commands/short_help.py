@@ -192,27 +192,21 @@ study
     ),
     "plan": (
         "plan [--config NAME_or_FILE] [OPTIONS]",
-        "What a run will take, before anything is trained: steps, multiply-adds, memory\n"
-        "and time of every stage. Takes the options of dsonas run.",
+        "What a run will take here, before anything is trained: steps, multiply-adds,\n"
+        "memory and time of every stage. Takes the options of dsonas run.",
         """\
 run
   --config NAME_or_FILE       a recipe (listed by dsonas --help) or a YAML file
-device
-  --device-tflops X           10^12 operations in a second [measured here]
-  --efficiency X              share of that rate that steps reach [0.2]
-  --device-gbytes X           memory bandwidth in GB/s [no limit]
-  --link-gbytes X             GB/s between two devices, each way [12.5]
-  --devices N                 devices that share every batch [1]
 size, if the images are not here
   --images N                  training images
   --test-images N             test images
   --classes N                 number of classes
 output
-  --growth                    also tables over devices, images and classes
   --json FILE                 write the plan to a file too
 """
         + _DATA
-        + _STEPS,
+        + _STEPS
+        + _ENGINE,
     ),
     "latency": (
         "latency [--config NAME_or_FILE] [--table FILE] [OPTIONS]",

@@ -1,56 +1,144 @@
-"""The size of a run's data where the images are not here: options that state it."""
+"""The size of a run's data: known, counted where it lies, or stated, without loading an image."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+import torch
 from jsonargparse import Namespace
 
-from dsonas.commands.configuring import OptionParser, UsageError, to_config
-from dsonas.commands.planning import DataShape, find_shape
-from dsonas.data import PLACED
+from dsonas.commands.configuring import OptionParser, to_config
+from dsonas.data import (
+    PLACED,
+    DataConfig,
+    DataError,
+    ImageData,
+    Listing,
+    TensorImages,
+    choose_image_size,
+    list_parts,
+    load_data,
+    resolve_augmentation,
+    scan,
+)
 from dsonas.run import RunConfig
 
-SIZES = {
+Size = tuple[int, int, int, int, int]
+"""Training images, test images, side in pixels, channels, classes."""
+
+OPTIONS = {
     "images": "training images, if the data set is not here or will have another size",
     "test-images": "test images (default: data.test_fraction of --images)",
     "classes": "classes",
 }
+PUBLISHED: dict[str, Size] = {
+    "fashion-mnist": (60_000, 10_000, 28, 1, 10),
+    "cifar10": (50_000, 10_000, 32, 3, 10),
+    "cifar100": (50_000, 10_000, 32, 3, 100),
+}
 _PLACE = "images"  # of a folder that is stated, not given
+_SAMPLE = 200  # files of a folder that are looked at for their size and colour
+_STORED = 64  # different random images that stand for a whole data set
 
 
-def add_options(parser: OptionParser, texts: Mapping[str, str], metavar: str) -> None:
-    """Add options as texts, so that a wrong one is refused in our own words."""
-    for name, text in texts.items():
+def add_size_options(parser: OptionParser) -> None:
+    """Add the options that state a size."""
+    for name, text in OPTIONS.items():
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}"))
-        parser.add_argument(*spellings, type=str, default=None, metavar=metavar, help=text)
+        parser.add_argument(*spellings, type=int, default=None, metavar="N", help=text)
 
 
-def stated_run(values: Namespace) -> tuple[RunConfig, DataShape]:
-    """The run, and the size of its data; stated images need no place.
+def stated_run(values: Namespace) -> tuple[RunConfig, ImageData]:
+    """The run, and blank data of its size; stated images need no place.
 
     Args:
-        values: of a parser with all groups of a run and with ``SIZES``.
+        values: of a parser with all groups of a run and with ``add_size_options``.
 
     Raises:
-        UsageError: if a size is no whole number.
+        DataError: if the images are neither known nor stated nor there.
     """
-    images = whole_number(values, "images")
-    if images and values.data.name in PLACED:
+    if values.images and values.data.name in PLACED:
         values.data.name += f":{_PLACE}"
     config = to_config(values)
-    test_images, classes = whole_number(values, "test-images"), whole_number(values, "classes")
-    sizes = {"test_images": test_images, "classes": classes}
-    return config, find_shape(config.data, images=images, **sizes)
+    return config, blank_data(config.data, values.images, values.test_images, values.classes)
 
 
-def whole_number(values: Namespace, name: str) -> int | None:
-    """The value of an option, None if it is left out.
+def blank_data(
+    config: DataConfig,
+    images: int | None = None,
+    test_images: int | None = None,
+    classes: int | None = None,
+) -> ImageData:
+    """Random images, a few of them standing for all, as many and as large as those of a data set.
+
+    Args:
+        config: which data set, and how much of it.
+        images: training images as stated, in place of those that are there.
+        test_images: test images as stated; None: ``data.test_fraction`` of ``images``.
+        classes: as stated.
 
     Raises:
-        UsageError: if it is no whole number of at least 1.
+        DataError: if the images are neither known nor stated nor there, or if a number is too
+            small.
+
+    Example:
+        >>> data = blank_data(DataConfig(name="cifar10"), images=10_000)
+        >>> len(data.train), len(data.test), data.image_size, data.num_classes
+        (10000, 2000, 32, 10)
     """
-    text = values[name.replace("-", "_")]
-    if text is not None and not (text.isdecimal() and int(text)):
-        raise UsageError(f"{name} must be a whole number of at least 1, got {text!r}: see --help")
-    return None if text is None else int(text)
+    train, test, side, channels, known = _size(config, images, classes)
+    if images is not None:
+        train, test = images, max(1, round(config.test_fraction * images))
+    test = test if test_images is None else test_images
+    known = known if classes is None else classes
+    rules = (("classes", known, 2), ("images", train, known), ("test-images", test, 1))
+    for name, value, least in (*rules, ("data.image_size", side, 4)):
+        if value < least:
+            raise DataError(f"{name} must be at least {least}, got {value}: see --help-all")
+    counts = min(train, config.max_train_images or train), min(test, config.max_test_images or test)
+    generator = torch.Generator().manual_seed(0)
+    stored = (_STORED, channels, side, side)
+    pixels = torch.randint(0, 256, stored, generator=generator, dtype=torch.uint8)
+    parts = [
+        TensorImages(pixels, torch.arange(count) % known, torch.arange(count) % _STORED)
+        for count in counts
+    ]
+    return ImageData(
+        train=parts[0],
+        test=parts[1],
+        class_names=tuple(map(str, range(known))),
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+        train_augmentation=resolve_augmentation(config, side, flip=config.source != "digits"),
+    )
+
+
+def _size(config: DataConfig, images: int | None, classes: int | None) -> Size:
+    if config.source in PUBLISHED:
+        train, test, side, channels, known = PUBLISHED[config.source]
+        grey = config.color == "grey"
+        return train, test, config.image_size or side, 1 if grey else channels, known
+    if images is None or config.source not in PLACED:
+        return _counted(config)
+    for option, value in (("--classes", classes), ("--data.image_size", config.image_size)):
+        if value is None:
+            raise DataError(f"--images {images} needs {option}: state it, or give the data set")
+    return images, 1, config.image_size or 0, 1 if config.color == "grey" else 3, classes or 0
+
+
+def _counted(config: DataConfig) -> Size:
+    """Count the files of a folder and look at a few; others tell all when they are opened."""
+    if config.source != "folder":
+        data = load_data(config)
+        counts = len(data.train), len(data.test)
+        return *counts, data.image_size, data.input_channels, data.num_classes
+    assert config.root is not None
+    try:
+        train, test, names = list_parts(config.root, config.test_fraction)
+    except DataError as error:
+        raise DataError(f"{error}; or state --images, --classes and --data.image_size") from None
+    every = -(-len(train.paths) // _SAMPLE)
+    _, headers, _ = scan(Listing(train.paths[::every], train.labels[::every]), 1)
+    if not headers:
+        raise DataError(f"no image of {config.root} can be read: state --images and --classes")
+    grey = config.color == "grey" or (config.color == "auto" and all(h.grey for h in headers))
+    side = config.image_size or choose_image_size([header.short_side for header in headers])
+    return len(train.paths), len(test.paths), side, 1 if grey else 3, len(names)

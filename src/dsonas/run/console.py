@@ -90,15 +90,18 @@ def _short_note(row: Row) -> str:
     return text
 
 
+_UNITS = ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
+
+
 def readable_count(value: float | int | str) -> str:
     """A count in three digits.
 
     Example:
-        >>> readable_count(1_484_539_776), readable_count(900)
-        ('1.48 G', '900')
+        >>> readable_count(1_484_539_776), readable_count(900), readable_count(2.5e15)
+        ('1.48 G', '900', '2.5 P')
     """
     number = float(value)
-    for size, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+    for size, suffix in _UNITS:
         if number >= size:
             return f"{number / size:.3g}{suffix}"
     return f"{number:.0f}"

@@ -1,0 +1,334 @@
+"""What a run will take: ten steps of each kind, timed here, times the steps that the run has.
+
+The supernet of a search shrinks along the search's own plan. Which operations go is known only
+after the search, so the plan is followed with all factors equal: its cost is right, its choice is
+not. Steps are timed at its start, about half way and at its end; between these the time is linear
+in multiply-adds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+
+from dsonas.cost import architecture_cost, check_reachable, cost_function, distinct, fit_chain
+from dsonas.data import Batches, ImageData
+from dsonas.graph import Architecture
+from dsonas.nn import Network
+from dsonas.run import EVALUATION_BATCH, RunConfig, part_sizes
+from dsonas.search import (
+    Pretraining,
+    Searching,
+    alternation,
+    follow_plan,
+    weight_steps_per_factor_step,
+)
+from dsonas.train import STAGES, Engine, Training
+
+TIMED, LEAST_SECONDS = 10, 1.0  # steps of each kind after one that does not count; for a second
+PATIENCE, LEAST_TIMED = 6.0, 2  # seconds after which so many long steps are enough
+MOST_TIMED = 100
+LONGEST_STEP = 2.0  # seconds: a longer step is timed with fewer images
+PROBE = 8  # images by which that is found out
+FORWARDS = {"weights": 3, "factors": 2, "test": 1}  # a step's work, in forward passes
+
+
+@dataclass(frozen=True)
+class Line:
+    """A part of a stage.
+
+    Args:
+        stage: ``pretrain``, ``search`` or ``train``.
+        part: what it does.
+        steps: how many.
+        macs: multiply-adds of all of them.
+        memory_bytes: peak memory of the process, or of the accelerator; 0: not measured.
+        seconds: of all of them.
+    """
+
+    stage: str
+    part: str
+    steps: int
+    macs: int = 0
+    memory_bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take.
+
+    Args:
+        supernet: the complete architecture.
+        network: what step 3 is assumed to train.
+        device: where the steps were timed, in words.
+        lines: the parts of the stages, in order.
+        notes: what had to be assumed, in words.
+    """
+
+    supernet: Architecture
+    network: Architecture
+    device: str
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Time of the whole run."""
+        return sum(line.seconds for line in self.lines)
+
+
+def forecast(config: RunConfig, data: ImageData) -> Forecast:
+    """Time a few steps of a run here, and follow the plan of its search.
+
+    Args:
+        config: of the run.
+        data: of the size of its data; the pixels do not matter.
+
+    Raises:
+        ValueError: if the run would be refused: batches too large, a budget out of reach.
+    """
+    transfers = config.network.transfer
+    config.check_sizes(data, ("train",) if transfers else STAGES)
+    supernet, notes = config.space(data).complete(), []
+    budget, multiple = config.budget, config.network.channel_multiple
+    if budget.latency_ms is not None:
+        budget = replace(budget, latency_ms=None)
+        notes.append("budget.latency_ms is left out: it is looked at when the run begins")
+    check_reachable(supernet, budget, multiple=multiple)
+    begin = time.perf_counter()
+    chain = [supernet] if transfers else planned_chain(config, supernet)
+    rebuilding = time.perf_counter() - begin
+    if transfers:
+        notes.append("network.transfer: step 3 alone, of the supernet narrowed to the budget")
+    elif config.search.plan is None:
+        notes.append(
+            "without a plan the penalty alone decides what goes: the search is forecast with the "
+            "whole supernet, an upper bound"
+        )
+    network = fit_chain(distinct(chain), budget, multiple=multiple)
+    meter = _Meter(config, data)
+    lines = meter.training(network)
+    if not transfers:
+        lines = [*meter.pretraining(supernet), *meter.searching(chain, rebuilding), *lines]
+    if meter.cuts:
+        notes.append("steps too long to wait for were timed with fewer images, in proportion")
+    device = f"{meter.engine.device}, {torch.get_num_threads()} CPU threads"
+    return Forecast(supernet, network, device, tuple(lines), tuple(notes))
+
+
+def planned_chain(config: RunConfig, supernet: Architecture) -> list[Architecture]:
+    """What is live in each epoch of the search, and last what it ends with.
+
+    Example:
+        >>> from dsonas.graph import SearchSpace
+        >>> supernet, config = SearchSpace(num_levels=2).complete(), RunConfig()
+        >>> chain = planned_chain(config, supernet)
+        >>> len(chain) == config.search.epochs + 1, chain[0] == supernet
+        (True, True)
+        >>> chain[-1].num_live < chain[10].num_live < supernet.num_live
+        True
+    """
+    search, measures = config.search, cost_function()
+    graphs = supernet.blocks[:1] if search.space == "share" else supernet.blocks
+    equal = [[1.0] * len(graph.live) for graph in graphs]
+    leading = "macs" if config.budget.leading == "latency_ms" else config.budget.leading
+    live, chain = supernet, [supernet]
+    for epoch in range(1, search.epochs + 1):
+        if search.plan is not None and search.rebuilds_after(epoch):
+            live = follow_plan(
+                search.plan,
+                epoch / search.epochs,
+                supernet,
+                live,
+                equal,
+                cost=lambda architecture: measures(architecture)[leading],
+                thrift=0.0,
+            )
+        chain.append(live)
+    return chain
+
+
+def high_water(engine: Engine) -> int:
+    """The most bytes in use so far: on CUDA of tensors, elsewhere of the whole process."""
+    if engine.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(engine.device)
+    status = Path("/proc/self/status")
+    if status.is_file():  # on Linux ru_maxrss would begin with the parent's
+        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def forget_peak(engine: Engine) -> None:
+    """Give freed memory back and let ``high_water`` begin anew, where the system can do that."""
+    gc.collect()
+    if engine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(engine.device)
+    elif sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """Seconds of a step of each kind, and the peak memory of all."""
+
+    seconds: dict[str, float]
+    memory_bytes: int
+
+
+class _Testing:
+    """Test batches, as if they were the steps of a stage."""
+
+    name = "test"
+
+    def __init__(self, network: Network, source: Batches) -> None:
+        self.network, self.source = network.eval(), source
+
+    def batches(self, epoch: int, start: int) -> Iterator[Any]:
+        return self.source.epoch(epoch, start)
+
+    @torch.inference_mode()
+    def step(self, batch: Any, epoch: int, index: int) -> object:
+        return self.network(batch[0])
+
+
+class _Meter:
+    """Times steps by the stages' own code, on random images of the true size."""
+
+    def __init__(self, config: RunConfig, data: ImageData) -> None:
+        self.config, self.data = config, data
+        self.engine, self.cuts = Engine(config.engine), False
+        self.parts = part_sizes(config, len(data.train))
+
+    def pretraining(self, supernet: Architecture) -> list[Line]:
+        """Step 1, if there is one."""
+        config, network, engine = self.config.pretrain, self._supernet(supernet), self.engine
+        size = config.batch_size
+        steps = config.epochs * (self.parts[0] // size)
+        if not steps:
+            return []
+        timed = self._timed(lambda source: Pretraining(network, source, config, engine), size)
+        work = steps * FORWARDS["weights"] * size * architecture_cost(supernet).macs
+        seconds = steps * timed.seconds["pretrain"]
+        return [Line("pretrain", "weight steps", steps, work, timed.memory_bytes, seconds)]
+
+    def searching(self, chain: Sequence[Architecture], rebuilding: float) -> list[Line]:
+        """Step 2.
+
+        Args:
+            chain: see ``planned_chain``.
+            rebuilding: seconds of all rebuilds.
+        """
+        config, size = self.config.search, self.config.search.batch_size
+        macs = [architecture_cost(member).macs for member in chain]
+        half = min(macs, key=lambda value: abs(value - (macs[0] + macs[-1]) / 2))
+        timed = {
+            value: self._timed_search(chain[macs.index(value)])
+            for value in sorted({macs[0], half, macs[-1]})
+        }
+        memory = max(one.memory_bytes for one in timed.values())
+        ratio = weight_steps_per_factor_step(self.config.data.factor_split)
+        kinds = alternation(self.parts[0] // size, self.parts[1] // size, ratio)
+        lines = []
+        for kind, part in (("weights", "weight steps"), ("factors", "factor steps")):
+            steps, known = kinds.count(kind), [one.seconds[kind] for one in timed.values()]
+            seconds = steps * float(np.interp(macs[:-1], list(timed), known).sum())
+            work = steps * FORWARDS[kind] * size * sum(macs[:-1])
+            lines.append(Line("search", part, steps * config.epochs, work, memory, seconds))
+        rebuilds = sum(map(config.rebuilds_after, range(1, config.epochs + 1)))
+        return [*lines, Line("search", "rebuilds", rebuilds, seconds=rebuilding)]
+
+    def _timed_search(self, architecture: Architecture) -> _Timed:
+        config, network = self.config.search, self._supernet(architecture)
+        return self._timed(
+            lambda source: Searching(network, source, source, config, self.engine),
+            config.batch_size,
+        )
+
+    def training(self, architecture: Architecture) -> list[Line]:
+        """Step 3, with the test images."""
+        config, engine, num_test = self.config.train, self.engine, len(self.data.test)
+        network = Network(architecture, auxiliary=config.auxiliary > 0, dropout=config.dropout)
+        engine.place(network)
+        size, test_size = config.batch_size, min(EVALUATION_BATCH, num_test)
+        timed = self._timed(lambda source: Training(network, source, source, config, engine), size)
+        tested = self._timed(lambda source: _Testing(network, source), test_size)
+        steps = config.epochs * (len(self.data.train) // size)
+        tests = -(-config.epochs // config.evaluate_every) + 1  # once more when all is done
+        batches, macs = tests * -(-num_test // test_size), architecture_cost(architecture).macs
+        work = steps * FORWARDS["weights"] * size * macs, tests * FORWARDS["test"] * num_test * macs
+        seconds = steps * timed.seconds["train"], batches * tested.seconds["test"]
+        return [
+            Line("train", "steps", steps, work[0], timed.memory_bytes, seconds[0]),
+            Line("train", "test batches", batches, work[1], tested.memory_bytes, seconds[1]),
+        ]
+
+    def _supernet(self, architecture: Architecture) -> Network:
+        config = self.config.search
+        network = Network(architecture, sharing=config.space, recompute=config.recompute)
+        self.engine.place(network)
+        return network
+
+    def _timed(self, stage: Callable[[Batches], Any], batch_size: int) -> _Timed:
+        """Time and memory of a stage's steps; those of long steps follow from fewer images."""
+        probe = self._measured(stage, batch_size, min(PROBE, batch_size), 1 + LEAST_TIMED)
+        size = int(batch_size * LONGEST_STEP / max(probe.seconds.values()))
+        self.cuts = self.cuts or size < batch_size
+        if size <= PROBE:
+            return probe
+        return self._measured(stage, batch_size, min(size, batch_size), 1 + MOST_TIMED)
+
+    def _measured(
+        self, stage: Callable[[Batches], Any], batch_size: int, size: int, count: int
+    ) -> _Timed:
+        """What steps of a batch take, from so many of ``size`` images, in proportion."""
+        forget_peak(self.engine)
+        before = high_water(self.engine)
+        seconds = self._seconds(stage(self._batches(size, count)))
+        added = (high_water(self.engine) - before) * batch_size // size
+        scaled = {kind: value * batch_size / size for kind, value in seconds.items()}
+        return _Timed(scaled, before + added)
+
+    def _seconds(self, stage: Any) -> dict[str, float]:
+        """Mean seconds of the steps of each kind, their batches included, after one of each."""
+        times: dict[str, list[float]] = {}
+        begin = last = time.perf_counter()
+        for index, batch in enumerate(stage.batches(0, 0)):
+            kind = batch[0] if isinstance(batch[0], str) else stage.name
+            stage.step(batch, 0, index)
+            self.engine.wait()
+            now = time.perf_counter()
+            times.setdefault(kind, []).append(now - last)
+            last, done, passed = now, min(map(len, times.values())) - 1, now - begin
+            if done >= TIMED and passed >= LEAST_SECONDS:
+                break
+            if done >= LEAST_TIMED and passed >= PATIENCE:
+                break
+        return {kind: fmean(values[1:]) for kind, values in times.items()}
+
+    def _batches(self, size: int, count: int) -> Batches:
+        return Batches(
+            self.data.train.subset(torch.arange(size * count) % len(self.data.train)),
+            self.data,
+            batch_size=size,
+            augmentation=self.data.train_augmentation,
+            shuffle=True,
+            drop_last=True,
+            seed=0,
+            device=self.engine.device,
+        )
