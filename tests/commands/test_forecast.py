@@ -14,8 +14,7 @@ from dsonas.data import DataConfig, load_data
 from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.run.run_config import NetworkConfig, RunConfig
 from dsonas.search.search_config import PretrainConfig, SearchConfig
-from dsonas.search.search_stages import Searching
-from dsonas.search.searching import search
+from dsonas.search.stages import Searching, search
 from dsonas.train.engine import Engine, EngineConfig
 from dsonas.train.loop import Journal
 from dsonas.train.training import TrainConfig
@@ -63,7 +62,7 @@ def counted_steps(config: RunConfig) -> Counter[str]:
     search(
         config.space(data),
         data,
-        lambda_fraction=config.data.factor_split,
+        factor_split=config.data.factor_split,
         pretrain=config.pretrain,
         config=config.search,
         journal=Journal(report=report),

@@ -144,6 +144,15 @@ def test_a_front_can_be_asked_of_a_finished_run(dsonas, tiny, front, tmp_path):
     assert 0.97 * 24000 <= costs[1] <= 24000
 
 
+def test_without_a_budget_a_front_begins_with_the_network_found(dsonas, tiny, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    assert dsonas("run", *tiny, "--pareto", 2, "--out", run).code == 0
+    first, last = read(run)["points"]
+    assert first["macs"] == architecture_cost(Architecture.load(run / "architecture.json")).macs
+    supernet = architecture_cost(load_chain(run / "chain.json")[0]).macs
+    assert 0.97 * supernet <= last["macs"] <= supernet
+
+
 def test_another_front_in_the_same_folder_is_refused(dsonas, tiny, front):
     ended = dsonas("run", *tiny, *BUDGET, "--pareto", 5, "--out", front)
     assert (ended.code, "not about this architecture" in ended.err) == (2, True)

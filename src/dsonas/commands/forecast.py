@@ -1,9 +1,9 @@
 """What a run will take: ten steps of each kind, timed here, times the steps that the run has.
 
 The supernet of a search shrinks along the search's own plan. Which operations go is known only
-after the search, so the plan is followed with all factors equal: its cost is right, its choice is
-not. Steps are timed at its start, about half way and at its end; between these the time is linear
-in multiply-adds.
+after the search, so the plan is followed with random scaling factors: its cost is right, its choice
+is one of many, and the network that step 3 trains is drawn three times. Search steps are timed at
+the start, about half way and at the end; between these the time is linear in multiply-adds.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from dsonas.cost import architecture_cost, check_reachable, cost_function, distinct, fit_chain
+from dsonas.cost import architecture_cost, check_reachable, distinct, exact_measures, fit_chain
 from dsonas.data import Batches, ImageData
 from dsonas.graph import Architecture
 from dsonas.nn import Network
@@ -42,6 +42,7 @@ PATIENCE, LEAST_TIMED = 6.0, 2  # seconds after which so many long steps are eno
 MOST_TIMED = 100
 LONGEST_STEP = 2.0  # seconds: a longer step is timed with fewer images
 PROBE = 8  # images by which that is found out
+DRAWS = 3  # networks that stand for the one that will be found
 FORWARDS = {"weights": 3, "factors": 2, "test": 1}  # a step's work, in forward passes
 
 
@@ -72,14 +73,14 @@ class Forecast:
 
     Args:
         supernet: the complete architecture.
-        network: what step 3 is assumed to train.
+        networks: what step 3 is assumed to train, each drawn alike.
         device: where the steps were timed, in words.
         lines: the parts of the stages, in order.
         notes: what had to be assumed, in words.
     """
 
     supernet: Architecture
-    network: Architecture
+    networks: tuple[Architecture, ...]
     device: str
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
@@ -109,8 +110,8 @@ def forecast(config: RunConfig, data: ImageData) -> Forecast:
         notes.append("budget.latency_ms is left out: it is looked at when the run begins")
     check_reachable(supernet, budget, multiple=multiple)
     begin = time.perf_counter()
-    chain = [supernet] if transfers else planned_chain(config, supernet)
-    rebuilding = time.perf_counter() - begin
+    chains = [planned_chain(config, supernet, draw) for draw in range(DRAWS)]
+    rebuilding = (time.perf_counter() - begin) / DRAWS
     if transfers:
         notes.append("network.transfer: step 3 alone, of the supernet narrowed to the budget")
     elif config.search.plan is None:
@@ -118,19 +119,24 @@ def forecast(config: RunConfig, data: ImageData) -> Forecast:
             "without a plan the penalty alone decides what goes: the search is forecast with the "
             "whole supernet, an upper bound"
         )
-    network = fit_chain(distinct(chain), budget, multiple=multiple)
-    meter = _Meter(config, data)
-    lines = meter.training(network)
+    fitted = (fit_chain(distinct(chain), budget, multiple=multiple) for chain in chains)
+    networks, meter = tuple(dict.fromkeys(fitted)), _Meter(config, data)
+    lines = meter.training(networks)
     if not transfers:
-        lines = [*meter.pretraining(supernet), *meter.searching(chain, rebuilding), *lines]
+        lines = [*meter.pretraining(supernet), *meter.searching(chains[0], rebuilding), *lines]
     if meter.cuts:
         notes.append("steps too long to wait for were timed with fewer images, in proportion")
     device = f"{meter.engine.device}, {torch.get_num_threads()} CPU threads"
-    return Forecast(supernet, network, device, tuple(lines), tuple(notes))
+    return Forecast(supernet, networks, device, tuple(lines), tuple(notes))
 
 
-def planned_chain(config: RunConfig, supernet: Architecture) -> list[Architecture]:
-    """What is live in each epoch of the search, and last what it ends with.
+def planned_chain(config: RunConfig, supernet: Architecture, draw: int = 0) -> list[Architecture]:
+    """What is live in each epoch of the search, and last what it ends with, by random factors.
+
+    Args:
+        config: of the run; ``network.transfer`` or no plan leave the supernet as it is.
+        supernet: the complete architecture.
+        draw: seed of the factors.
 
     Example:
         >>> from dsonas.graph import SearchSpace
@@ -141,22 +147,17 @@ def planned_chain(config: RunConfig, supernet: Architecture) -> list[Architectur
         >>> chain[-1].num_live < chain[10].num_live < supernet.num_live
         True
     """
-    search, measures = config.search, cost_function()
-    graphs = supernet.blocks[:1] if search.space == "share" else supernet.blocks
-    equal = [[1.0] * len(graph.live) for graph in graphs]
+    search, generator = config.search, torch.Generator().manual_seed(draw)
+    factors = [
+        torch.randn(len(cell.live), generator=generator).exp().tolist() for cell in supernet.cells
+    ]
+    plan = None if config.network.transfer else search.plan
     leading = "macs" if config.budget.leading == "latency_ms" else config.budget.leading
+    cost = exact_measures()[leading]
     live, chain = supernet, [supernet]
     for epoch in range(1, search.epochs + 1):
-        if search.plan is not None and search.rebuilds_after(epoch):
-            live = follow_plan(
-                search.plan,
-                epoch / search.epochs,
-                supernet,
-                live,
-                equal,
-                cost=lambda architecture: measures(architecture)[leading],
-                thrift=0.0,
-            )
+        if plan is not None and search.rebuilds_after(epoch):
+            live = follow_plan(plan, epoch / search.epochs, supernet, live, factors, cost=cost)
         chain.append(live)
     return chain
 
@@ -183,12 +184,9 @@ def forget_peak(engine: Engine) -> None:
             Path("/proc/self/clear_refs").write_text("5")
 
 
-@dataclass(frozen=True)
-class _Timed:
-    """Seconds of a step of each kind, and the peak memory of all."""
-
-    seconds: dict[str, float]
-    memory_bytes: int
+class _Timed(NamedTuple):
+    seconds: dict[str, float]  # of a step of each kind
+    memory_bytes: int  # peak of all
 
 
 class _Testing:
@@ -217,11 +215,10 @@ class _Meter:
 
     def pretraining(self, supernet: Architecture) -> list[Line]:
         """Step 1, if there is one."""
-        config, network, engine = self.config.pretrain, self._supernet(supernet), self.engine
-        size = config.batch_size
-        steps = config.epochs * (self.parts[0] // size)
-        if not steps:
+        config, size, engine = self.config.pretrain, self.config.pretrain.batch_size, self.engine
+        if not config.epochs:
             return []
+        network, steps = self._supernet(supernet), config.epochs * (self.parts[0] // size)
         timed = self._timed(lambda source: Pretraining(network, source, config, engine), size)
         work = steps * FORWARDS["weights"] * size * architecture_cost(supernet).macs
         seconds = steps * timed.seconds["pretrain"]
@@ -260,8 +257,19 @@ class _Meter:
             config.batch_size,
         )
 
-    def training(self, architecture: Architecture) -> list[Line]:
-        """Step 3, with the test images."""
+    def training(self, networks: Sequence[Architecture]) -> list[Line]:
+        """Step 3, with the test images: the mean over networks."""
+        return [
+            replace(
+                lines[0],
+                macs=round(fmean(line.macs for line in lines)),
+                memory_bytes=max(line.memory_bytes for line in lines),
+                seconds=fmean(line.seconds for line in lines),
+            )
+            for lines in zip(*map(self._training, networks), strict=True)
+        ]
+
+    def _training(self, architecture: Architecture) -> list[Line]:
         config, engine, num_test = self.config.train, self.engine, len(self.data.test)
         network = Network(architecture, auxiliary=config.auxiliary > 0, dropout=config.dropout)
         engine.place(network)
@@ -279,8 +287,8 @@ class _Meter:
         ]
 
     def _supernet(self, architecture: Architecture) -> Network:
-        config = self.config.search
-        network = Network(architecture, sharing=config.space, recompute=config.recompute)
+        recompute = self.config.search.recompute
+        network = Network(architecture, scaled=True, recompute=recompute)
         self.engine.place(network)
         return network
 
@@ -315,9 +323,8 @@ class _Meter:
             now = time.perf_counter()
             times.setdefault(kind, []).append(now - last)
             last, done, passed = now, min(map(len, times.values())) - 1, now - begin
-            if done >= TIMED and passed >= LEAST_SECONDS:
-                break
-            if done >= LEAST_TIMED and passed >= PATIENCE:
+            enough = done >= TIMED and passed >= LEAST_SECONDS
+            if enough or (done >= LEAST_TIMED and passed >= PATIENCE):
                 break
         return {kind: fmean(values[1:]) for kind, values in times.items()}
 

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from argparse import SUPPRESS
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,25 +19,19 @@ from jsonargparse import Namespace
 
 from dsonas.commands.charts import ReportError, front_svg
 from dsonas.commands.configuring import OptionParser, to_yaml
-from dsonas.cost import Budget, measure_all, parse_count
+from dsonas.cost import Budget, Measures, fit_chain, measure_all, parse_count
 from dsonas.graph import Architecture
 from dsonas.run import (
-    FrontConfig,
     Job,
     Reporter,
     RunConfig,
     RunError,
     RunFolder,
     StopSignal,
-    bounded_by,
     final_latency,
-    front_networks,
     load_chain,
-    mark_best,
-    point_budgets,
     readable_count,
     run_measures,
-    time_account,
 )
 from dsonas.train import DivergedError
 
@@ -45,6 +39,58 @@ COLUMNS: tuple[str, ...] = (
     "point", "folder", "test_error", "macs", "params", "memory_bytes", "latency_ms",
     "live_connections", "channels", "train_seconds", "on_front",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontConfig:
+    """What front is asked for.
+
+    Args:
+        points: networks to train, the one for the budget among them, >= 2.
+        largest: cost of the last one, in the measure that leads the budget (multiply-adds without
+            one); a positive number. None: that of the supernet.
+
+    Raises:
+        ValueError: if a value breaks its rule.
+    """
+
+    points: int
+    largest: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.points < 2:
+            raise ValueError(f"pareto must be at least 2 networks, got {self.points}")
+
+    def budgets(self, budget: Budget, supernet: Mapping[str, float]) -> list[Budget]:
+        """Budgets in equal ratios up to the largest; all bounds grow alike.
+
+        Args:
+            budget: of the first network; at least one bound.
+            supernet: cost of the complete architecture.
+
+        Raises:
+            ValueError: if there is nothing above the budget.
+
+        Example:
+            >>> found = FrontConfig(points=3).budgets(Budget(macs=1000), {"macs": 4000})
+            >>> [round(one.macs) for one in found]
+            [1000, 2000, 4000]
+        """
+        bound = budget.bounds[budget.leading]
+        if self.largest is None:
+            span, name = budget.use(supernet), f"the supernet has {supernet[budget.leading]:.6g}"
+        else:
+            span, name = self.largest / bound, f"pareto_to is {self.largest:.6g}"
+        if span <= 1:
+            raise ValueError(
+                f"a front of several networks needs costs above the budget, but {name} and "
+                f"budget.{budget.leading} is {bound:.6g}: lower the budget or raise --pareto_to"
+            )
+        ratios = [span ** (k / (self.points - 1)) for k in range(self.points)]
+        return [
+            Budget(**{name: ratio * value for name, value in budget.bounds.items()})
+            for ratio in ratios
+        ]
 
 
 def add_front_options(parser: OptionParser) -> None:
@@ -75,7 +121,34 @@ def check_front(front: FrontConfig | None, job: Job) -> None:
     """Refuse, before any training, a front that has nothing above the budget."""
     if front and job.config.budget.bounds:
         supernet = job.config.space(job.data).complete()
-        front.span(job.config.budget, measure_all(supernet, job.measures))
+        front.budgets(job.config.budget, measure_all(supernet, job.measures))
+
+
+def front_networks(
+    chain: Sequence[Architecture],
+    first: Architecture,
+    budgets: Sequence[Budget],
+    *,
+    multiple: int = 1,
+    measures: Measures | None = None,
+) -> dict[Architecture, Budget]:
+    """The networks of a front with their budgets, cheapest first; no network twice.
+
+    Between the supernet's cost and that of the structure found, some member of the chain meets a
+    budget at about full width; below that the width of the structure found does the rest.
+
+    Args:
+        chain: the nested architectures of a search.
+        first: the network for the first budget.
+        budgets: one for each point.
+        multiple: channels are multiples of it, >= 1.
+        measures: functions of an architecture. None: the exact counts.
+    """
+    found = {first: budgets[0]}
+    for budget in budgets[1:]:
+        fitted = fit_chain(chain, budget, multiple=multiple, measures=measures, at_full_width=True)
+        found.setdefault(fitted, budget)
+    return found
 
 
 @dataclass
@@ -103,15 +176,20 @@ class Front:
             Interrupted: after saving; a repetition goes on from there.
             RunError: if the folder holds another front, or a training diverges.
         """
-        points = []
-        planned = self._planned()
+        points, planned, times = [], self._planned(), {}
         for number, (architecture, budget) in enumerate(planned, 1):
             name = f"network {number} of {len(planned)}"
             metrics, path = self._metrics(number, name, architecture, budget)
-            points.append(_point(number, str(path.relative_to(self.folder.path)), metrics))
-            self._write(points)
-        self.reporter.say("\n" + "\n".join(table(points)))
-        self.reporter.say(self._account(points) + f"\neverything is in {self.folder.path}")
+            kept = {name: metrics[name] for name in COLUMNS if name in metrics}
+            place = str(path.relative_to(self.folder.path))
+            points.append({"point": number, "folder": place, **kept})
+            times = self._write(points)
+        self.reporter.say(
+            "\n".join(["", *table(points)])
+            + f"\none search and {len(points)} trainings took {times['total_seconds']:.0f} s; with "
+            f"a search for each they would have taken {times['separate_seconds']:.0f} s\n"
+            f"everything is in {self.folder.path}"
+        )
 
     def _planned(self) -> list[tuple[Architecture, Budget]]:
         """The networks; written down, since a measured latency would not give the same again."""
@@ -121,7 +199,7 @@ class Front:
         if plan.get("asked") != asked:
             networks = [
                 {"architecture": network.to_json(), "bounds": budget.bounds}
-                for network, budget in self._fitted()
+                for network, budget in self._fitted().items()
             ]
             plan = {"asked": asked, "networks": networks}
             for number, one in enumerate(networks[1:], 2):  # before the old plan is lost
@@ -133,13 +211,14 @@ class Front:
             for one in plan["networks"]
         ]
 
-    def _fitted(self) -> list[tuple[Architecture, Budget]]:
+    def _fitted(self) -> dict[Architecture, Budget]:
         found, chain = self.folder.found, load_chain(self.folder.path / "chain.json")
         assert found is not None
         measures = run_measures(self.config, final_latency(self.config))
-        budget = bounded_by(self.config.budget, measure_all(found, measures))
-        span = self.front.span(budget, measure_all(chain[0], measures))
-        budgets = point_budgets(budget, span, self.front.points)
+        budget = self.config.budget
+        if not budget.bounds:
+            budget = Budget(macs=measures["macs"](found))
+        budgets = self.front.budgets(budget, measure_all(chain[0], measures))
         multiple = self.config.network.channel_multiple
         return front_networks(chain, found, budgets, multiple=multiple, measures=measures)
 
@@ -150,11 +229,9 @@ class Front:
         self, number: int, name: str, architecture: Architecture, budget: Budget
     ) -> tuple[dict[str, Any], Path]:
         """What a network has reached; it is trained if need be."""
-        if number == 1:
-            assert self.folder.metrics is not None
-            return self.folder.metrics, self.folder.path
-        folder = self._point_folder(number)
-        folder.require_architecture(architecture)
+        folder = self.folder if number == 1 else self._point_folder(number)
+        if number > 1:
+            folder.require_architecture(architecture)
         if folder.metrics:
             return folder.metrics, folder.path
         self.reporter.say(f"\n{name}, in {folder.path}")
@@ -171,12 +248,15 @@ class Front:
             folder.checkpoints.forget(error.stage)
             raise RunError(f"{name} of the front: {error}") from None
 
-    def _write(self, points: list[dict[str, Any]]) -> None:
+    def _write(self, points: list[dict[str, Any]]) -> dict[str, Any]:
+        """Write the front as it is now; returns its account of time."""
+        assert self.folder.metrics is not None
         measure = self.config.budget.leading
         mark_best(points, measure)
-        value = {"measure": measure, "asked": self.front.points, **self._times(points)}
-        text = json.dumps({**value, "points": points}, indent=1)
-        self.folder.write("pareto.json", text + "\n")
+        trained = [point["train_seconds"] for point in points]
+        times = time_account(self.folder.metrics["search_seconds"], trained)
+        value = {"measure": measure, "asked": self.front.points, **times, "points": points}
+        self.folder.write("pareto.json", json.dumps(value, indent=1) + "\n")
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
@@ -186,23 +266,41 @@ class Front:
             self.folder.write("pareto.svg", front_svg(points, measure))
         except ReportError as error:
             self.reporter.say(f"no pareto.svg: {error}")
+        return times
 
-    def _times(self, points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        assert self.folder.metrics is not None
-        trained = [point["train_seconds"] for point in points]
-        return time_account(self.folder.metrics["search_seconds"], trained)
 
-    def _account(self, points: Sequence[dict[str, Any]]) -> str:
-        times = self._times(points)
-        return (
-            f"one search and {len(points)} trainings took {times['total_seconds']:.0f} s; with a "
-            f"search for each they would have taken {times['separate_seconds']:.0f} s"
+def mark_best(points: Sequence[dict[str, Any]], measure: str) -> None:
+    """Write ``on_front`` into points: whether no other is both cheaper and as good, or better.
+
+    Example:
+        >>> points = [{"macs": m, "test_error": e} for m, e in ((1, 9.0), (2, 9.5), (3, 8.0))]
+        >>> mark_best(points, "macs")
+        >>> [point["on_front"] for point in points]
+        [True, False, True]
+    """
+    values = [(point[measure], point["test_error"]) for point in points]
+    for point, mine in zip(points, values, strict=True):
+        point["on_front"] = not any(
+            other != mine and other[0] <= mine[0] and other[1] <= mine[1] for other in values
         )
 
 
-def _point(number: int, folder: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: metrics[name] for name in COLUMNS if name in metrics}
-    return {"point": number, "folder": folder, **kept}
+def time_account(search_seconds: float, train_seconds: Sequence[float]) -> dict[str, Any]:
+    """What one search for all points took, and what a search for each would have taken.
+
+    Example:
+        >>> time_account(100.0, [10.0, 20.0])["separate_seconds"]
+        230.0
+    """
+    trained, points = sum(train_seconds), len(train_seconds)
+    return {
+        "searches": 1,
+        "search_seconds": search_seconds,
+        "train_seconds": round(trained, 3),
+        "total_seconds": round(search_seconds + trained, 3),
+        "separate_searches": points,
+        "separate_seconds": round(points * search_seconds + trained, 3),
+    }
 
 
 def table(points: Sequence[dict[str, Any]]) -> list[str]:

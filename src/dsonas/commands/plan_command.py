@@ -48,7 +48,7 @@ def table(plan: Forecast, data: ImageData) -> Iterator[str]:
         f"{data.num_classes} classes"
     )
     yield f"supernet  {_size(plan.supernet)}"
-    yield f"network   {_size(plan.network)} (assumed for step 3)"
+    yield f"network   {_size(plan.networks[0])} (assumed for step 3)"
     yield f"device    {plan.device}"
     yield ""
     yield _row("stage", "", "steps", "multiply-adds", "peak memory", "time")
@@ -103,7 +103,7 @@ def as_json(plan: Forecast, data: ImageData) -> dict[str, Any]:
         },
         "device": plan.device,
         "supernet": asdict(architecture_cost(plan.supernet)),
-        "network": asdict(architecture_cost(plan.network)),
+        "network": asdict(architecture_cost(plan.networks[0])),
         "notes": list(plan.notes),
         "lines": [{**asdict(line), "hours": line.seconds / 3600} for line in plan.lines],
         "hours": plan.seconds / 3600,

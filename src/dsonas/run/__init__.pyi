@@ -11,14 +11,6 @@ from .fitting import (
     measured_table as measured_table,
     run_measures as run_measures,
 )
-from .fronts import (
-    FrontConfig as FrontConfig,
-    bounded_by as bounded_by,
-    front_networks as front_networks,
-    mark_best as mark_best,
-    point_budgets as point_budgets,
-    time_account as time_account,
-)
 from .interrupts import (
     StopSignal as StopSignal,
 )

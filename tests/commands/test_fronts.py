@@ -8,16 +8,9 @@ from hypothesis import given, settings, strategies as st
 
 from cost.test_chains import cost, searched
 from dsonas.commands.charts import LIGHT, front_svg
+from dsonas.commands.pareto import FrontConfig, front_networks, mark_best, time_account
 from dsonas.cost.budgets import Budget
 from dsonas.cost.chains import fit_chain
-from dsonas.run.fronts import (
-    FrontConfig,
-    bounded_by,
-    front_networks,
-    mark_best,
-    point_budgets,
-    time_account,
-)
 
 
 @settings(max_examples=10)
@@ -26,11 +19,10 @@ def test_the_networks_of_a_front_are_spread_evenly_up_to_the_supernet(seed, poin
     chain = searched(seed)
     whole = {"macs": cost(chain[0], "macs")}
     budget = Budget(macs=share * whole["macs"])
-    span = FrontConfig(points=points).span(budget, whole)
-    budgets = point_budgets(budget, span, points)
+    budgets = FrontConfig(points=points).budgets(budget, whole)
     networks = front_networks(chain, fit_chain(chain, budget), budgets)
     assert len(networks) == points
-    for (network, bound), wanted in zip(networks, budgets, strict=True):
+    for (network, bound), wanted in zip(networks.items(), budgets, strict=True):
         assert bound == wanted
         assert 0.95 * wanted.macs <= cost(network, "macs") <= wanted.macs
     assert budgets[-1].macs == pytest.approx(whole["macs"])
@@ -41,8 +33,9 @@ def test_the_networks_of_a_front_are_spread_evenly_up_to_the_supernet(seed, poin
 def test_large_networks_keep_the_supernets_width_and_small_ones_the_structure_found():
     chain = searched(5, shared=True)
     whole, found = cost(chain[0], "macs"), cost(chain[-1], "macs")
-    budgets = point_budgets(Budget(macs=found / 4), 4 * whole / found, 9)
-    for network, budget in front_networks(chain, fit_chain(chain, budgets[0]), budgets):
+    budgets = FrontConfig(points=9).budgets(Budget(macs=found / 4), {"macs": whole})
+    networks = front_networks(chain, fit_chain(chain, budgets[0]), budgets)
+    for network, budget in networks.items():
         ratio = network.skeleton.channels[-1] / chain[0].skeleton.channels[-1]
         if budget.macs > found:
             assert 0.75 < ratio < 1.35
@@ -52,22 +45,24 @@ def test_large_networks_keep_the_supernets_width_and_small_ones_the_structure_fo
 
 
 def test_all_bounds_grow_alike():
-    budgets = point_budgets(Budget(macs=100, params=10), 16.0, 3)
+    front = FrontConfig(points=3, largest=1600)
+    budgets = front.budgets(Budget(macs=100, params=10), {"macs": 1e6, "params": 1e6})
     assert [(b.macs, b.params) for b in budgets] == [(100, 10), (400, 40), (1600, 160)]
 
 
 def test_the_last_network_costs_what_is_asked_or_what_the_supernet_does():
     budget, whole = Budget(macs=100, params=10), {"macs": 1000.0, "params": 200.0}
-    assert FrontConfig(points=3).span(budget, whole) == 20
-    assert FrontConfig(points=3, largest=300).span(budget, whole) == 3
-    assert bounded_by(Budget(), {"macs": 70.0}).bounds == {"macs": 70.0}
-    assert bounded_by(budget, {"macs": 70.0}) is budget
+    supernet, asked = FrontConfig(points=3), FrontConfig(points=3, largest=300)
+    assert supernet.budgets(budget, whole)[-1].bounds == pytest.approx(
+        {"macs": 2000, "params": 200}
+    )
+    assert asked.budgets(budget, whole)[-1].bounds == pytest.approx({"macs": 300, "params": 30})
 
 
 @pytest.mark.parametrize("largest", [None, 50, 100])
 def test_a_front_without_room_is_refused(largest):
     with pytest.raises(ValueError, match="lower the budget or raise --pareto_to"):
-        FrontConfig(points=3, largest=largest).span(Budget(macs=100), {"macs": 100.0})
+        FrontConfig(points=3, largest=largest).budgets(Budget(macs=100), {"macs": 100.0})
 
 
 @pytest.mark.parametrize("points", [1, 0, -3])
