@@ -1,7 +1,7 @@
 """Why does a search win or lose against random networks? Small trials that choose our defaults.
 
 The setting of the study on Fashion-MNIST (compare_fashion_mnist.yaml) with blocks, channels, images
-and epochs as the options say; docs/research-log.md has the commands. Errors are those on other
+and epochs as the options say; docs/research/log.md has the commands. Errors are those on other
 training images; the test images are not used. Each group of cases is asked for by name; the result
 file holds all rows, and the same command goes on where it was cut off.
 

@@ -32,7 +32,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_page_is_there(site: Path):
     names = {"index" if page.name == "README.md" else page.stem for page in PAGES}
-    assert {page.stem for page in site.glob("*.html")} - {"404"} >= names
+    assert {page.stem for page in site.rglob("*.html")} - {"404"} >= names
 
 
 def test_the_api_page_holds_the_docstrings(site: Path):
