@@ -58,7 +58,8 @@ def test_the_chain_is_nested_from_the_supernet_to_the_structure_found(front):
     chain = load_chain(front / "chain.json")
     costs = [architecture_cost(member).macs for member in chain]
     assert len(chain) >= 3
-    assert chain[0] == Architecture.complete(chain[0].skeleton, chain[0].operations, 2)
+    complete = Architecture.complete(chain[0].skeleton, chain[0].operations, 2, "share")
+    assert chain[0] == complete
     for large, small in pairwise(chain):
         assert small != large
         assert all(
