@@ -101,7 +101,7 @@ def try_arm(runs: Path, seed: int, arm: str) -> dict[str, Any]:
     if arm == ARMS[2]:
         work = json.loads((folder / "result.json").read_text())["work"]
         epochs += round(work / training_work(macs, 1, len(data.train), config.train.batch_size, 0))
-    config = replace(config, train=replace(config.train, epochs=epochs, evaluate_every=epochs))
+    config = replace(config, train=replace(config.train, epochs=epochs))
     engine.place(network)
     test = held_out_batches(data, engine)
     if arm == ARMS[1]:

@@ -34,7 +34,7 @@ class Pilot:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         config = to_config(parse(config_parser("pilot", "", ()), ["--config", str(YAML)]))
-        train = replace(config.train, epochs=options.epochs, evaluate_every=options.epochs)
+        train = replace(config.train, epochs=options.epochs)
         network = replace(config.network, blocks=options.blocks, channels=options.channels)
         self.config = replace(
             config,

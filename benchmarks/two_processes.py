@@ -3,8 +3,8 @@
 All train the same supernet on the same global batch, weight and scaling-factor steps in turn. With
 batch normalisation over the whole batch (``synchronised``) what two processes compute is what one
 computes; without, each normalises by its part, as torch's DDP does when nothing is said
-(``--engine.sync_batchnorm false``). ``independent`` is what the machine has to give: two processes
-that know nothing of each other, each on half of the batch. Rounds of all four are timed in turn,
+(``--apart``). ``independent`` is what the machine has to give: two processes that know nothing of
+each other, each on half of the batch. Rounds of all four are timed in turn,
 each in fresh processes. An idle machine of two cores is needed: ``others_busy`` is how much of a
 core other programs took, and should be near 0.
 
@@ -35,8 +35,8 @@ def timed_steps(options: argparse.Namespace) -> dict[str, Any]:
     from dsonas.train.world import current_world
     from stepper import BenchConfig, Stepper
 
-    settings = EngineConfig(device="cpu", threads=1, sync_batchnorm=not options.apart)
-    engine = Engine(settings, current_world())
+    engine = Engine(EngineConfig(device="cpu", threads=1), current_world())
+    engine.synchronises &= not options.apart
     number = engine.processes.world.size
     config = BenchConfig(channels=options.channels, batch_size=options.batch_size)
     stepper = Stepper(

@@ -14,7 +14,16 @@ from dataclasses import fields
 from operator import index
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    TypeAlias,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 if TYPE_CHECKING:  # the command line and the configuration start without torch
     import torch
@@ -24,6 +33,7 @@ if TYPE_CHECKING:  # type checkers see plain numbers
     BatchSize: TypeAlias = int
     NonNegativeInt: TypeAlias = int
     PositiveInt: TypeAlias = int
+    Threads: TypeAlias = int
     HalfOpenUnit: TypeAlias = float
     NonNegativeFloat: TypeAlias = float
     PositiveFloat: TypeAlias = float
@@ -40,6 +50,8 @@ else:
     BatchSize = restricted_number_type("BatchSize", int, (">=", 2))  # BN needs two
     HalfOpenUnit = restricted_number_type("HalfOpenUnit", float, [(">=", 0), ("<", 1)])
     Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
+    # far more end a process without a message
+    Threads = restricted_number_type("Threads", int, [(">=", 1), ("<=", 1024)])
 
 FEW_BYTES = 2**14  # of a tensor, up to which gathering is faster than gloo's sum (measured)
 
@@ -137,7 +149,7 @@ def rule_of(hint: Any) -> str:
         >>> rule_of(PositiveInt | None), rule_of(Literal["a", "b"]), rule_of(Share)
         ('a whole number > 0 or null', 'one of a, b', 'a number > 0 and <= 1')
     """
-    if isinstance(hint, UnionType):
+    if get_origin(hint) in (Union, UnionType):
         return " or ".join(map(rule_of, get_args(hint)))
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
@@ -321,8 +333,8 @@ def answering() -> Iterator[None]:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:150]
         raise LostProcessError(
-            "another process of this run has ended, or has not answered for "
-            "engine.timeout_seconds; its own message says why. The same command goes on from the "
+            "another process of this run has ended, or has not answered for ten "
+            "minutes; its own message says why. The same command goes on from the "
             f"last checkpoint ({reason})"
         ) from None
 

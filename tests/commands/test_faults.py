@@ -21,7 +21,7 @@ import torch
 
 from dsonas.commands.cli import main
 from dsonas.run.interrupts import StopSignal
-from dsonas.run.locking import LOCK_NAME
+from dsonas.run.runs import LOCK_NAME
 from dsonas.train.checkpoints import MAGIC, read_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -334,9 +334,8 @@ def test_a_read_only_folder_is_one_line_and_stays_as_it_is(
 
 HOLD = """
 import sys
-from pathlib import Path
-from dsonas.run.locking import locked
-with locked(Path(sys.argv[1])):
+from dsonas.run.runs import RunFolder
+with RunFolder(sys.argv[1]).lock():
     print("locked", flush=True)
     sys.stdin.read()
 """
@@ -344,7 +343,6 @@ with locked(Path(sys.argv[1])):
 
 @pytest.mark.parametrize("command", ["run", "search", "train"])
 def test_a_second_process_in_a_run_folder_is_refused(dsonas, tiny, finished, run, command):
-    pytest.importorskip("fcntl", reason="this system has no POSIX locks")
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(run)],
         stdin=subprocess.PIPE,

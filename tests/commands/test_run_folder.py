@@ -111,6 +111,31 @@ def test_the_stored_config_repeats_the_run(dsonas, finished, tmp_path):
     assert same_result(tmp_path / "again", finished)
 
 
+def test_a_run_of_an_earlier_dsonas_can_be_used_but_not_resumed(dsonas, tiny, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    data, search = settings["data"], settings["search"]
+    data |= {"lambda_fraction": data.pop("factor_split"), "path": None, "memory_limit": 2**31}
+    data |= {"crop_padding": None, "crop_area": None, "jitter": 0.0}
+    del data["augment"]
+    search |= {"structure": search.pop("keep_cost"), "connections": search.pop("keep_connections")}
+    search |= {"reached_at": search.pop("hold_from"), "rank": "loss", "thrift": 1.0, "clip": 2.0}
+    settings["train"] |= {"lr_min": 0.0, "evaluate_every": 5, "clip": None}
+    settings["engine"] |= {"timeout_seconds": 600.0, "latency_batch": 1}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    measured = [dsonas("evaluate", "--run", folder).out for folder in (run, finished)]
+    assert measured[0] == measured[1] != ""
+    image = tmp_path / "image.png"
+    Image.new("L", (8, 8)).save(image)
+    assert dsonas("predict", "--run", run, image).code == 0
+    assert dsonas("report", run, "--out", tmp_path / "report.html").code == 0
+    assert dsonas("export", "--run", run, "--format", "torch").code == 0
+    ended = dsonas("run", *tiny, "--out", run)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "a run of an earlier dsonas" in ended.err
+    assert "search.keep_cost now" in ended.err or "data.factor_split now" in ended.err
+
+
 def test_search_then_train_equals_run(dsonas, tiny, finished, tmp_path):
     """In two folders, in one folder, and the search again says that it is finished."""
     search, train = tmp_path / "search", tmp_path / "train"

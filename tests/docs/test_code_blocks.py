@@ -86,12 +86,11 @@ def _compiled(block: Block, page: Path) -> Any:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(importing, "import_file", lambda path: None)  # files of the reader
-    real_file, empty = configuring._config_file, tmp_path / "empty.yaml"
-    empty.write_text("{}")
+    real_read = configuring.read_settings
     monkeypatch.setattr(
         configuring,
-        "_config_file",
-        lambda parser, name: str(empty) if name.endswith(".yaml") else real_file(parser, name),
+        "read_settings",
+        lambda name: {} if str(name).endswith(".yaml") else real_read(name),
     )
     real_parse = configuring.OptionParser.parse_args
 

@@ -8,25 +8,21 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("fcntl", reason="this system has no POSIX locks, so nothing is locked")
-
-from dsonas.run.locking import LOCK_NAME, FolderInUseError, locked
+from dsonas.run.runs import LOCK_NAME, FolderInUseError, RunFolder
 
 pytestmark = pytest.mark.slow
 
 HOLD = """
 import sys
-from pathlib import Path
-from dsonas.run.locking import locked
-with locked(Path(sys.argv[1])):
+from dsonas.run.runs import RunFolder
+with RunFolder(sys.argv[1]).lock():
     print("locked", flush=True)
     sys.stdin.read()
 """
 FORK = """
 import os, sys, time
-from pathlib import Path
-from dsonas.run.locking import locked
-with locked(Path(sys.argv[1])):
+from dsonas.run.runs import RunFolder
+with RunFolder(sys.argv[1]).lock():
     if os.fork() == 0:
         os.close(0)
         time.sleep(60)
@@ -53,10 +49,10 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path):
     folder = tmp_path / "run"
     process = hold(folder)
     with pytest.raises(FolderInUseError, match=rf"run is in use .* process {process.pid}: wait"):
-        locked(folder).__enter__()
+        RunFolder(folder).lock().__enter__()
     process.communicate(timeout=30)
     assert not folder.exists()
-    with locked(folder):
+    with RunFolder(folder).lock():
         assert (folder / LOCK_NAME).read_text() == f"{os.getpid()}\n"
 
 
@@ -66,7 +62,7 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL
     assert (tmp_path / LOCK_NAME).exists()
-    with locked(tmp_path):
+    with RunFolder(tmp_path).lock():
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -77,7 +73,7 @@ def test_the_children_of_a_killed_process_hold_no_lock(tmp_path):
     try:
         process.kill()
         process.wait(timeout=30)
-        with locked(tmp_path):
+        with RunFolder(tmp_path).lock():
             pass
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -86,20 +82,20 @@ def test_the_children_of_a_killed_process_hold_no_lock(tmp_path):
 
 def test_what_was_written_stays(tmp_path):
     folder = tmp_path / "deep" / "run"
-    with locked(folder):
+    with RunFolder(folder).lock():
         (folder / "file").write_text("content")
     assert [path.name for path in folder.iterdir()] == ["file"]
 
 
 def test_only_folders_that_were_made_are_removed(tmp_path):
-    with locked(tmp_path / "a" / "b"):
+    with RunFolder(tmp_path / "a" / "b").lock():
         pass
     assert list(tmp_path.iterdir()) == []
     assert tmp_path.exists()
 
 
 def test_an_error_inside_ends_the_lock(tmp_path):
-    with pytest.raises(ZeroDivisionError), locked(tmp_path):
+    with pytest.raises(ZeroDivisionError), RunFolder(tmp_path).lock():
         raise ZeroDivisionError
     process = hold(tmp_path)
     process.communicate(timeout=30)
@@ -108,25 +104,24 @@ def test_an_error_inside_ends_the_lock(tmp_path):
 
 def test_the_lock_of_another_is_never_removed(tmp_path):
     """If somebody deletes the folder while it is in use, and another process begins there."""
-    with locked(tmp_path):
+    with RunFolder(tmp_path).lock():
         (tmp_path / LOCK_NAME).unlink()
         process = hold(tmp_path)
     with pytest.raises(FolderInUseError):
-        locked(tmp_path).__enter__()
+        RunFolder(tmp_path).lock().__enter__()
     process.communicate(timeout=30)
 
 
 def test_a_place_that_cannot_be_written_needs_no_lock(tmp_path, monkeypatch):
-    def refuse(*arguments):
+    def refuse(self, *arguments, **options):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(os, "open", refuse)
-    with locked(tmp_path):
+    monkeypatch.setattr("dsonas.run.runs.FileLock.acquire", refuse)
+    with RunFolder(tmp_path).lock():
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_locks_in_the_system_nothing_is_locked(tmp_path, monkeypatch):
-    monkeypatch.setattr("dsonas.run.locking.fcntl", None)
-    with locked(tmp_path / "run"):
+def test_a_process_that_does_not_write_takes_no_lock(tmp_path):
+    with RunFolder(tmp_path / "run", writes=False).lock():
         assert not (tmp_path / "run").exists()

@@ -1,7 +1,11 @@
 """Every published row has a recipe; its networks have the published sizes and its schedules."""
 
+import json
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
@@ -133,6 +137,13 @@ def test_sparsity_comes_from_the_published_penalty_alone(name: str):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
+def test_no_recipe_repeats_another(name: str):
+    lines = recipe_path(name).read_text(encoding="utf-8").splitlines()
+    settings = [line for line in lines if line and not line.startswith("#")]
+    assert len(settings) <= 5 or name in ("cifar10-share", "imagenet-share")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_recipe_says_what_was_published_and_decided(name: str):
     lines = recipe_path(name).read_text(encoding="utf-8").splitlines()
     comment = " ".join(line for line in lines if line.startswith("#"))
@@ -141,21 +152,47 @@ def test_a_recipe_says_what_was_published_and_decided(name: str):
     assert "ecided" in comment or "disagree" in comment
 
 
-def test_training_on_cifar_restarts_its_learning_rate():
-    schedule = config_of("cifar10-share").train.learning_rate(steps_per_epoch=2)
-    starts = [0, 10, 30, 70, 150, 310]
-    assert [schedule(2 * epoch) for epoch in starts] == [0.05] * 6
-    ends = [schedule(2 * epoch - 1) for epoch in (*starts[1:], 630)]
-    assert all(1e-4 < lr < 2e-3 for lr in ends)
-    assert ends[-1] < 1.1e-4  # the longest period comes closest
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_sets_what_it_has_always_set(name: str):
+    """As when each recipe had every setting in its own file, by the names of now."""
+    table = json.loads(Path(__file__).with_name("recipe_settings.json").read_text())
+    defaults = {**RunConfig().settings(), **table[name]}
+    found = {
+        k: list(v) if isinstance(v, tuple) else v for k, v in config_of(name).settings().items()
+    }
+    assert found == {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
 
 
-def test_training_on_imagenet_warms_up_and_falls_to_nothing():
-    schedule = config_of("imagenet-share").train.learning_rate(steps_per_epoch=10)
-    assert schedule(0) == pytest.approx(0.1 + 0.4 / 50)
-    assert schedule(48) == pytest.approx(0.492)
-    assert max(map(schedule, range(2400))) == schedule(48)
-    assert schedule(2399) == 0
+def published_rates(name: str, epochs: int, steps: int) -> Iterator[float]:
+    """The learning rate of every update of step 3, by the published formulas, written out."""
+    if name.startswith("cifar"):  # SGDR, eq. 5: from 0.05 to 0.0001 in 10, 20, 40, ... epochs
+        begin, period = 0, 10
+        for epoch in range(epochs):
+            if epoch == begin + period:
+                begin, period = epoch, 2 * period
+            share = (epoch - begin) / period
+            yield from [1e-4 + (0.05 - 1e-4) * (1 + math.cos(math.pi * share)) / 2] * steps
+    elif name.startswith("imagenet"):  # 0.1 to 0.5 in 5 epochs; then 0.5 / (T - W) less each time
+        warmup, total = 5 * steps, epochs * steps
+        for update in range(1, total + 1):
+            top = 0.1 + min(update, warmup - 1) * 0.4 / warmup
+            yield max(0.0, top - max(0, update - (warmup - 1)) * 0.5 / (total - warmup))
+    else:  # one epoch up to 0.1, then half a cosine down to 0
+        last = epochs * steps - 1 - steps
+        for update in range(epochs * steps):
+            share = max(0, update - steps) / last
+            falling = 0.1 * (1 + math.cos(math.pi * share)) / 2
+            yield 0.1 * (update + 1) / steps if update < steps else falling
+
+
+@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("steps", [1, 7])
+def test_step_3_has_the_published_learning_rates(name: str, steps: int):
+    train = config_of(name).train
+    schedule = train.learning_rate(steps)
+    found = [schedule(update) for update in range(train.epochs * steps)]
+    expected = list(published_rates(name, train.epochs, steps))
+    assert found == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 
 class _Count:

@@ -91,7 +91,7 @@ def train(setting: Setting, architecture):
         shuffle=False,
         drop_last=False,
     )
-    config = TrainConfig(epochs=1, batch_size=BATCH, warmup_epochs=0, clip=1.0)
+    config = TrainConfig(epochs=1, batch_size=BATCH)
     network = setting.network(architecture)
     return setting.run(
         Training(network, setting.batches(setting.data.train), test, config, setting.engine)
@@ -131,7 +131,7 @@ def normalise(engine: Engine, channels: int, size: int, offset: float):
 
 
 def main(out: Path) -> None:
-    engine = Engine(EngineConfig(device="cpu", threads=1, timeout_seconds=60), current_world())
+    engine = Engine(EngineConfig(device="cpu", threads=1), current_world())
     found = {}
     for name in ("float32", "float64"):
         setting = Setting(engine, getattr(torch, name))

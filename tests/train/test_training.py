@@ -15,7 +15,7 @@ from dsonas.train.training import TrainConfig, Training, evaluate
 
 SKELETON = Skeleton(input_channels=1, image_size=8, blocks=(1, 1), channels=(4, 8))
 WHOLE = Architecture.complete(SKELETON, ("separable_conv3x3", "max_pool3x3"), 2)
-RECIPE = {"epochs": 3, "batch_size": 32, "lr": 0.1, "drop_path": 0.3, "dropout": 0.2, "clip": 1.0}
+RECIPE = {"epochs": 3, "batch_size": 32, "lr": 0.1, "drop_path": 0.3, "dropout": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +108,9 @@ def test_measuring_equals_the_plain_mean_whatever_the_batch_size(data, size: int
 
 
 def test_the_test_error_is_measured_when_due_and_at_the_end(data):
-    config = TrainConfig(epochs=5, batch_size=32, evaluate_every=2)
+    config = TrainConfig(epochs=21, batch_size=32)
     rows = trained(data, config)[1]
-    assert [row["epoch"] for row in rows if "test_error" in row] == [2, 4, 5]
+    assert [row["epoch"] for row in rows if "test_error" in row] == [3, 6, 9, 12, 15, 18, 21]
 
 
 def test_training_reduces_the_loss(data):
@@ -124,18 +124,12 @@ def test_training_reduces_the_loss(data):
         ("epochs", [0, -1]),
         ("batch_size", [1, 0]),
         ("lr", [0.0, -0.1, float("nan")]),
-        ("lr_min", [-1e-9, float("nan")]),
         ("schedule", ["step", ""]),
-        ("warmup_epochs", [-0.5]),
-        ("first_period", [0]),
-        ("lr_peak", [0.0]),
         ("weight_decay", [-1e-4]),
-        ("clip", [0.0, -1.0]),
         ("label_smoothing", [-0.1, 1.0]),
         ("auxiliary", [-0.4]),
         ("drop_path", [-0.1, 1.0]),
         ("dropout", [-0.1, 1.0, float("nan")]),
-        ("evaluate_every", [0]),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(name: str, values: list):
@@ -148,9 +142,8 @@ def test_values_out_of_range_are_refused_by_name(name: str, values: list):
 @pytest.mark.parametrize("schedule", ["cosine", "restarts", "linear"])
 @pytest.mark.parametrize("epochs", [1, 2, 7])
 def test_learning_rates_stay_in_their_range(schedule: str, epochs: int):
-    config = TrainConfig(schedule=schedule, epochs=epochs, lr=0.1, lr_min=1e-4, lr_peak=0.5)
+    config = TrainConfig(schedule=schedule, epochs=epochs, lr=0.1)
     rate = config.learning_rate(5)
     rates = [rate(update) for update in range(5 * epochs)]
-    top = 0.5 if schedule == "linear" else 0.1
-    assert all(0 <= value <= top + 1e-9 for value in rates)
+    assert all(0 <= value <= 0.1 + 1e-9 for value in rates)
     assert max(rates) > 0

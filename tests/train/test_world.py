@@ -90,8 +90,3 @@ def test_one_process_alone_changes_nothing():
     assert alone.share == (0, 1)
     assert alone.is_first
     assert not Engine(EngineConfig(device="cpu")).synchronises
-
-
-def test_a_time_out_of_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"engine.timeout_seconds must be above 0 .* got 0"):
-        EngineConfig(timeout_seconds=0)

@@ -10,7 +10,6 @@ import textwrap
 import warnings
 from collections.abc import Sequence
 
-from dsonas.commands.short_help import short_help
 from dsonas.run import StopSignal, recipe_names
 from dsonas.train import current_world, require_single
 
@@ -31,7 +30,7 @@ Find a compact network for your own images in one training run.
   latency    a table of this device's latencies, for a search on another machine
   shards     write an image folder as webdataset shards, to be streamed
 
-`dsonas COMMAND --help` tells its main options, --help-all every one. Start with:
+`dsonas COMMAND --help` tells its options. Start with:
 
   dsonas run --config digits                                       (a minute)
   dsonas run --data.name folder:my_images --budget.macs 2M         (your own)
@@ -90,9 +89,6 @@ def _answer(arguments: list[str]) -> int:
     if arguments[0] not in COMMANDS:
         known = ", ".join(COMMANDS)
         return _complain(f"command must be one of {known}, got {arguments[0]!r}: dsonas --help")
-    if text := short_help(arguments[0], arguments[1:]):
-        print(text)
-        return EXIT_DONE
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     warnings.filterwarnings("ignore", module="PIL")  # of damaged tags, which change no pixel
     with StopSignal() as stop:

@@ -17,6 +17,7 @@ from dsonas.commands.configuring import (
     add_groups,
     config_parser,
     parse,
+    stored_config,
     to_config,
     to_yaml,
 )
@@ -34,7 +35,6 @@ from dsonas.run import (
     Job,
     Reporter,
     RunConfig,
-    RunError,
     RunFolder,
     StopSignal,
     changed_settings,
@@ -124,7 +124,7 @@ def _given_architecture(path: str, config: RunConfig, folder: RunFolder) -> Arch
     if config.network.transfer or not is_chain(Path(path).read_text(encoding="utf-8")):
         return chain[-1].clean()
     if folder.begun is not None and folder.held is not None:
-        stored, stored_path = _stored(folder)
+        stored, stored_path = stored_config(folder.path, resumes=True)
         if (stored_path, stored.budget) == (path, config.budget):
             return folder.held  # a latency measured again would lead to another width
     return fit_to_budget(chain, config)
@@ -222,7 +222,7 @@ def _refuse_other_run(
     """Refuse to mix two runs; returns the configuration of the one that the folder holds."""
     if folder.begun is None:
         return None
-    stored, stored_architecture = _stored(folder)
+    stored, stored_architecture = stored_config(folder.path, resumes=True)
     before = {**_compared(stored), "architecture": stored_architecture}
     after = {**_compared(config), "architecture": architecture}
     folder.refuse(changed_settings(before, after, folder.begun))
@@ -233,17 +233,6 @@ def _compared(config: RunConfig) -> dict[str, Any]:
     return {**config.settings(), "budget.bounds": list(config.budget.bounds)}
 
 
-def _stored(folder: RunFolder) -> tuple[RunConfig, str | None]:
-    """The configuration that a run folder holds, and the architecture file that it names."""
-    path = folder.path / "config.yaml"
-    if not path.is_file():
-        raise RunError(f"{folder.path} must be the folder of a run, but has no config.yaml")
-    parser = config_parser("run", "", ())
-    parser.add_argument("--architecture", type=str, default=None)
-    values = parse(parser, ["--config", str(path)])
-    return to_config(values), values.architecture
-
-
 def _evaluate(command: str, arguments: list[str], stop: StopSignal) -> int:
     parser = OptionParser(command, "--run DIR [--json] [OPTIONS]", DESCRIPTIONS[command])
     _add_run_folder(parser)
@@ -251,7 +240,7 @@ def _evaluate(command: str, arguments: list[str], stop: StopSignal) -> int:
     shown = ("data", "engine")
     add_groups(parser, shown, shown)
     folder = RunFolder(parse(parser, arguments).run)
-    stored, _ = _stored(folder)
+    stored, _ = stored_config(folder.path)
     defaults = {k: v for k, v in stored.settings().items() if k.split(".")[0] in shown}
     parser.set_defaults(defaults)
     config = to_config(parse(parser, arguments), seed=stored.seed)

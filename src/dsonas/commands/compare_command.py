@@ -145,7 +145,6 @@ def _study_config(values: Namespace) -> StudyConfig:
         run=replace(
             run,
             budget=Budget(),
-            train=replace(run.train, evaluate_every=run.train.epochs),
             engine=replace(run.engine, threads=1),
         ),
         budgets=tuple(budgets),

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from traceback import extract_tb
+from typing import Any
 
 OPTION = "--import"
 
 
-def import_files(arguments: Sequence[str]) -> list[str]:
-    """Import every FILE that ``--import FILE`` names, in order.
+class ImportFile(argparse.Action):
+    """Import the file that an option names; nothing is stored."""
 
-    Args:
-        arguments: of a command.
-
-    Returns:
-        The other arguments.
-
-    Raises:
-        ValueError: if a file is missing, or fails; naming the line.
-
-    Example:
-        >>> import_files(["--seed", "1"])
-        ['--seed', '1']
-    """
-    others: list[str] = []
-    waiting = iter(arguments)
-    for argument in waiting:
-        option, equals, value = argument.partition("=")
-        if option != OPTION:
-            others.append(argument)
-            continue
-        path = value if equals else next(waiting, "")
-        if not path or path.startswith("--"):
-            raise ValueError(f"{OPTION} must be followed by a Python file, got {path!r}")
-        import_file(Path(path))
-    return others
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
+        """Import it."""
+        import_file(Path(value))
 
 
 def import_file(path: Path) -> None:
@@ -59,11 +38,10 @@ def import_file(path: Path) -> None:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's code raises
         del sys.modules[name]
-        line = getattr(error, "lineno", None)
         frames = [
             frame for frame in extract_tb(error.__traceback__) if frame.filename == spec.origin
         ]
-        line = frames[-1].lineno if frames else line
+        line = frames[-1].lineno if frames else getattr(error, "lineno", None)
         raise ValueError(
             f"{OPTION} {path} fails in line {line}: {type(error).__name__}: {error}"
         ) from error

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dsonas._utils import write_atomically
+from dsonas._utils import PositiveInt, Threads, write_atomically
 from dsonas.commands.configuring import GROUPS, OptionParser, UsageError, config_parser, parse
 from dsonas.commands.size_options import add_size_options, stated_run
-from dsonas.cost import latency_from_table
+from dsonas.cost import latency_from_table, measure_table
 from dsonas.graph import scale_channels
-from dsonas.run import StopSignal, measured_table
+from dsonas.run import StopSignal
 from dsonas.train import Engine
 
 DESCRIPTION = (
@@ -31,7 +31,10 @@ def latency(command: str, arguments: list[str], stop: StopSignal) -> int:
         supernet.with_channels(scale_channels(supernet.skeleton.channels, multiplier))
         for multiplier in multipliers
     ]
-    table = measured_table(networks, config, Engine(config.engine))
+    device = str(Engine(config.engine).device)
+    table = measure_table(
+        networks, device, batch_size=values.latency_batch, threads=values.latency_threads
+    )
     write_atomically(Path(values.table), (json.dumps(table, indent=1) + "\n").encode())
     milliseconds = latency_from_table(table)
     for network in networks:
@@ -47,6 +50,10 @@ def _parser(command: str) -> OptionParser:
     parser.add_argument("--table", type=str, default="latency.json", metavar="FILE", help=text)
     text = f"multiples of the supernet's channels to time, rising (default {WIDTHS})"
     parser.add_argument("--widths", type=str, default=WIDTHS, metavar="X,Y,...", help=text)
+    text = "images at a time; a budget then holds for so many"
+    parser.add_argument("--latency_batch", type=PositiveInt, default=1, metavar="N", help=text)
+    text = "CPU threads that the networks get"
+    parser.add_argument("--latency_threads", type=Threads, default=1, metavar="N", help=text)
     add_size_options(parser)
     return parser
 

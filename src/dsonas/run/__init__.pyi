@@ -8,7 +8,6 @@ from .console import (
 from .fitting import (
     final_latency as final_latency,
     fit_to_budget as fit_to_budget,
-    measured_table as measured_table,
     run_measures as run_measures,
 )
 from .interrupts import (
@@ -21,6 +20,7 @@ from .pipeline import (
     place_network as place_network,
 )
 from .recipes import (
+    read_settings as read_settings,
     recipe_names as recipe_names,
     recipe_path as recipe_path,
 )
@@ -30,10 +30,11 @@ from .run_batches import (
     test_data as test_data,
 )
 from .run_config import (
-    RENAMED as RENAMED,
     RunConfig as RunConfig,
     changed_settings as changed_settings,
     part_sizes as part_sizes,
+    renamed as renamed,
+    upgraded as upgraded,
 )
 from .runs import (
     Preprocessing as Preprocessing,

@@ -26,26 +26,14 @@ def final_latency(config: RunConfig, engine: Engine | None = None) -> CostFuncti
     if settings.latency_table is not None:
         return latency_from_table(read_table(settings.latency_table))
     device = str((engine or Engine(settings)).device)
-    return LatencyMeter(device, settings.latency_batch, settings.latency_threads)
+    return LatencyMeter(device)
 
 
 def parts_table(config: RunConfig, engine: Engine, supernet: Architecture) -> dict[str, float]:
     """Milliseconds of parts: by the table of another device, or measured on this one."""
     if config.engine.latency_table is not None:
         return read_table(config.engine.latency_table)
-    return measured_table([supernet], config, engine)
-
-
-def measured_table(
-    architectures: Sequence[Architecture], config: RunConfig, engine: Engine
-) -> dict[str, float]:
-    """Milliseconds of parts on this device, by the images and threads of the configuration."""
-    return measure_table(
-        architectures,
-        str(engine.device),
-        batch_size=config.engine.latency_batch,
-        threads=config.engine.latency_threads,
-    )
+    return measure_table([supernet], str(engine.device))
 
 
 def run_measures(config: RunConfig, latency: CostFunction) -> Measures:

@@ -33,7 +33,7 @@ from dsonas.run.run_config import RunConfig
 from dsonas.run.runs import Preprocessing, RunError, RunFolder, versions
 from dsonas.run.tracking import Tracking
 from dsonas.search import search
-from dsonas.train import STAGES, Engine, Journal, Training, World, evaluate, run_stage
+from dsonas.train import MEASUREMENTS, STAGES, Engine, Journal, Training, World, evaluate, run_stage
 
 
 @dataclass
@@ -46,6 +46,7 @@ class Job:
         reporter: where it is shown.
         stop: polled after every step; True saves and ends.
         world: the processes that do it together; only the first should write and show.
+        measurements: about how often a training measures the test error.
     """
 
     config: RunConfig
@@ -53,6 +54,7 @@ class Job:
     reporter: Reporter
     stop: Callable[[], bool] = lambda: False
     world: World = field(default_factory=World)
+    measurements: int = MEASUREMENTS
     engine: Engine = field(init=False)
     data: ImageData = field(init=False)
     journal: Journal = field(init=False)
@@ -212,7 +214,7 @@ class Job:
         self.engine.place(network)
         batches = training_batches(self.data, self.engine, config)
         test = held_out_batches(self.data, self.engine, config.data.workers)
-        stage = Training(network, batches, test, config.train, self.engine, seed)
+        stage = Training(network, batches, test, config.train, self.engine, seed, self.measurements)
         begun = self.resume is not None and self.resume["stage"] == stage.name
         resume = self.resume if begun else None
         run_stage(stage, self.journal, self.engine.device, resume, self.engine.processes)

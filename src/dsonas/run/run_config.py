@@ -4,30 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
-from dsonas._utils import derive_seed
+from dsonas._utils import NonNegativeInt, PositiveInt, check_settings, derive_seed
 from dsonas.cost import Budget
 from dsonas.data import DataConfig, DataError, ImageData, split_for_search
 from dsonas.graph import (
     MAX_FILE_NODES,
     PAPER_OPERATIONS,
-    STEMS,
     SearchSpace,
     Skeleton,
     doubled_channels,
 )
 from dsonas.nn import operation_names
-from dsonas.run.tracking_config import LogConfig
 from dsonas.search import PretrainConfig, SearchConfig
 from dsonas.train import STAGES, EngineConfig, TrainConfig
 
 IMAGENET_STEM_FROM = 96
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 _NEVER_FIXED = (
     "engine.device",
     "engine.threads",
     "engine.checkpoint_seconds",
-    "engine.timeout_seconds",
     "data.workers",
     "log.trackers",
 )
@@ -37,22 +35,21 @@ _FIRST_USE = {
     "budget": "train",  # the search looks only at which bounds there are
     "budget.bounds": "search",
     "engine.latency_table": "search",
-    "engine.latency_batch": "search",
-    "engine.latency_threads": "search",
     "train": "train",
     "data.cutout": "train",
     "architecture": "train",
 }
-RENAMED: dict[str, str] = {  # former options, and what to say of each
+RENAMED: dict[str, str] = {  # former settings: their names now, or what to do instead
     "data.path": "is part of data.name now: folder:PATH, cifar10:PATH, ...",
-    "data.lambda_fraction": "is data.factor_split now",
+    "data.lambda_fraction": "data.factor_split",
     "data.crop_padding": "is data.augment now: shift, crop, none or FILE.py:FUNCTION",
     "data.crop_area": "is data.augment now: crop is the ImageNet recipe",
     "data.jitter": "is data.augment now: crop is the ImageNet recipe",
+    "data.memory_limit": "is fixed now: leave it out, folders beyond 2 GiB are streamed",
     "pretrain.weight_decay": "is search.weight_decay now, for steps 1 and 2",
-    "search.structure": "is search.keep_cost now",
-    "search.connections": "is search.keep_connections now",
-    "search.reached_at": "is search.hold_from now",
+    "search.structure": "search.keep_cost",
+    "search.connections": "search.keep_connections",
+    "search.reached_at": "search.hold_from",
     "search.rank": "is search.criterion now, with flow alone: the others gave nothing",
     "search.rank_batches": "is gone with rank loss: leave it out",
     "search.thrift": "is gone: leave it out, operations go by their flow alone",
@@ -63,8 +60,55 @@ RENAMED: dict[str, str] = {  # former options, and what to say of each
     "search.momentum": "is fixed at 0.9 now: leave it out",
     "search.clip": "is fixed at 2.0 now: leave it out",
     "search.milestones": "is gone: search.schedule steps falls at each quarter of the epochs",
-    "data.memory_limit": "is fixed now: leave it out, folders beyond 2 GiB are streamed",
+    "train.lr_min": "follows from train.schedule now: leave it out",
+    "train.warmup_epochs": "follows from train.schedule now: leave it out",
+    "train.first_period": "is fixed at 10 now: leave it out",
+    "train.lr_peak": "is train.lr now, with train.schedule linear",
+    "train.clip": "is gone: leave it out, step 3 does not clip",
+    "train.evaluate_every": "is gone: leave it out, the test error is measured about ten times",
+    "engine.sync_batchnorm": "is gone: leave it out, statistics are those of the whole batch",
+    "engine.timeout_seconds": "is fixed at 600 now: leave it out",
+    "engine.latency_batch": "is an option of dsonas latency now: --latency_batch",
+    "engine.latency_threads": "is an option of dsonas latency now: --latency_threads",
+    "resume": "is gone: leave it out, the same command resumes",
 }
+
+
+def renamed(name: str) -> str | None:
+    """Say what became of a former setting; None for any other name.
+
+    Example:
+        >>> renamed("search.structure")
+        'is search.keep_cost now'
+    """
+    new = RENAMED.get(name)
+    return f"is {new} now" if new and " " not in new else new
+
+
+def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the settings of a former run, nested, the names of now; what is gone is left out.
+
+    Example:
+        >>> upgraded({"seed": 1, "search": {"structure": 0.3, "shrink": True}})
+        {'seed': 1, 'search': {'keep_cost': 0.3}}
+    """
+    found = {key: dict(v) if isinstance(v, Mapping) else v for key, v in settings.items()}
+    data, train = found.get("data", {}), found.get("train", {})
+    if data.get("path"):
+        kind = "folder" if data.get("name", "digits") == "digits" else data["name"]
+        data["name"] = f"{kind}:{data['path']}"
+    if "crop_padding" in data:
+        shift = "none" if data["crop_padding"] == 0 else "shift"
+        data["augment"] = "crop" if data.get("crop_area") else shift
+    if train.get("schedule") == "linear" and "lr_peak" in train:
+        train["lr"] = train["lr_peak"]
+    for old, new in RENAMED.items():
+        group, _, name = old.partition(".")
+        if name in (values := found.get(group, {})):
+            value = values.pop(name)
+            if " " not in new:
+                values[new.partition(".")[2]] = value
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,27 +133,20 @@ class NetworkConfig:
         ValueError: if a value breaks its rule.
     """
 
-    levels: int = 4
+    levels: PositiveInt = 4
     operations: tuple[str, ...] = PAPER_OPERATIONS
-    blocks: tuple[int, ...] = (1, 1, 1)
-    channels: int | tuple[int, ...] = 16
-    channel_multiple: int = 1
-    stem: str = "auto"
+    blocks: tuple[PositiveInt, ...] = (1, 1, 1)
+    channels: PositiveInt | tuple[PositiveInt, ...] = 16
+    channel_multiple: PositiveInt = 1
+    stem: Literal["auto", "cifar", "imagenet"] = "auto"
     transfer: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("levels", "channel_multiple"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"network.{name} must be at least 1, got {getattr(self, name)}")
-        if not self.blocks or min(self.blocks) < 1:
+        check_settings(self, "network")
+        if not self.blocks or len(self.stage_channels) != len(self.blocks):
             raise ValueError(
-                "network.blocks must be numbers of at least 1, one for each stage, "
-                f"got {list(self.blocks)}"
-            )
-        if min(self.stage_channels) < 1 or len(self.stage_channels) != len(self.blocks):
-            raise ValueError(
-                f"network.channels must be at least 1, or one number for each of the "
-                f"{len(self.blocks)} stages, got {self.channels}"
+                "network.blocks must be numbers, one for each stage, and network.channels one "
+                f"number or as many, got {list(self.blocks)} and {self.channels}"
             )
         unknown = [name for name in self.operations if name not in operation_names()]
         if unknown or not self.operations:
@@ -122,8 +159,6 @@ class NetworkConfig:
                 f"network.levels times the operations must be at most {MAX_FILE_NODES}, got "
                 f"{self.levels} levels of {len(self.operations)}"
             )
-        if self.stem not in ("auto", *STEMS):
-            raise ValueError(f"network.stem must be auto or one of {STEMS}, got {self.stem!r}")
 
     @property
     def stage_channels(self) -> tuple[int, ...]:
@@ -131,6 +166,35 @@ class NetworkConfig:
         if isinstance(self.channels, int):
             return doubled_channels(self.channels, len(self.blocks))
         return tuple(self.channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Where a run is tracked besides its ``log.csv``.
+
+    Args:
+        trackers: names out of ``tensorboard``, ``wandb`` and ``mlflow``: a list, or a text with
+            commas.
+
+    Raises:
+        ValueError: if a name is unknown.
+
+    Example:
+        >>> LogConfig(trackers="wandb,mlflow").trackers
+        ('wandb', 'mlflow')
+    """
+
+    trackers: tuple[str, ...] | str = ()
+
+    def __post_init__(self) -> None:
+        given = self.trackers
+        names = given.strip("[] ").split(",") if isinstance(given, str) else given
+        cleaned = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+        object.__setattr__(self, "trackers", cleaned)
+        for name in cleaned:
+            if name not in TRACKERS:
+                known = ", ".join(TRACKERS)
+                raise ValueError(f"log.trackers must be names out of {known}, got {name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,13 +221,12 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, int):
-            raise ValueError(f"seed must be a whole number, got {self.seed!r}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed must be a whole number >= 0, got {self.seed!r}")
+        object.__setattr__(self, "seed", int(self.seed))
 
     def groups(self) -> dict[str, Any]:
         """All values, nested as in a YAML file; the seed first."""

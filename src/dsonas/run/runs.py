@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -14,13 +16,13 @@ from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 from dsonas._utils import write_atomically
 from dsonas.cost import chain_from_json, is_chain
 from dsonas.data import Split
 from dsonas.graph import Architecture, ArchitectureError, BlockGraph
 from dsonas.nn import Network
-from dsonas.run.locking import locked
 from dsonas.run.network_files import Preprocessing, RunError, read_network, write_weights
 from dsonas.run.stage_checkpoints import StageCheckpoints
 from dsonas.train import STAGES, Row
@@ -54,6 +56,13 @@ SUMMARY = (  # numbers of metrics.json that describe a finished run
 )
 
 
+LOCK_NAME = ".lock"
+
+
+class FolderInUseError(ValueError):
+    """Another process works in the folder; the message is one line that says what to do."""
+
+
 class RunFolder:
     """The files of a run: all written atomically, so that none is ever half there.
 
@@ -71,14 +80,55 @@ class RunFolder:
     def lock(self) -> Iterator[RunFolder]:
         """Keep every other process from working in this folder while the context is open.
 
+        The folder is made if need be, and removed at the end if it is still empty. The lock ends
+        with the process, however that ends. Where nothing can be written there is none.
+
         Raises:
             FolderInUseError: if another process works there.
             RunError: if the folder holds files that are not of a run.
+            OSError: if the folder cannot be made.
+
+        Example:
+            >>> folder = RunFolder(getfixture("tmp_path") / "run")
+            >>> with folder.lock():
+            ...     [path.name for path in folder.path.iterdir()]
+            ['.lock']
+            >>> folder.path.exists()
+            False
         """
-        if self.writes:
-            self._require_own()
-        with locked(self.path) if self.writes else nullcontext():
+        if not self.writes:
             yield self
+            return
+        self._require_own()
+        absent = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        path, own, holder = self.path / LOCK_NAME, None, "unknown"
+        lock = FileLock(path, timeout=0)
+        try:
+            lock.acquire()
+            own = path.stat()
+            with suppress(OSError):  # on a full disk nobody says who holds it
+                path.write_text(f"{os.getpid()}\n")
+        except Timeout:
+            with suppress(OSError):
+                holder = path.read_text().strip()
+            raise FolderInUseError(
+                f"{self.path} is in use by another dsonas, process {holder}: wait for its end, or "
+                "choose another --out"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+        try:
+            yield self
+        finally:
+            with suppress(OSError):
+                if own is not None and os.path.samestat(path.stat(), own):
+                    path.unlink()  # before it ends: nobody loses a lock that is his
+            lock.release()
+            with suppress(OSError):  # what was written into stays
+                for folder in absent:
+                    folder.rmdir()
 
     def _require_own(self) -> None:
         """Refuse a folder of somebody else's files: its config.yaml, say, would be overwritten."""

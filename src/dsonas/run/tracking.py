@@ -1,39 +1,201 @@
-"""What a run reports to trackers: its log, settings, result and files."""
+"""TensorBoard, Weights & Biases and MLflow show a run: its log, settings, result and files."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
+import os
+import shutil
+import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
-from zlib import crc32
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
 
-from dsonas.run.run_config import RunConfig
+from dsonas.run.run_config import LogConfig, RunConfig
 from dsonas.run.runs import RunFolder
-from dsonas.run.tracking_config import require_trackers
-from dsonas.run.tracking_tools import TOOLS, TrackedRun, Tracker
 from dsonas.train import Row
 
-FILES = (
-    "config.yaml",
-    "architecture.json",
-    "chain.json",
-    "log.csv",
-    "factors.csv",
-    "metrics.json",
-    "report.html",
-)
+FILES = ("config.yaml", "architecture.json", "chain.json", "log.csv", "factors.csv",
+         "metrics.json", "report.html")  # fmt: skip
 MEMORY = "trackers.json"
+PROJECT = "dsonas"
 _SETTINGS = ("seed", "threads")  # in metrics.json, but no result
 logger = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """A place that shows runs.
+
+    Args:
+        folder: of the run.
+        settings: its whole configuration, by dotted name.
+        id: by which the tracker knows the run; None if it does not know it yet.
+        rows: how many rows of the log it has.
+    """
+
+    id: str
+
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], id: str | None, rows: int
+    ) -> None: ...
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add the values of a row of the log, whose number is ``step``, from 1."""
+        ...
+
+    def close(self, files: Sequence[Path], *, finished: bool) -> None:
+        """Take the files, and let everything reach its place; the run may be resumed later."""
+        ...
+
+
+class TensorBoard:
+    """Event files in ``RUN/tensorboard``; rows that a resumed run repeats replace the old ones."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], id: str | None, rows: int):
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self.id = "tensorboard"
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=rows + 1)
+        lines = "".join(f"    {name}: {value}\n" for name, value in settings.items())
+        self._writer.add_text("settings", lines, 0)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add scalars."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self, files: Sequence[Path], *, finished: bool) -> None:
+        """Write what is buffered; files are beside it anyway."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of wandb: offline in ``RUN/wandb`` unless its environment variables say otherwise."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], id: str | None, rows: int):
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        name = folder.resolve().name
+        defaults = {"mode": "offline", "dir": str(folder), "project": PROJECT, "name": name}
+        # wandb itself reads the environment only once in a process
+        place: dict[str, Any] = {
+            k: os.environ.get(f"WANDB_{k.upper()}", v) for k, v in defaults.items()
+        }
+        self.id = id or os.environ.get("WANDB_RUN_ID") or uuid4().hex[:8]
+        quiet = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False)
+        self._run = wandb.init(id=self.id, resume="allow", config=dict(settings),
+                               allow_val_change=True, settings=quiet, **place)  # fmt: skip
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a step of the history."""
+        self._run.log(dict(values), step=step, commit=True)
+
+    def close(self, files: Sequence[Path], *, finished: bool) -> None:
+        """Attach files and end the process that writes."""
+        for file in files:
+            copy = Path(self._run.dir, PROJECT, file.name)  # apart from its own config.yaml
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
+            self._run.save(str(copy), base_path=self._run.dir, policy="now")
+        self._run.finish(exit_code=0 if finished else 1)
+
+
+class MLflow:
+    """A run of MLflow: in ``RUN/mlflow/mlflow.db`` unless MLFLOW_TRACKING_URI says otherwise."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], id: str | None, rows: int):
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        for name in ("mlflow", "alembic"):  # they tell of every table they make
+            logging.getLogger(name).setLevel(logging.WARNING)
+        place = (folder / "mlflow").resolve()
+        local = "MLFLOW_TRACKING_URI" not in os.environ
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import mlflow
+
+            if local:
+                place.mkdir(parents=True, exist_ok=True)
+            self._client = mlflow.MlflowClient(
+                f"sqlite:///{place / 'mlflow.db'}" if local else None
+            )
+        if id is None:
+            artifacts = (place / "artifacts").as_uri() if local else None
+            run = self._client.create_run(
+                self._experiment(artifacts), run_name=folder.resolve().name
+            )
+            self.id = run.info.run_id
+        else:
+            self.id = id
+            self._client.update_run(id, status="RUNNING")
+        known = self._client.get_run(self.id).data.params  # MLflow never lets one change
+        for name in settings.keys() - known.keys():
+            self._client.log_param(self.id, name, settings[name])
+
+    def _experiment(self, artifacts: str | None) -> str:
+        """The id of the experiment; other processes may make it at the same time."""
+        from mlflow.exceptions import MlflowException
+
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+            return given
+        try:
+            return self._client.create_experiment(name, artifact_location=artifacts)
+        except MlflowException:
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return found.experiment_id
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add metrics of a step."""
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        metrics = [Metric(name, value, now, step) for name, value in values.items()]
+        self._client.log_batch(self.id, metrics=metrics)
+
+    def close(self, files: Sequence[Path], *, finished: bool) -> None:
+        """Add files as artifacts and set the status."""
+        for file in files:
+            self._client.log_artifact(self.id, str(file))
+        self._client.set_terminated(self.id, "FINISHED" if finished else "KILLED")
+
+
+TOOLS: dict[str, type[Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflow,
+}  # each name is also that of a package and of an extra
+
+
+def require_trackers(config: LogConfig) -> None:
+    """Refuse a tracker whose package is not installed.
+
+    Raises:
+        ValueError: naming the extra that brings it.
+
+    Example:
+        >>> require_trackers(LogConfig())
+    """
+    for name in config.trackers:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:  # a folder of that name is not the package
+            raise ValueError(
+                f"log.trackers {name} needs a package that is not installed: "
+                f'pip install "dsonas[{name}]", or leave it out'
+            )
 
 
 class Tracking:
     """The trackers of a run; one that fails is left out, and the run goes on.
 
-    ``RUN/trackers.json`` keeps under which id each knows the run, and which rows of the log it
+    ``RUN/trackers.json`` keeps under which id each knows the run, and how many rows of the log it
     has: a resumed run goes on in the same place, and a tracker that is added later gets all.
 
     Args:
@@ -69,11 +231,10 @@ class Tracking:
         """
         for name in tuple(self.names):
             with self._guarded(name):
-                signs = [_sign(row) for row in rows]
-                tracker = self._tracker(name, signs)
-                for step in range(len(self._memory[name]["rows"]) + 1, len(rows) + 1):
+                tracker, known = self._tracker(name, len(rows))
+                for step in range(known["rows"] + 1, len(rows) + 1):
                     tracker.log(step, row_values(rows[step - 1]))
-                self._remember(name, tracker.id, signs)
+                self._remember(name, tracker.id, len(rows))
 
     def close(self, *, finished: bool) -> None:
         """End the work of all trackers.
@@ -81,42 +242,31 @@ class Tracking:
         Args:
             finished: whether the command has come to its end; then results and files follow.
         """
+        files = [self._folder.path / name for name in FILES]
         for name in tuple(self.names):
             with self._guarded(name):
-                if finished:
-                    tracker = self._tracker(name)
-                    self._finish(tracker, len(self._memory[name]["rows"]))
+                if finished and (values := final_values(self._folder.metrics or {})):
+                    tracker, known = self._tracker(name)
+                    tracker.log(known["rows"] + 1, values)
                 if name in self._live:
-                    self._live.pop(name).close(finished=finished)
+                    kept = [path for path in files if finished and path.is_file()]
+                    self._live.pop(name).close(kept, finished=finished)
 
-    def _finish(self, tracker: Tracker, rows: int) -> None:
-        paths = [self._folder.path / name for name in FILES]
-        metrics = final_values(self._folder.metrics or {})
-        tracker.finish(rows, metrics, [path for path in paths if path.is_file()])
-
-    def _tracker(self, name: str, signs: Sequence[int] | None = None) -> Tracker:
-        """A tracker at work; rows that it has got, but are others now, will be replaced."""
-        if name not in self._live:
-            known = self._recall(name)
-            had = known["rows"] if signs is None else _common(known["rows"], signs)
-            run = TrackedRun(
-                folder=self._folder.path,
-                settings=self._config.settings(),
-                rows=len(had),
-                id=known["id"],
-            )
-            self._live[name] = TOOLS[name](run)
-            self._remember(name, self._live[name].id, had)
-        return self._live[name]
-
-    def _recall(self, name: str) -> dict[str, Any]:
+    def _tracker(self, name: str, rows: int | None = None) -> tuple[Tracker, dict[str, Any]]:
+        """A tracker at work, and what it has; rows from there on will be replaced."""
         path = self._folder.path / MEMORY
         if not self._memory and path.is_file():
             self._memory = json.loads(path.read_text(encoding="utf-8"))
-        return {"id": None, "rows": [], **self._memory.get(name, {})}
+        known = self._memory.get(name, {"id": None, "rows": 0})
+        if name not in self._live:
+            had = known["rows"] if rows is None else min(known["rows"], rows)
+            settings = {key: _plain(value) for key, value in self._config.settings().items()}
+            self._live[name] = TOOLS[name](self._folder.path, settings, known["id"], had)
+            self._remember(name, self._live[name].id, had)
+        return self._live[name], self._memory[name]
 
-    def _remember(self, name: str, identity: str, signs: Sequence[int]) -> None:
-        self._memory[name] = {"id": identity, "rows": list(signs)}
+    def _remember(self, name: str, identity: str, rows: int) -> None:
+        self._memory[name] = {"id": identity, "rows": rows}
         self._folder.write(MEMORY, json.dumps(self._memory) + "\n")
 
     @contextmanager
@@ -130,19 +280,8 @@ class Tracking:
             self._live.pop(name, None)
 
 
-def _sign(row: Row) -> int:
-    """A number that tells a row from one of a repetition with other settings."""
-    return crc32(json.dumps(row, sort_keys=True).encode())
-
-
-def _common(known: Sequence[int], signs: Sequence[int]) -> Sequence[int]:
-    """The first rows, as far as they are still the same."""
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(known, signs, strict=False))
-    return [sign for sign, _ in same]
-
-
 def row_values(row: Row) -> dict[str, float]:
-    """The numbers of a row of the log, named after its stage.
+    """Name the numbers of a row of the log after its stage.
 
     Example:
         >>> row_values({"stage": "search", "epoch": 2, "loss": 0.5, "lr": ""})
@@ -156,7 +295,7 @@ def row_values(row: Row) -> dict[str, float]:
 
 
 def final_values(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of ``metrics.json`` that are results.
+    """Pick the numbers of ``metrics.json`` that are results.
 
     Example:
         >>> final_values({"test_error": 2.5, "seed": 0, "device": "cpu"})
@@ -167,3 +306,10 @@ def final_values(metrics: Mapping[str, Any]) -> dict[str, float]:
         for name, value in metrics.items()
         if isinstance(value, int | float) and name not in _SETTINGS
     }
+
+
+def _plain(value: Any) -> bool | int | float | str:
+    """A setting as trackers take it."""
+    if isinstance(value, bool | int | float | str):
+        return value
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else "null"

@@ -34,6 +34,7 @@ from .steps import (
     weight_step as weight_step,
 )
 from .training import (
+    MEASUREMENTS as MEASUREMENTS,
     TrainConfig as TrainConfig,
     Training as Training,
     evaluate as evaluate,

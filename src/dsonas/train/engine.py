@@ -6,19 +6,16 @@ import ctypes
 import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dsonas._utils import require_finite
+from dsonas._utils import NonNegativeFloat, PositiveInt, Threads, check_settings
 from dsonas.nn import BatchNorm
 from dsonas.train.processes import Processes, join
 from dsonas.train.world import World
 
-PRECISIONS = ("float32", "bfloat16")
-MAX_THREADS = 1024  # far more end a process without a message
-MAX_TIMEOUT = 7 * 24 * 3600
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 
 
@@ -34,14 +31,9 @@ class EngineConfig:
             most. Longer where writing one is slow; 0 saves after every step.
         accumulate: parts of a batch that a process takes one after the other, adding up their
             gradients, to save memory, >= 1; batch normalisation then sees parts.
-        sync_batchnorm: whether several processes normalise by the statistics of the whole batch,
-            as one process would; otherwise each by those of its part.
-        timeout_seconds: how long several processes wait for one that does not answer, > 0.
         latency_table: JSON file of milliseconds by part, as ``dsonas latency`` writes it on another
-            device: latencies are then that device's. None: measured on this one.
-        latency_batch: images at a time where latency is measured, >= 1; a table holds for what it
-            was measured with.
-        latency_threads: CPU threads there, from 1 to 1024.
+            device: latencies are then that device's. None: measured on this one, one image on one
+            thread.
 
     Raises:
         ValueError: if a value breaks its rule.
@@ -52,40 +44,14 @@ class EngineConfig:
     """
 
     device: str = "auto"
-    precision: str = "float32"
-    threads: int | None = None
-    checkpoint_seconds: float = 20.0
-    accumulate: int = 1
-    sync_batchnorm: bool = True
-    timeout_seconds: float = 600.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: Threads | None = None
+    checkpoint_seconds: NonNegativeFloat = 20.0
+    accumulate: PositiveInt = 1
     latency_table: str | None = None
-    latency_batch: int = 1
-    latency_threads: int = 1
 
     def __post_init__(self) -> None:
-        require_finite(self, "engine")
-        if self.precision not in PRECISIONS:
-            raise ValueError(
-                f"engine.precision must be one of {PRECISIONS}, got {self.precision!r}"
-            )
-        for name in ("threads", "latency_threads"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= MAX_THREADS:
-                raise ValueError(
-                    f"engine.{name} must be at least 1 and at most {MAX_THREADS}, got {value}"
-                )
-        if self.checkpoint_seconds < 0:
-            raise ValueError(
-                f"engine.checkpoint_seconds must be at least 0, got {self.checkpoint_seconds}"
-            )
-        for name in ("accumulate", "latency_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"engine.{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.timeout_seconds <= MAX_TIMEOUT:
-            raise ValueError(
-                f"engine.timeout_seconds must be above 0 and at most {MAX_TIMEOUT}, got "
-                f"{self.timeout_seconds}"
-            )
+        check_settings(self, "engine")
 
 
 class Engine:
@@ -112,8 +78,8 @@ class Engine:
         if world is None or world.size == 1:
             self.processes, self.device = Processes(), _resolve_device(config.device)
         else:
-            self.processes, self.device = join(world, config.device, config.timeout_seconds)
-        self.synchronises = config.sync_batchnorm and self.processes.share[1] > 1
+            self.processes, self.device = join(world, config.device)
+        self.synchronises = self.processes.share[1] > 1
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         if self.device.type == "cpu":

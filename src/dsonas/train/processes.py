@@ -21,6 +21,7 @@ from dsonas._utils import answering, flatten, sum_over_processes
 from dsonas.train.world import World
 
 Result = TypeVar("Result")
+TIMEOUT_SECONDS = 600.0  # how long processes wait for one that does not answer
 FABRIC = 'lightning-fabric is not installed: pip install "dsonas[distributed]"'
 
 
@@ -121,13 +122,12 @@ class Processes:
             _write_back(flat, some)
 
 
-def join(world: World, device: str, timeout_seconds: float) -> tuple[Processes, torch.device]:
+def join(world: World, device: str) -> tuple[Processes, torch.device]:
     """Meet the other processes.
 
     Args:
         world: the place of this one.
         device: ``auto``, ``cpu`` or the name of an accelerator, without a number.
-        timeout_seconds: how long to wait for another process, now and later, > 0.
 
     Returns:
         The processes, and the device of this one.
@@ -145,7 +145,7 @@ def join(world: World, device: str, timeout_seconds: float) -> tuple[Processes, 
     except ImportError:
         raise ValueError(f"training in {world.size} processes: {FABRIC}") from None
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    timeout = timedelta(seconds=timeout_seconds)
+    timeout = timedelta(seconds=TIMEOUT_SECONDS)
     environments = {
         "torchrun": TorchElasticEnvironment,
         "srun": SLURMEnvironment,

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsonas._utils import derive_seed, require_finite
+from dsonas._utils import (
+    BatchSize,
+    HalfOpenUnit,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    check_settings,
+    derive_seed,
+)
 from dsonas.data import Batches
 from dsonas.nn import Network
 from dsonas.train.engine import Engine
@@ -19,7 +27,7 @@ from dsonas.train.optimizers import restore, set_lr, sgd
 from dsonas.train.schedules import Schedule, cosine, cosine_restarts, linear
 from dsonas.train.steps import backward
 
-SCHEDULES = ("cosine", "restarts", "linear")
+MEASUREMENTS = 10  # of the test error in a training, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,78 +38,46 @@ class TrainConfig:
         epochs: passes over all training images, >= 1.
         batch_size: images, >= 2.
         lr: largest learning rate of Nesterov SGD with momentum 0.9, > 0.
-        lr_min: smallest, >= 0.
-        schedule: ``cosine`` after a linear warm-up, ``restarts`` (paper, CIFAR) or ``linear``
-            (paper, ImageNet: up to ``lr_peak``, then to 0).
-        warmup_epochs: of ``cosine`` and ``linear``, >= 0.
-        first_period: epochs until the first restart, doubling, >= 1.
-        lr_peak: what ``linear`` rises to, > 0.
+        schedule: of the learning rate: ``cosine`` rises for an epoch and falls to 0; ``restarts``
+            (paper, CIFAR) falls to ``lr`` / 500 in 10, 20, 40, ... epochs; ``linear`` (paper,
+            ImageNet) rises from ``lr`` / 5 for 5 epochs and falls to 0.
         weight_decay: >= 0.
-        clip: gradients are clipped to [-clip, clip] elementwise; None does not clip.
         label_smoothing: in [0, 1).
         auxiliary: weight of the auxiliary head's loss, >= 0; 0 builds none.
         drop_path: probability of dropping a branch of the last block at the end, in [0, 1).
         dropout: probability of dropping a feature before the classifier, in [0, 1).
-        evaluate_every: epochs between two measurements of the test error, >= 1; the last epoch is
-            always measured, and no choice is made by it.
 
     Example:
-        >>> learning_rate = TrainConfig(epochs=2, warmup_epochs=0).learning_rate(steps_per_epoch=4)
-        >>> [round(learning_rate(step), 3) for step in (0, 7)]
-        [0.1, 0.0]
+        >>> learning_rate = TrainConfig(epochs=2).learning_rate(steps_per_epoch=4)
+        >>> [round(learning_rate(step), 3) for step in (0, 3, 7)]
+        [0.025, 0.1, 0.0]
     """
 
-    epochs: int = 100
-    batch_size: int = 128
-    lr: float = 0.1
-    lr_min: float = 0.0
-    schedule: str = "cosine"
-    warmup_epochs: float = 1.0
-    first_period: int = 10
-    lr_peak: float = 0.5
-    weight_decay: float = 3e-4
-    clip: float | None = None
-    label_smoothing: float = 0.0
-    auxiliary: float = 0.0
-    drop_path: float = 0.0
-    dropout: float = 0.0
-    evaluate_every: int = 5
+    epochs: PositiveInt = 100
+    batch_size: BatchSize = 128
+    lr: PositiveFloat = 0.1
+    schedule: Literal["cosine", "restarts", "linear"] = "cosine"
+    weight_decay: NonNegativeFloat = 3e-4
+    label_smoothing: HalfOpenUnit = 0.0
+    auxiliary: NonNegativeFloat = 0.0
+    drop_path: HalfOpenUnit = 0.0
+    dropout: HalfOpenUnit = 0.0
 
     def __post_init__(self) -> None:
-        require_finite(self, "train")
-        for name in ("epochs", "first_period", "evaluate_every"):
-            _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _check(self.batch_size >= 2, "batch_size", "at least 2", self.batch_size)
-        for name in ("lr", "lr_peak"):
-            _check(getattr(self, name) > 0, name, "above 0", getattr(self, name))
-        for name in ("lr_min", "warmup_epochs", "weight_decay", "auxiliary"):
-            _check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
-        for name in ("label_smoothing", "drop_path", "dropout"):
-            _check(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
-        _check(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}", self.schedule)
-        if self.schedule == "linear":
-            rule = f"at least train.lr, {self.lr}, with this schedule"
-            _check(self.lr_peak >= self.lr, "lr_peak", rule, self.lr_peak)
-        else:
-            _check(self.lr_min <= self.lr, "lr_min", f"at most train.lr, {self.lr}", self.lr_min)
-        _check(self.clip is None or self.clip > 0, "clip", "above 0 or none", self.clip)
+        check_settings(self, "train")
 
     def learning_rate(self, steps_per_epoch: int) -> Schedule:
         """The learning rate by update number."""
-        total = self.epochs * steps_per_epoch
+        half = self.epochs / 2  # what a warm-up takes at most
         if self.schedule == "restarts":
             return cosine_restarts(
-                self.lr, self.lr_min, self.first_period, steps_per_epoch, num_epochs=self.epochs
+                self.lr, self.lr / 500, 10, steps_per_epoch, num_epochs=self.epochs
             )
-        warmup = min(self.warmup_epochs, self.epochs / 2)
         if self.schedule == "linear":
-            return linear(self.lr, self.lr_peak, round(warmup), self.epochs, steps_per_epoch)
-        return cosine(self.lr, self.lr_min, total, round(warmup * steps_per_epoch))
-
-
-def _check(condition: bool, name: str, rule: str, value: object) -> None:
-    if not condition:
-        raise ValueError(f"train.{name} must be {rule}, got {value!r}")
+            warmup = round(min(5, half))
+            return linear(self.lr / 5, self.lr, warmup, self.epochs, steps_per_epoch)
+        warmup = round(min(1, half) * steps_per_epoch)
+        return cosine(self.lr, 0.0, self.epochs * steps_per_epoch, warmup)
 
 
 class Training:
@@ -114,6 +90,8 @@ class Training:
         config: how to train.
         engine: device and precision.
         seed: of dropout and drop path.
+        measurements: about how often the test error is measured, the last epoch included; no choice
+            is made by it.
     """
 
     name = "train"
@@ -126,10 +104,12 @@ class Training:
         config: TrainConfig,
         engine: Engine,
         seed: int = 0,
+        measurements: int = MEASUREMENTS,
     ) -> None:
         self.network, self.train, self.test = network, train, test
         self.config, self.engine, self.seed = config, engine, seed
         self.num_epochs, self.num_batches = config.epochs, len(train)
+        self.measured_every = -(-config.epochs // measurements)
         self.schedule = config.learning_rate(self.num_batches)
         self.optimizer = sgd(network, config.lr, config.weight_decay, 0.9)
 
@@ -150,8 +130,6 @@ class Training:
         )
         set_lr(self.optimizer, self.schedule(update))
         loss, logits = backward(self.network, self._loss, images, labels, self.engine)
-        if self.config.clip is not None:
-            nn.utils.clip_grad_value_(self.network.parameters(), self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss, logits, labels
@@ -169,7 +147,7 @@ class Training:
 
     def end_epoch(self, epoch: int) -> Row:
         """The test error, if it is due."""
-        due = (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == self.num_epochs
+        due = (epoch + 1) % self.measured_every == 0 or epoch + 1 == self.num_epochs
         lr = self.schedule((epoch + 1) * self.num_batches - 1)
         return {"lr": lr, **(evaluate(self.network, self.test, self.engine) if due else {})}
 

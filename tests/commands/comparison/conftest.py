@@ -19,7 +19,7 @@ RUN = RunConfig(
     network=NetworkConfig(levels=2, blocks=(1, 1), channels=4),
     pretrain=PretrainConfig(epochs=2, batch_size=16),
     search=SearchConfig(epochs=4, batch_size=16),
-    train=TrainConfig(epochs=2, batch_size=16, evaluate_every=2),
+    train=TrainConfig(epochs=2, batch_size=16),
     engine=EngineConfig(threads=1),
 )
 

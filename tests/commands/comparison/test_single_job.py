@@ -119,7 +119,7 @@ def test_a_candidate_that_diverges_is_the_worst_and_no_failure(run_config, study
     fitted = made.fit(made.random("share")[0], made.config.budgets[0])
     (tmp_path / "given.json").write_text(fitted.to_json())
     task = {"seed": 5, "epochs": 1, "held_out": 0.2, "split": "x"}
-    wild = replace(run_config, train=replace(run_config.train, lr=1e30, warmup_epochs=0.0))
+    wild = replace(run_config, train=replace(run_config.train, lr=1e30))
     run_trial(wild, task, tmp_path, lambda: False)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["test_error"], metrics["diverged"]) == (100.0, True)

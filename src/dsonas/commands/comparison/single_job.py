@@ -188,11 +188,11 @@ def run_trial(config: RunConfig, task: Task, folder: Path, stop: Callable[[], bo
     if run.metrics:
         return
     data = load_data(config.data, config.seed)  # by the study's seed: the same for all candidates
-    train = replace(config.train, epochs=task["epochs"], evaluate_every=task["epochs"])
+    train = replace(config.train, epochs=task["epochs"])
     config = replace(config, seed=task["seed"], train=train)
     architecture = Architecture.load(folder / "given.json")
     with Reporter() as reporter:
-        job = Job(config, run, reporter, stop)
+        job = Job(config, run, reporter, stop, measurements=1)
         job.data = hold_out(data, task["held_out"], derive_seed(0, "trial", task["split"]))
         job.check(("train",), architecture)
         try:

@@ -17,7 +17,7 @@ from dsonas.commands.exporting.formats import FORMATS, Call, Deployment, Format
 from dsonas.commands.exporting.layers import ExportError, fuse_bn
 from dsonas.data import Batches, DataConfig, load_data
 from dsonas.nn import Network
-from dsonas.run import Preprocessing, RunFolder, check_fits
+from dsonas.run import Preprocessing, RunFolder, check_fits, upgraded
 
 TOLERANCE = 1e-4  # of outputs, as a part of the largest
 TIMED_SECONDS = 0.2  # at least, for each latency
@@ -125,7 +125,8 @@ def _stored(run: RunFolder) -> tuple[DataConfig | None, int | None]:
     """Data set and seed of a run, as far as its ``config.yaml`` can be read."""
     data = seed = None
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
-        settings = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+        text = (run.path / "config.yaml").read_text(encoding="utf-8")
+        settings = upgraded(yaml.safe_load(text))
         seed = settings.get("seed")
         data = DataConfig(**settings["data"])
     return data, seed if isinstance(seed, int) else None

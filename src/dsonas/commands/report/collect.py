@@ -13,7 +13,7 @@ import yaml
 
 from dsonas.cost import Budget, Cost, architecture_cost
 from dsonas.graph import Architecture, block_connections, doubled_channels
-from dsonas.run import RunError, RunFolder
+from dsonas.run import RunError, RunFolder, upgraded
 from dsonas.train import STAGES
 
 Factors = list[list[float]]  # packed factors of each block, or one list for all blocks
@@ -136,7 +136,7 @@ def read_run(path: str | Path) -> RunRecord:
             f"{path} must be the folder of a run, but has no readable config.yaml: "
             "give what --out was when it ran"
         )
-    record = RunRecord(path=path, config=config, config_text=text)
+    record = RunRecord(path=path, config=upgraded(config), config_text=text)
 
     def read(name: str, reader: Callable[[Path], Value]) -> Value | None:
         try:
