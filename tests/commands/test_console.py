@@ -70,7 +70,7 @@ def test_an_empty_block_is_its_shortcut():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
 @pytest.mark.parametrize(
-    "command", ["--help", "--version", "compare --help", "run --help-all", "run --print_config"]
+    "command", ["--help", "--version", "compare --help", "run --help", "run --print_config"]
 )
 def test_a_reader_that_has_ended_is_no_fault(command: str):
     """As with ``| head``: no traceback, exit code 1."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from safetensors.numpy import load_file
 
 from dsonas.cost.costs import architecture_cost

@@ -35,7 +35,7 @@ from dsonas.search import (
     follow_plan,
     weight_steps_per_factor_step,
 )
-from dsonas.train import STAGES, Engine, Training
+from dsonas.train import MEASUREMENTS, STAGES, Engine, Training
 
 TIMED, LEAST_SECONDS = 10, 1.0  # steps of each kind after one that does not count; for a second
 PATIENCE, LEAST_TIMED = 6.0, 2  # seconds after which so many long steps are enough
@@ -277,7 +277,8 @@ class _Meter:
         timed = self._timed(lambda source: Training(network, source, source, config, engine), size)
         tested = self._timed(lambda source: _Testing(network, source), test_size)
         steps = config.epochs * (len(self.data.train) // size)
-        tests = -(-config.epochs // config.evaluate_every) + 1  # once more when all is done
+        every = -(-config.epochs // MEASUREMENTS)
+        tests = -(-config.epochs // every) + 1  # once more when all is done
         batches, macs = tests * -(-num_test // test_size), architecture_cost(architecture).macs
         work = steps * FORWARDS["weights"] * size * macs, tests * FORWARDS["test"] * num_test * macs
         seconds = steps * timed.seconds["train"], batches * tested.seconds["test"]

@@ -92,7 +92,7 @@ def blank_data(
     rules = (("classes", known, 2), ("images", train, known), ("test-images", test, 1))
     for name, value, least in (*rules, ("data.image_size", side, 4)):
         if value < least:
-            raise DataError(f"{name} must be at least {least}, got {value}: see --help-all")
+            raise DataError(f"{name} must be at least {least}, got {value}: see --help")
     counts = min(train, config.max_train_images or train), min(test, config.max_test_images or test)
     generator = torch.Generator().manual_seed(0)
     stored = (_STORED, channels, side, side)
