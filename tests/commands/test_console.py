@@ -73,7 +73,7 @@ def test_an_empty_block_is_its_shortcut():
     "command", ["--help", "--version", "compare --help", "run --help", "run --print_config"]
 )
 def test_a_reader_that_has_ended_is_no_fault(command: str):
-    """As with ``| head``: no traceback, exit code 1."""
+    """As with ``| head``: no traceback, exit code 1; 0 where argparse has printed its help."""
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -85,4 +85,5 @@ def test_a_reader_that_has_ended_is_no_fault(command: str):
         )
     finally:
         os.close(writing)
-    assert (ended.returncode, ended.stderr) == (1, "")
+    assert ended.stderr == ""
+    assert ended.returncode in ((0, 1) if command.endswith(" --help") else (1,))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dsonas.commands.cli import main
 from dsonas.run.run_config import RENAMED, RunConfig
 
 
@@ -185,3 +186,12 @@ def test_a_base_that_is_not_there_is_refused(dsonas, tmp_path):
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert "a.yaml must be a file or one of" in ended.err
     assert "'nothing.yaml'" in ended.err
+
+
+def test_a_file_of_options_never_runs_code_of_a_transform(tmp_path, capsys):
+    code = tmp_path / "mine.py"
+    code.write_text("raise SystemExit('this ran')\n")
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"data: {{augment: '{code}:function'}}\n")
+    assert main(["run", "--config", str(file), "--out", str(tmp_path / "run")]) == 2
+    assert "give it on the command line" in capsys.readouterr().err

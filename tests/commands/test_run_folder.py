@@ -130,7 +130,7 @@ def test_a_run_of_an_earlier_dsonas_can_be_used_but_not_resumed(dsonas, tiny, fi
     Image.new("L", (8, 8)).save(image)
     assert dsonas("predict", "--run", run, image).code == 0
     assert dsonas("report", run, "--out", tmp_path / "report.html").code == 0
-    assert dsonas("export", "--run", run, "--format", "torch").code == 0
+    assert dsonas("export", run, "--format", "pt2").code == 0
     ended = dsonas("run", *tiny, "--out", run)
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert "a run of an earlier dsonas" in ended.err

@@ -211,6 +211,9 @@ def test_any_single_change_is_refused_cleanly_or_means_what_it_says(seed: int, d
     kind = data.draw(st.sampled_from(["remove", "replace", "insert"]))
     if kind == "remove":
         del place[last]
+        if last == "sharing":  # files of version 0.1 have none
+            Architecture.from_json(json.dumps(value))
+            return
     elif kind == "replace":
         place[last] = data.draw(json_values | st.integers(0, 9))
     elif isinstance(place, dict):

@@ -93,7 +93,7 @@ def log_rows(found: Architecture, epochs: int) -> list[dict[str, float | int | s
             row = {"stage": stage, "epoch": epoch, "loss": 1 / epoch, "error": 50 / epoch}
             if stage == "search":
                 row |= {"live_connections": found.num_live, "macs": 9e5 / epoch, "params": 2000,
-                        "mean_factor": 0.5, "pressure": 1.3}  # fmt: skip
+                        "mean_factor": 0.5, "penalty_scale": 1.3}  # fmt: skip
             if stage == "train" and epoch == epochs:
                 row |= {"test_error": 12.5, "test_loss": 0.4}
             rows.append({**row, "seconds": 2.0 * epoch})

@@ -42,7 +42,7 @@ def test_every_number_of_a_configuration_is_finite(group, name, value):
 
 
 def test_a_seed_of_null_is_refused():
-    with pytest.raises(ValueError, match="seed must be a whole number, got None"):
+    with pytest.raises(ValueError, match="seed must be a whole number >= 0, got None"):
         RunConfig(seed=None)  # pyright: ignore[reportArgumentType]
 
 

@@ -75,7 +75,7 @@ def search(setting: Setting):
     space = SearchSpace(skeleton=SKELETON, num_levels=2)
     weights, factors = split_for_search(setting.data.train, 0.5, 1)
     config = SearchConfig(epochs=2, batch_size=BATCH, rebuild_every=1)
-    network = setting.network(space.complete(), sharing="share")
+    network = setting.network(space.complete(), scaled=True)
     parts = setting.batches(weights, seed=4), setting.batches(factors, seed=5)
     stage = Searching(network, *parts, config, setting.engine)
     found = setting.run(stage)

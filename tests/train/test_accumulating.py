@@ -35,5 +35,5 @@ def test_parts_add_up_to_the_whole(parts):
 
 
 def test_no_parts_are_refused():
-    with pytest.raises(ValueError, match=r"engine\.accumulate must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"engine\.accumulate must be a whole number > 0, got 0"):
         EngineConfig(accumulate=0)

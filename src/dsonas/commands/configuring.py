@@ -70,7 +70,8 @@ class OptionParser(ArgumentParser):
                 value = next(filter(None, got.groups()), "")
                 message = f"{found[1]} must be {rule_of(hint)}, got {value!r}"
         elif found := re.match(r"the following arguments are required: (\S+)", message):
-            message = f"--{found[1]} is required: give it, see {self.prog} --help"
+            dashes = "" if found[1].isupper() else "--"  # of an argument, or an option
+            message = f"{dashes}{found[1]} is required: give it, see {self.prog} --help"
         elif found := re.match(r"unrecognized arguments: (\S+)", message):
             message = unknown_option(found[1].split("=")[0], self.keys, "--")
         raise UsageError(message) from None
@@ -183,6 +184,12 @@ def parse(parser: OptionParser, arguments: Sequence[str]) -> Namespace:
         SystemExit: after printing help or the configuration, if the arguments ask for it.
     """
     values = parser.parse_args(list(arguments))
+    augment = values.get("data.augment") or ""
+    if ".py:" in augment and not any(a.startswith("--data.augment") for a in arguments):
+        raise UsageError(
+            f"data.augment {augment} runs code, which a file of options never does: give it on the "
+            f"command line, --data.augment {augment}"
+        )
     if values.get("print_config"):
         others = {name: value for name, value in values.items(branches=True) if "." not in name}
         given = {name: value for name, value in others.items() if value is not None}
@@ -215,6 +222,8 @@ def stored_config(folder: Path, *, resumes: bool = False) -> tuple[RunConfig, st
             "choose another --out"
         )
     architecture = current.pop("architecture", None)
+    if not resumes and ".py:" in current.get("data", {}).get("augment", ""):
+        current["data"]["augment"] = "none"  # nothing trains, and a file never runs code
     parser = config_parser("run", "", ())
     try:
         return to_config(parser.parse_string(yaml.safe_dump(current))), architecture

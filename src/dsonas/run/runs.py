@@ -27,6 +27,7 @@ from dsonas.run.network_files import Preprocessing, RunError, read_network, writ
 from dsonas.run.stage_checkpoints import StageCheckpoints
 from dsonas.train import STAGES, Row
 
+STUDY_FILES = ("attempts.json", "given.json", "lock", "output.txt", "task.json")  # of a job
 COLUMNS: tuple[str, ...] = (
     "stage",
     "epoch",
@@ -135,6 +136,7 @@ class RunFolder:
         if not self.path.is_dir():
             return
         names = sorted(file.name for file in self.path.iterdir() if file.name[0] != ".")
+        names = [name for name in names if name not in STUDY_FILES]
         try:
             stored = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):

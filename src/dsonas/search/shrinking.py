@@ -38,7 +38,7 @@ def shrink(
     Example:
         >>> from dataclasses import replace
         >>> from dsonas.graph.spaces import cifar_space
-        >>> network = Network(cifar_space(channels=8, blocks=(1,)).complete(), sharing="share")
+        >>> network = Network(cifar_space(channels=8, blocks=(1,)).complete(), scaled=True)
         >>> supernet = network.architecture
         >>> keeps = [i % 2 == 1 for i in range(supernet.blocks[0].num_live)]
         >>> fewer = replace(supernet, blocks=(supernet.blocks[0].prune(keeps),))

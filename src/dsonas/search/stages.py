@@ -286,7 +286,7 @@ def search(
     resume: dict[str, Any] | None = None,
     workers: int = 0,
 ) -> BlockResult:
-    """Pretrain a supernet of our blocks and search it (steps 1 and 2).
+    """Pretrain a supernet and search it (steps 1 and 2); it is one of our blocks.
 
     A thin loop around ``Searcher``; for models and data of your own use that.
 

@@ -166,10 +166,17 @@ def normalise_factors(
     squares = sums(flat.square()).clamp(min=torch.finfo(flat.dtype).tiny)
     state = {} if optimizer is None else optimizer.state
     momenta = [state.get(vector, {}).get("momentum_buffer") for vector in vectors]
-    if all(momentum is not None for momentum in momenta):
-        moving = torch.cat([momentum.reshape(-1) for momentum in momenta])
+    moved = [momentum for momentum in momenta if momentum is not None]
+    if moved:
+        found = zip(momenta, vectors, strict=True)
+        moving = torch.cat(
+            [torch.zeros_like(v).reshape(-1) if m is None else m.reshape(-1) for m, v in found]
+        )
         moving -= flat * (sums(moving * flat) / squares)[index]
-        torch._foreach_copy_(momenta, _pieces(moving, momenta))  # pyright: ignore[reportPrivateImportUsage]
+        pieces = zip(momenta, _pieces(moving, vectors), strict=True)
+        for momentum, piece in pieces:
+            if momentum is not None:
+                momentum.copy_(piece)
     counts = send(torch.tensor(sizes, dtype=flat.dtype), flat.device)
     flat *= (counts / squares).sqrt()[index]
     torch._foreach_copy_(vectors, _pieces(flat, vectors))  # pyright: ignore[reportPrivateImportUsage]
