@@ -217,9 +217,9 @@ def stored_config(folder: Path, *, resumes: bool = False) -> tuple[RunConfig, st
     if resumes and current != settings:
         former = [name for name in flatten(settings) if renamed(name)]
         raise UsageError(
-            f"{folder} holds a run of an earlier dsonas with other settings ({former[0]} "
-            f"{renamed(former[0])}): it can be evaluated, exported and reported, not resumed; "
-            "choose another --out"
+            f"{folder} holds a run of an earlier dsonas with other settings "
+            f"({', '.join(f'{name} {renamed(name)}' for name in former)}): it can be evaluated, "
+            "exported and reported, not resumed; choose another --out"
         )
     architecture = current.pop("architecture", None)
     if not resumes and ".py:" in current.get("data", {}).get("augment", ""):
