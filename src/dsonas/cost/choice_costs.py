@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
-from dsonas.sparse import Choice, Features, LayerChoice, Zero, choices_of
+from dsonas.sparse import BATCH_NORM_RANKS, Choice, Features, LayerChoice, Zero, choices_of
 
 Candidate = tuple[str, str]
 """A label and the name of a candidate."""
@@ -87,7 +87,8 @@ def count_choices(model: nn.Module, example: Any) -> ChoiceCosts:
     inputs = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, inputs)
     counter = _Counter()
     found = ChoiceCosts()
-    with torch.no_grad(), _tracked(replica, counter, found.features), counter:
+    _track(replica, counter, found.features)
+    with torch.no_grad(), counter:
         replica.eval()(*inputs)
     found.parts["macs"] = [Item(n // 2, (context,)) for context, n in counter.flops.items()]
     found.parts["params"] = list(_parameters(model, found.features))
@@ -132,73 +133,47 @@ class _Tracked(nn.Module):
         return y
 
 
-@contextmanager
-def _tracked(
-    model: nn.Module, counter: _Counter, features: dict[str, dict[str, Features]]
-) -> Iterator[None]:
+def _track(model: nn.Module, counter: _Counter, features: dict[str, dict[str, Features]]) -> None:
     """Let every candidate of a model, which is thrown away afterwards, say when it runs."""
     for label, places in choices_of(model).items():
         for place, choice in places:
-            if isinstance(choice, LayerChoice):
-                known = features.setdefault(place, {})
-                for name in choice.live:
-                    if not isinstance(choice[name], Zero):
-                        choice.replace(
-                            name,
-                            _Tracked(
-                                choice[name],
-                                (label, name),
-                                counter,
-                                lambda found, known=known, name=name: known.update({name: found}),
-                            ),
-                        )
-    yield
+            if not isinstance(choice, LayerChoice):
+                continue
+            known = features.setdefault(place, {})
+            for name in choice.live:
+                if not isinstance(choice[name], Zero):
+                    note = partial(known.__setitem__, name)
+                    choice.replace(name, _Tracked(choice[name], (label, name), counter, note))
 
 
 def _parameters(model: nn.Module, features: Mapping[str, Mapping[str, Features]]) -> Iterator[Item]:
-    """The parameters of the final networks, factors not counted."""
-    owners: dict[int, tuple[int, list[Context]]] = {}
-    label_of = {
-        id(choice): label for label, places in choices_of(model).items() for _, choice in places
-    }
+    """The parameters of the final networks, factors not counted.
 
-    def walk(module: nn.Module, context: Context) -> None:
-        for parameter in module._parameters.values():
-            if parameter is not None and not isinstance(module, Choice):
-                owners.setdefault(id(parameter), (parameter.numel(), []))[1].append(context)
-        if isinstance(module, LayerChoice):
-            for name in module.live:
-                walk(module[name], context | {(label_of[id(module)], name)})
-        else:
-            for child in module.children():
-                walk(child, context)
+    Gamma and beta of the batch normalisations that come after candidates are among them.
+    """
+    owners: dict[object, tuple[int, list[Context]]] = {}
+    found = choices_of(model).items()
+    places = {id(choice): (label, place) for label, some in found for place, choice in some}
 
-    walk(model, frozenset())
-    for amount, contexts in owners.values():
-        yield Item(amount, tuple(dict.fromkeys(contexts)))
-    yield from _norm_parameters(model, features, label_of)
-
-
-def _norm_parameters(
-    model: nn.Module, features: Mapping[str, Mapping[str, Features]], label_of: Mapping[int, str]
-) -> Iterator[Item]:
-    """Gamma and beta of the batch normalisations after candidates."""
-    seen: dict[tuple[int, str], tuple[int, list[Context]]] = {}
-    places = {id(c): place for found in choices_of(model).values() for place, c in found}
+    def own(key: object, amount: int, context: Context) -> None:
+        owners.setdefault(key, (amount, []))[1].append(context)
 
     def walk(module: nn.Module, context: Context) -> None:
         if not isinstance(module, LayerChoice):
+            for parameter in module._parameters.values():
+                if parameter is not None and not isinstance(module, Choice):
+                    own(id(parameter), parameter.numel(), context)
             for child in module.children():
                 walk(child, context)
             return
+        label, place = places[id(module)]
         for name in module.live:
-            inner = context | {(label_of[id(module)], name)}
-            known = features.get(places[id(module)], {}).get(name)
-            if module.normalise and known is not None and known.rank in (2, 4, 5):
-                entry = seen.setdefault((id(module), name), (2 * (known.channels or 0), []))
-                entry[1].append(inner)
+            inner = context | {(label, name)}
+            known = features.get(place, {}).get(name)
+            if module.normalise and known is not None and known.rank in BATCH_NORM_RANKS:
+                own((id(module), name), 2 * (known.channels or 0), inner)
             walk(module[name], inner)
 
     walk(model, frozenset())
-    for amount, contexts in seen.values():
+    for amount, contexts in owners.values():
         yield Item(amount, tuple(dict.fromkeys(contexts)))

@@ -3,6 +3,7 @@ from .any_model import (
     scale_connections as scale_connections,
 )
 from .choices import (
+    BATCH_NORM_RANKS as BATCH_NORM_RANKS,
     Choice as Choice,
     Choices as Choices,
     Features as Features,

@@ -20,6 +20,7 @@ _BATCH_NORMS: dict[int, type[nn.Module]] = {
     4: nn.BatchNorm2d,
     5: nn.BatchNorm3d,
 }
+BATCH_NORM_RANKS = tuple(_BATCH_NORMS)
 _LAZY: dict[int, type[nn.Module]] = {
     2: nn.LazyBatchNorm1d,
     4: nn.LazyBatchNorm2d,
