@@ -345,6 +345,12 @@ class TestMistakes:
         with pytest.raises(ValueError, match="finite numbers"):
             searcher.step()
 
+    def test_a_budget_that_only_the_width_can_meet(self) -> None:
+        skeleton = Skeleton(input_channels=1, image_size=8, blocks=(1,), channels=(8,))
+        network = Network(SearchSpace(skeleton=skeleton, num_levels=2).complete(), scaled=True)
+        with pytest.raises(ValueError, match=r"budget\.params .* fit_width"):
+            Searcher(network, budget=Budget(params=10), steps=1)
+
     def test_no_steps(self) -> None:
         with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
             Searcher(small(), torch.zeros(1, 4), steps=0)

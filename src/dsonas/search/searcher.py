@@ -162,7 +162,8 @@ class Searcher(Generic[S]):
         model: a supernet, see ``supernet_of``.
         example: an input, or a tuple of inputs, by which costs are counted; our own ``Network``
             needs none.
-        budget: upper bounds on the result; shares are of the supernet.
+        budget: upper bounds on the result; shares are of the supernet. None for our own
+            ``Network``, which meets one by its width: ``fit_width``.
         steps: how often ``step`` will be called, >= 1.
         config: how to search; its ``epochs`` and ``rebuild_every`` say how often to rebuild.
         seed: decides between factors that are equal.

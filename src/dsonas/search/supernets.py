@@ -27,13 +27,17 @@ def supernet_of(
     """Make the ``Supernet`` of a model, or take the one that is given.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is none, or a budget is given for our own blocks.
     """
     if not isinstance(model, nn.Module):
         return model
     if isinstance(model, Network):
-        leading = (budget or Budget()).leading
-        return BlockSupernet(model, config, cost or exact_measures()[leading])
+        if budget is not None and budget.given:
+            raise ValueError(
+                f"budget.{budget.leading} of our own blocks is met by their width, which a search "
+                "leaves as it is: give none here, then dsonas.fit_width(result.structure, budget)"
+            )
+        return BlockSupernet(model, config, cost or exact_measures()["macs"])
     if choices_of(model):
         return ChoiceSupernet(model, example, budget, config, cost, seed)
     if isinstance(model, fx.GraphModule) and scaling_factors(model):
