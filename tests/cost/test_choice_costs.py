@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsonas import InputChoice, LayerChoice, Zero
 from dsonas.cost.choice_costs import count_choices
-from dsonas.sparse.choices import choices_of, finalise
+from dsonas.sparse.applying import choices_of, finalise
 
 
 def module(generator: random.Random, channels: int, depth: int) -> nn.Module:

@@ -15,7 +15,7 @@ from dsonas import Budget, LayerChoice, SearchConfig, Searcher
 from dsonas.graph.architecture import Skeleton
 from dsonas.graph.spaces import SearchSpace
 from dsonas.nn.network import Network
-from dsonas.sparse.choices import choices_of
+from dsonas.sparse.applying import choices_of
 
 CHANNELS = 6
 
@@ -348,7 +348,7 @@ class TestMistakes:
     def test_a_budget_that_only_the_width_can_meet(self) -> None:
         skeleton = Skeleton(input_channels=1, image_size=8, blocks=(1,), channels=(8,))
         network = Network(SearchSpace(skeleton=skeleton, num_levels=2).complete(), scaled=True)
-        with pytest.raises(ValueError, match=r"budget\.params .* fit_width"):
+        with pytest.raises(ValueError, match=r"budget\.params .*fit_width"):
             Searcher(network, budget=Budget(params=10), steps=1)
 
     def test_no_steps(self) -> None:

@@ -10,7 +10,8 @@ from torch import nn
 
 import dsonas
 from dsonas import InputChoice, LayerChoice, Zero, apply_choices
-from dsonas.sparse.choices import Choice, choices_of, chosen, finalise
+from dsonas.sparse.applying import choices_of, chosen, finalise
+from dsonas.sparse.choices import Choice
 
 
 def conv(kernel: int = 3) -> nn.Module:

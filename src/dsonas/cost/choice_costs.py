@@ -68,9 +68,9 @@ class ChoiceCosts:
 def count_choices(model: nn.Module, example: Any) -> ChoiceCosts:
     """Count the cost of a model with choices, for all combinations at once.
 
-    The model runs once on the meta device, with all candidates; every multiply-add is told to the
-    candidates it happens in. Batch normalisations that ``LayerChoice`` puts after candidates count
-    as parameters, for they stay in the final network.
+    The model runs once, on the meta device if it can, with all candidates; every multiply-add is
+    told to the candidates it happens in. Batch normalisations that ``LayerChoice`` puts after
+    candidates count as parameters, for they stay in the final network.
 
     Args:
         model: with ``LayerChoice`` or ``InputChoice``.
@@ -82,16 +82,26 @@ def count_choices(model: nn.Module, example: Any) -> ChoiceCosts:
         >>> costs.cost({"x": ["0"]}), costs.cost({"x": ["1"]})
         (64.0, 0.0)
     """
-    replica = copy.deepcopy(model).to("meta")
     inputs = example if isinstance(example, tuple) else (example,)
-    inputs = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, inputs)
-    counter = _Counter()
-    found = ChoiceCosts()
+    try:
+        found = _run(copy.deepcopy(model).to("meta"), tree_map(_to_meta, inputs))
+    except (RuntimeError, NotImplementedError):  # it reads values, or makes tensors on a device
+        found = _run(copy.deepcopy(model), inputs)
+    found.parts["params"] = list(_parameters(model, found.features))
+    return found
+
+
+def _to_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, Tensor) else value
+
+
+def _run(replica: nn.Module, inputs: tuple[Any, ...]) -> ChoiceCosts:
+    """Count the multiply-adds of one call of a model, which is thrown away afterwards."""
+    counter, found = _Counter(), ChoiceCosts()
     _track(replica, counter, found.features)
     with torch.no_grad(), counter:
         replica.eval()(*inputs)
     found.parts["macs"] = [Item(n // 2, (context,)) for context, n in counter.flops.items()]
-    found.parts["params"] = list(_parameters(model, found.features))
     return found
 
 
@@ -129,7 +139,7 @@ class _Tracked(nn.Module):
             y = self.module(x)
         finally:
             self.counter.stack.pop()
-        self.note(Features(y.ndim, y.shape[1] if y.ndim > 1 else None))
+        self.note(Features.of(y, self.candidate[1]))
         return y
 
 

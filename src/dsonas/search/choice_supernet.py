@@ -89,11 +89,10 @@ class ChoiceSupernet:
                 "one, or cost="
             )
         self._counted = count_choices(self.model, example)
-        like = next((p for p in self.model.parameters() if p.is_floating_point()), None)
         for places in self.places.values():
             for place, choice in places:
-                if isinstance(choice, LayerChoice) and like is not None:
-                    choice.prepare(self._counted.features.get(place, {}), like)
+                if isinstance(choice, LayerChoice):
+                    choice.prepare(self._counted.features.get(place, {}))
 
     def _make_bounds(self, budget: Budget | None) -> list[Bound]:
         """The bounds of a budget as sums of parts."""

@@ -21,7 +21,7 @@ from dsonas.search.optimizer_watch import OptimizerWatch
 from dsonas.search.search_config import CLIP, MOMENTUM, SearchConfig
 from dsonas.search.supernets import supernet_of
 from dsonas.sparse import Choices, ProximalNAG, mask_factors, save_choices
-from dsonas.train import Processes, restore, set_lr
+from dsonas.train import Processes, restore, running, set_lr
 
 IDLE_DISTANCE = 3.0  # see SearchConfig.penalty
 FADE = 3.0  # times the distance to 0 that a fading factor could travel until the next rebuild
@@ -169,7 +169,8 @@ class Searcher(Generic[S]):
         seed: decides between factors that are equal.
         cost: a function of a structure to a number, in the measure that the budget bounds first;
             for a budget on another network than the one searched. None: counted.
-        processes: those that search together; None: this one alone.
+        processes: those that search together; None: those of the process group, if the script has
+            made one. The first decides for all.
 
     Attributes:
         penalty: gamma, the strength of the L1 penalty on factors.
@@ -213,7 +214,7 @@ class Searcher(Generic[S]):
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}: how often step() is called")
         self.config, self.steps, self.seed = config or SearchConfig(), steps, seed
-        self.processes = processes or Processes()
+        self.processes = processes or running()
         self.supernet: Supernet[S] = supernet_of(model, example, budget, self.config, cost, seed)
         given = self.config.penalty
         idle = IDLE_DISTANCE * (1 - MOMENTUM) / (self.config.lr * steps)
@@ -265,14 +266,18 @@ class Searcher(Generic[S]):
             if id(parameter) not in factors and parameter.requires_grad
         ]
 
-    def step(self, *, lr: float | None = None, grad_scale: float = 1.0) -> None:
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The factors as an optimizer has them: by it ``GradScaler.step(searcher)`` unscales."""
+        return self.optimizer.param_groups
+
+    def step(self, *, lr: float | None = None) -> None:
         """Update the scaling factors by the gradients of a factor batch; rebuild when it is due.
 
         All gradients of the model are cleared: a factor batch must not move the weights.
 
         Args:
             lr: the learning rate; None takes that of ``config``.
-            grad_scale: what the loss was multiplied by, as ``GradScaler.get_scale()`` tells.
 
         Raises:
             ValueError: if no backward pass came before, a gradient is not finite, or the search
@@ -287,8 +292,6 @@ class Searcher(Generic[S]):
                 "step() must follow the backward pass of a batch for the scaling factors, but they "
                 "have no gradients: call loss.backward() after the last step of the weights"
             )
-        if grad_scale != 1:
-            torch._foreach_div_(gradients, grad_scale)  # pyright: ignore[reportPrivateImportUsage]
         self.processes.average(gradients)
         self._check_finite(gradients)
         set_lr(self.optimizer, self._schedule(self.done) if lr is None else lr)

@@ -31,6 +31,7 @@ def supernet_of(
     """
     if not isinstance(model, nn.Module):
         return model
+    model = unwrapped(model)
     if isinstance(model, Network):
         if budget is not None and budget.given:
             raise ValueError(
@@ -46,3 +47,19 @@ def supernet_of(
         "model must have something to choose, but has neither LayerChoice nor InputChoice nor "
         "scaling factors: see dsonas.LayerChoice and dsonas.scale_connections"
     )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Take the user's module out of what ``torch.compile`` or data parallelism put around it.
+
+    Example:
+        >>> unwrapped(nn.DataParallel(nn.Linear(2, 2)))
+        Linear(in_features=2, out_features=2, bias=True)
+    """
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model

@@ -2,19 +2,21 @@ from .any_model import (
     list_connections as list_connections,
     scale_connections as scale_connections,
 )
-from .choices import (
-    BATCH_NORM_RANKS as BATCH_NORM_RANKS,
-    Choice as Choice,
+from .applying import (
     Choices as Choices,
-    Features as Features,
-    InputChoice as InputChoice,
-    LayerChoice as LayerChoice,
-    Zero as Zero,
     apply_choices as apply_choices,
     choices_of as choices_of,
     chosen as chosen,
     finalise as finalise,
     save_choices as save_choices,
+)
+from .choices import (
+    BATCH_NORM_RANKS as BATCH_NORM_RANKS,
+    Choice as Choice,
+    Features as Features,
+    InputChoice as InputChoice,
+    LayerChoice as LayerChoice,
+    Zero as Zero,
 )
 from .connections import (
     mask_factors as mask_factors,

@@ -22,6 +22,7 @@ from .optimizers import (
 )
 from .processes import (
     Processes as Processes,
+    running as running,
 )
 from .schedules import (
     Schedule as Schedule,

@@ -29,9 +29,9 @@ class Processes:
     """The processes that train together.
 
     Args:
-        world: the place of this one.
-        fabric: what connects them; None for one process alone.
-        control: group by which flags go, so that no step waits for an accelerator; None: the same.
+        world: the place of this one; of several the process group exists.
+        control: group by which flags and decisions go, so that no step waits for an accelerator;
+            None: the same.
 
     Example:
         >>> alone = Processes()
@@ -39,9 +39,9 @@ class Processes:
         ('prune it', (False, True))
     """
 
-    def __init__(self, world: World | None = None, fabric: Any = None, control: Any = None) -> None:
-        self.world = world or World()
-        self._fabric, self._control = fabric, control
+    def __init__(self, world: World | None = None, control: Any = None) -> None:
+        self.world, self._control = world or World(), control
+        self._alone = self.world.size == 1
 
     @property
     def share(self) -> tuple[int, int]:
@@ -59,15 +59,15 @@ class Processes:
         Args:
             values: of one shape in all processes; left as they are.
         """
-        return values if self._fabric is None else sum_over_processes(values.clone())
+        return values if self._alone else sum_over_processes(values.clone())
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes; see ``sum``."""
-        return values if self._fabric is None else self.sum(values) / self.world.size
+        return values if self._alone else self.sum(values) / self.world.size
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag whether it is set in any process."""
-        if self._fabric is None:
+        if self._alone:
             return flags
         values = torch.tensor(flags, dtype=torch.int32)
         return tuple(sum_over_processes(values, self._control).gt(0).tolist())
@@ -81,7 +81,7 @@ class Processes:
         Raises:
             ValueError: in the others, if it raises something in the first.
         """
-        if self._fabric is None:
+        if self._alone:
             return choose()
         value, problem = None, None
         if self.is_first:
@@ -91,7 +91,9 @@ class Processes:
                 problem = error
         with answering():
             told = None if problem is None else str(problem)
-            value, reason = self._fabric.broadcast((value, told))
+            told_all = [value, told]
+            torch.distributed.broadcast_object_list(told_all, group=self._control)
+        value, reason = told_all
         if problem is not None:
             raise problem
         if reason is not None:
@@ -104,7 +106,7 @@ class Processes:
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Make tensors their means over the processes, in place, in one exchange for each type."""
-        if self._fabric is None:
+        if self._alone:
             return
         for some in _by_type(tensors):
             flat = sum_over_processes(flatten(some)).div_(self.world.size)
@@ -113,13 +115,21 @@ class Processes:
     @torch.no_grad()
     def align(self, module: nn.Module) -> None:
         """Give all processes the parameters and buffers of the first."""
-        if self._fabric is None:
+        if self._alone:
             return
         for some in _by_type([*module.parameters(), *module.buffers()]):
             flat = flatten(some)
             with answering():
                 torch.distributed.broadcast(flat, 0)
             _write_back(flat, some)
+
+
+def running() -> Processes:
+    """Find the processes of the group that the caller's script has made, if it has made one."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return Processes()
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return Processes(World(rank=rank, size=size, local_size=size))
 
 
 def join(world: World, device: str) -> tuple[Processes, torch.device]:
@@ -170,7 +180,7 @@ def join(world: World, device: str) -> tuple[Processes, torch.device]:
         on_cpu = fabric.device.type == "cpu"
         control = None if on_cpu else torch.distributed.new_group(backend="gloo", timeout=timeout)
     atexit.register(_part)
-    return Processes(world, fabric, control), fabric.device
+    return Processes(world, control), fabric.device
 
 
 def _part() -> None:
