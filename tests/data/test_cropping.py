@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as transforms
 
 from dsonas.data import Augmentation, Batches, DataConfig, load_data, sources
-from dsonas.data.augmentation import ASPECTS, CentreCrop, RandomCrop, cropped, jitter_colors
+from dsonas.data.augmentation import ASPECTS, RandomCrop, cropped, jitter_colors
 from dsonas.data.decoding import decode
 from dsonas.data.shards import write_shards
 from helpers.image_files import write_imagenet
@@ -59,7 +59,7 @@ def test_a_share_of_0_875_is_resize_256_and_crop_224(tmp_path):
     rough = np.random.default_rng(1).integers(0, 256, (8, 10, 3), dtype=np.uint8)
     image = Image.fromarray(rough).resize((500, 375), Image.Resampling.BICUBIC)
     image.save(tmp_path / "image.png")
-    found = decode(str(tmp_path / "image.png"), 224, 3, crop=CentreCrop(0.875)).astype(float)
+    found = decode(str(tmp_path / "image.png"), 224, 3, fit="crop:0.875").astype(float)
     resized = image.resize((341, 256), Image.Resampling.BICUBIC)
     expected = np.array(resized.crop((58, 16, 282, 240))).transpose(2, 0, 1)
     assert np.abs(found - expected).mean() < 2  # 341 columns there, 341.3 here
@@ -80,7 +80,7 @@ def test_a_subset_keeps_the_crop(tmp_path, monkeypatch):
 @pytest.fixture
 def batches(tmp_path):
     write_imagenet(tmp_path)
-    config = DataConfig(name=f"folder:{tmp_path}", image_size=32, augment="crop", test_crop=0.875)
+    config = DataConfig(name=f"folder:{tmp_path}", image_size=32, augment="crop", fit="crop:0.875")
     data = load_data(config)
     assert not data.train.in_memory
     assert data.train_augmentation == Augmentation(flip=True, crop_area=0.08, jitter=0.4)
@@ -115,7 +115,7 @@ def test_random_crops_differ_between_epochs_and_images_and_not_in_tests(batches)
 def test_shards_are_cropped_as_folders_are(tmp_path):
     write_imagenet(tmp_path / "images")
     write_shards(tmp_path / "images", tmp_path / "shards", images_per_shard=4)
-    options = {"image_size": 32, "augment": "crop", "test_crop": 0.5}
+    options = {"image_size": 32, "augment": "crop", "fit": "crop:0.5"}
     folder, shards = (
         load_data(DataConfig(name=f"{kind}:{tmp_path / place}", **options))
         for kind, place in (("folder", "images"), ("shards", "shards"))
@@ -188,7 +188,7 @@ def test_an_augmentation_refuses_by_name(values: dict, name: str):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("augment", "shake"), ("augment", "my_file:vary"), ("test_crop", 0.0), ("test_crop", 1.01)],
+    [("augment", "shake"), ("augment", "my_file:vary"), ("fit", "pad:0.5"), ("fit", "crop:1.01")],
 )
 def test_a_configuration_refuses_by_name(name: str, value: float | str):
     with pytest.raises(ValueError, match=rf"^data\.{name} must be .*, got {value!r}: "):

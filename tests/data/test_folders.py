@@ -194,13 +194,13 @@ def test_fewer_training_images_than_classes(make_folder):
 
 
 def test_too_few_images_to_hold_any_out(make_folder):
-    with pytest.raises(DataError, match=r"data\.test_fraction 0\.1 of 2 images, one in each class"):
-        load_data(config_of(make_folder(count=1), test_fraction=0.1))
+    with pytest.raises(DataError, match=r"data\.test 0\.1 of 2 images, one in each class"):
+        load_data(config_of(make_folder(count=1), test=0.1))
 
 
 def test_of_every_class_something_is_held_out_and_something_is_not(make_folder):
     for fraction in (0.01, 0.99):
-        data = load_data(config_of(make_folder(count=2), test_fraction=fraction))
+        data = load_data(config_of(make_folder(count=2), test=fraction))
         assert data.test.labels.tolist() == data.train.labels.tolist() == [0, 1]
 
 

@@ -65,7 +65,7 @@ def test_test_images_are_measured_and_predicted_with_the_same_crop(tmp_path: Pat
         for i in range(4):
             values = rng.integers(0, 256, (24 + i, 30), dtype=np.uint8)
             Image.fromarray(values).save(tmp_path / "images" / place / f"{i}.png")
-    data = load_data(DataConfig(name=f"folder:{tmp_path / 'images'}", image_size=8, test_crop=0.5))
+    data = load_data(DataConfig(name=f"folder:{tmp_path / 'images'}", image_size=8, fit="crop:0.5"))
     expected = Preprocessing.of(data)
     assert expected.crop == 0.5
     paths = [str(path) for path in sorted((tmp_path / "images" / "test").rglob("*.png"))]
@@ -80,4 +80,4 @@ def test_test_images_are_measured_and_predicted_with_the_same_crop(tmp_path: Pat
 
 
 def test_sets_without_files_have_no_crop():
-    assert Preprocessing.of(load_data(DataConfig(name="digits", test_crop=0.5))).crop == 1.0
+    assert Preprocessing.of(load_data(DataConfig(name="digits", fit="crop:0.5"))).crop == 1.0

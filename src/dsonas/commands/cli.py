@@ -18,6 +18,7 @@ usage: dsonas COMMAND [OPTIONS]
 
 Find a compact network for your own images in one training run.
 
+  check      what a folder of images holds, and which settings suit it
   run        search, fit to the budget, train and measure: the whole job
   search     steps 1 and 2: pretrain the supernet and search it
   train      step 3: train an architecture file
@@ -40,7 +41,7 @@ Exit codes: 0 done, 2 bad input, 130 interrupted, 143 terminated
 """
 COMMANDS = (
     "run", "search", "train", "evaluate", "predict", "report", "export", "shards", "compare",
-    "plan", "latency",
+    "plan", "latency", "check",
 )  # fmt: skip
 TOGETHER = ("run", "search", "train")  # several processes can do
 _OUT_OF_MEMORY = re.compile("memory|Storage size")  # as torch puts it

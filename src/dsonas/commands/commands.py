@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import shlex
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
+from dsonas._utils import PositiveInt
+from dsonas.commands.check_command import check
 from dsonas.commands.compare_command import compare
 from dsonas.commands.configuring import (
     OptionParser,
@@ -29,7 +35,7 @@ from dsonas.commands.report import write_run_report
 from dsonas.commands.report_command import report
 from dsonas.commands.shards_command import shards
 from dsonas.cost import is_chain
-from dsonas.data import short_name
+from dsonas.data import plain_name, short_name
 from dsonas.graph import Architecture, draw_architecture
 from dsonas.run import (
     Job,
@@ -58,7 +64,8 @@ DESCRIPTIONS = {
     "of the other steps are accepted and not used, so that a whole configuration can be given.",
     "evaluate": "Measure the network of a finished run on its test images. The options say where\n"
     "the data are now and where to compute; they default to those of the run.",
-    "predict": "Classify image files; prints file, class and probability, separated by tabs.",
+    "predict": "Classify image files; prints file, class and probability, separated by tabs.\n"
+    "Files that cannot be read are named on stderr with the reason, and the others go on.",
 }
 STEPS = {
     "run": ("pretrain", "search", "train"),
@@ -84,6 +91,7 @@ def _work_in(
     folder: RunFolder, command: str, arguments: list[str], values: Namespace, stop: StopSignal
 ) -> int:
     config, path = to_config(values), values.get("architecture")
+    path = path and os.path.abspath(path)
     front = asked_front(values)
     transfers = config.network.transfer
     if transfers and not path:
@@ -174,7 +182,7 @@ def _do_steps(command: str, job: Job, architecture: Architecture | None) -> None
     else:
         _summarise(job.train(found), job.folder.path, job.reporter)
     if job.folder.writes:
-        write_run_report(job.folder.path, job.data, job.reporter.say)
+        write_run_report(job.folder.path, job.data, job.reporter.say, job.outcome)
 
 
 def _is_finished(command: str, folder: RunFolder, reporter: Reporter) -> bool:
@@ -191,12 +199,22 @@ def _is_finished(command: str, folder: RunFolder, reporter: Reporter) -> bool:
 
 
 def _summarise(metrics: dict[str, Any], path: Path, reporter: Reporter) -> None:
+    # older runs have none
+    beside = f"{_beside(metrics)}\n" if "balanced_accuracy" in metrics else ""
     reporter.say(
         f"\ntest error {metrics['test_error']:.2f} %  with {readable_count(metrics['macs'])} "
         f"multiply-adds, {readable_count(metrics['params'])} parameters, "
-        f"{metrics['live_connections']} of {metrics['supernet_connections']} connections\n"
+        f"{metrics['live_connections']} of {metrics['supernet_connections']} connections\n{beside}"
         f"search {metrics['search_seconds']:.0f} s, training {metrics['train_seconds']:.0f} s; "
         f"everything is in {path}"
+    )
+
+
+def _beside(measured: dict[str, Any]) -> str:
+    """What an error is worth where classes differ in size."""
+    return (
+        f"balanced accuracy {100 * measured['balanced_accuracy']:.2f} %, and "
+        f"{100 * (1 - measured['majority_rate']):.2f} % error if it always said the largest class"
     )
 
 
@@ -239,29 +257,81 @@ def _evaluate(command: str, arguments: list[str], stop: StopSignal) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     shown = ("data", "engine")
     add_groups(parser, shown, shown)
-    folder = RunFolder(parse(parser, arguments).run)
+    first = parse(parser, arguments)
+    folder = RunFolder(first.run)
     stored, _ = stored_config(folder.path)
     defaults = {k: v for k, v in stored.settings().items() if k.split(".")[0] in shown}
     parser.set_defaults(defaults)
     config = to_config(parse(parser, arguments), seed=stored.seed)
-    measured = {name: round(value, 6) for name, value in evaluate_run(folder, config).items()}
-    if "--json" in arguments:
+    if config.data.name != stored.data.name:  # where its parts are the run does not know
+        given = to_config(first).data
+        own = {name: getattr(given, name) for name in ("labels", "test", "val")}
+        config = replace(config, data=replace(config.data, **own))
+    measured = evaluate_run(folder, config)
+    if first.json:
         print(json.dumps(measured))
     else:
-        error, loss = measured["test_error"], measured["test_loss"]
-        print(f"test error {error} %  test loss {loss}  {measured['images']:g} images")
+        print(f"test error {measured['test_error']} %  test loss {measured['test_loss']}"
+              f"{_beside(measured)}  {measured['images']} images")  # fmt: skip
     return EXIT_DONE
 
 
 def _predict(command: str, arguments: list[str], stop: StopSignal) -> int:
-    parser = OptionParser(command, "--run DIR IMAGE...", DESCRIPTIONS[command])
+    parser = OptionParser(command, "--run DIR IMAGE... [OPTIONS]", DESCRIPTIONS[command])
     _add_run_folder(parser)
-    text = "image files, or folders of them"
-    parser.add_argument("images", nargs="+", type=str, metavar="IMAGE", help=text)
+    add = parser.add_argument
+    add("images", nargs="+", type=str, metavar="IMAGE",
+        help="image files, folders of them, or - for names on standard input, one a line or each "
+        "ended by a zero byte")  # fmt: skip
+    add("--top", type=PositiveInt, default=1, metavar="N", help="the N most probable classes")
+    add("--json", action="store_true", help="print a JSON list, an object for each image")
+    add("--csv", action="store_true", help="print CSV with a header")
+    add("--device", type=str, default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, auto, ...")
     values = parse(parser, arguments)
-    for name, label, probability in predict_images(RunFolder(values.run), values.images):
-        print(f"{name}\t{label}\t{probability:.4f}")
+    if values.json and values.csv:
+        raise UsageError("--json and --csv exclude each other: give one of them")
+    paths = [name for path in values.images for name in (_listed() if path == "-" else [path])]
+    found = predict_images(RunFolder(values.run), paths, top=values.top, device=values.device)
+    printed = _print_json if values.json else _print_csv if values.csv else _print_lines
+    printed(found, values.top)
     return EXIT_DONE
+
+
+Predictions = Iterator[tuple[str, list[tuple[str, float]]]]
+
+
+def _listed() -> list[str]:
+    """The names on standard input."""
+    text = os.fsdecode(sys.stdin.buffer.read())
+    return [name for name in (text.split("\0") if "\0" in text else text.splitlines()) if name]
+
+
+def _print_lines(found: Predictions, top: int) -> None:
+    for name, classes in found:
+        cells = [cell for label, value in classes for cell in (label, f"{value:.4f}")]
+        print(plain_name(name), *cells, sep="\t")
+
+
+def _print_csv(found: Predictions, top: int) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    columns = ["class", "probability"]
+    for name, classes in found:
+        if columns:
+            more = [f"{column}_{k}" for k in range(2, len(classes) + 1) for column in columns]
+            writer.writerow(["file", *columns, *more])
+            columns = []
+        cells = [cell for label, value in classes for cell in (label, f"{value:.4f}")]
+        writer.writerow([plain_name(name), *cells])
+
+
+def _print_json(found: Predictions, top: int) -> None:
+    start = "["
+    for name, classes in found:
+        ranked = [{"class": label, "probability": round(value, 6)} for label, value in classes]
+        item = {"file": name, **ranked[0], **({"top": ranked} if top > 1 else {})}
+        print(start, json.dumps(item), sep="\n ", end="")
+        start = ","
+    print("\n]")
 
 
 def _add_run_folder(parser: OptionParser) -> None:
@@ -275,6 +345,7 @@ COMMANDS: dict[str, Callable[[str, list[str], StopSignal], int]] = {
     "train": _work,
     "evaluate": _evaluate,
     "predict": _predict,
+    "check": check,
     "compare": compare,
     "export": export,
     "report": report,

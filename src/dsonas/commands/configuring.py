@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -248,13 +250,18 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_config(values: Namespace, **others: Any) -> RunConfig:
-    """Make the configuration that parsed options stand for.
+    """Make the configuration that parsed options stand for; its paths become absolute.
 
     Args:
         values: the options.
         others: fields of ``RunConfig`` for which the parser had no option.
     """
     given = {name: kind(**values[name].as_dict()) for name, kind in KINDS.items() if name in values}
+    if "data" in given:  # what a run folder holds is read from everywhere
+        given["data"] = given["data"].absolute()
+    if "engine" in given and given["engine"].latency_table is not None:
+        table = os.path.abspath(given["engine"].latency_table)
+        given["engine"] = replace(given["engine"], latency_table=table)
     seed = {"seed": values["seed"]} if "seed" in values else {}
     return RunConfig(**seed, **given, **others)
 

@@ -102,8 +102,8 @@ def forecast(config: RunConfig, data: ImageData) -> Forecast:
         ValueError: if the run would be refused: batches too large, a budget out of reach.
     """
     transfers = config.network.transfer
-    config.check_sizes(data, ("train",) if transfers else STAGES)
-    supernet, notes = config.space(data).complete(), []
+    config, told = config.with_fitting_batches(data, ("train",) if transfers else STAGES)
+    supernet, notes = config.space(data).complete(), [told] if told else []
     budget, multiple = config.budget, config.network.channel_multiple
     if budget.latency_ms is not None:
         budget = replace(budget, latency_ms=None)
@@ -119,7 +119,10 @@ def forecast(config: RunConfig, data: ImageData) -> Forecast:
             "without a plan the penalty alone decides what goes: the search is forecast with the "
             "whole supernet, an upper bound"
         )
-    fitted = (fit_chain(distinct(chain), budget, multiple=multiple) for chain in chains)
+    growth = config.network.growth
+    fitted = (
+        fit_chain(distinct(chain), budget, multiple=multiple, growth=growth) for chain in chains
+    )
     networks, meter = tuple(dict.fromkeys(fitted)), _Meter(config, data)
     lines = meter.training(networks)
     if not transfers:

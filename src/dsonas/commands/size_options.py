@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jsonargparse import Namespace
 
@@ -14,7 +16,7 @@ from dsonas.data import (
     Listing,
     TensorImages,
     choose_image_size,
-    list_parts,
+    list_contents,
     load_data,
     resolve_augmentation,
     scan,
@@ -26,7 +28,7 @@ Size = tuple[int, int, int, int, int]
 
 OPTIONS = {
     "images": "training images, if the data set is not here or will have another size",
-    "test-images": "test images (default: data.test_fraction of --images)",
+    "test-images": "test images (default: data.test of --images)",
     "classes": "classes",
 }
 PUBLISHED: dict[str, Size] = {
@@ -66,14 +68,16 @@ def blank_data(
     images: int | None = None,
     test_images: int | None = None,
     classes: int | None = None,
+    side: int | None = None,
 ) -> ImageData:
     """Random images, a few of them standing for all, as many and as large as those of a data set.
 
     Args:
         config: which data set, and how much of it.
         images: training images as stated, in place of those that are there.
-        test_images: test images as stated; None: ``data.test_fraction`` of ``images``.
+        test_images: test images as stated; None: ``data.test`` of ``images``.
         classes: as stated.
+        side: of the images in pixels, as stated.
 
     Raises:
         DataError: if the images are neither known nor stated nor there, or if a number is too
@@ -84,9 +88,11 @@ def blank_data(
         >>> len(data.train), len(data.test), data.image_size, data.num_classes
         (10000, 2000, 32, 10)
     """
+    if side is not None:
+        config = replace(config, image_size=side)
     train, test, side, channels, known = _size(config, images, classes)
     if images is not None:
-        train, test = images, max(1, round(config.test_fraction * images))
+        train, test = images, max(1, round(float(config.test) * images))
     test = test if test_images is None else test_images
     known = known if classes is None else classes
     rules = (("classes", known, 2), ("images", train, known), ("test-images", test, 1))
@@ -130,15 +136,16 @@ def _counted(config: DataConfig) -> Size:
         data = load_data(config)
         counts = len(data.train), len(data.test)
         return *counts, data.image_size, data.input_channels, data.num_classes
-    assert config.root is not None
     try:
-        train, test, names = list_parts(config.root, config.test_fraction)
+        contents = list_contents(config)
     except DataError as error:
         raise DataError(f"{error}; or state --images, --classes and --data.image_size") from None
+    train, test = contents.parts["train"], contents.parts["test"]
     every = -(-len(train.paths) // _SAMPLE)
-    _, headers, _ = scan(Listing(train.paths[::every], train.labels[::every]), 1)
-    if not headers:
+    found, _ = scan(Listing(train.paths[::every], train.labels[::every]), 1)
+    if not (headers := list(found.values())):
         raise DataError(f"no image of {config.root} can be read: state --images and --classes")
     grey = config.color == "grey" or (config.color == "auto" and all(h.grey for h in headers))
     side = config.image_size or choose_image_size([header.short_side for header in headers])
-    return len(train.paths), len(test.paths), side, 1 if grey else 3, len(names)
+    counts = len(train.paths), len(test.paths)
+    return *counts, side, 1 if grey else 3, len(contents.class_names)

@@ -162,6 +162,7 @@ def fit_width(
     *,
     multiple: int = 1,
     measures: Measures | None = None,
+    growth: float | None = None,
 ) -> Architecture:
     """Scale all channels by one global multiplier until the budget is used up, never above it.
 
@@ -174,6 +175,7 @@ def fit_width(
         multiple: channels are multiples of it, >= 1; 8 runs faster on CPUs, 1 fits closest.
         measures: functions of an architecture by name; needed for a latency bound. None: the exact
             counts.
+        growth: channels over those of the architecture, at most; None: any number.
 
     Returns:
         The same structure with other channels.
@@ -194,10 +196,11 @@ def fit_width(
     base = architecture.skeleton.channels
 
     def scaled(multiplier: float) -> Architecture:
-        widths = scale_channels([width / multiple for width in base], multiplier)
-        return architecture.with_channels([multiple * width for width in widths])
+        return with_width(architecture, multiplier, multiple)
 
-    low, high = 0.0, MAX_MULTIPLIER
+    if growth is not None and budget.used_by(scaled(growth), measures) <= 1:
+        return scaled(growth)
+    low, high = 0.0, growth or MAX_MULTIPLIER
     if budget.used_by(scaled(low), measures) > 1:
         raise InfeasibleBudgetError(
             f"budget {budget.bounds} is below the smallest network of this structure "
@@ -210,7 +213,14 @@ def fit_width(
     if "latency_ms" in budget.bounds:
         return scaled(low)  # each trial would be a measurement, with noise larger than the gain
     ideal = [width * low for width in base]
-    return _fill(scaled(low), ideal, budget, multiple, measures)
+    most = [width * (growth or math.inf) for width in base]
+    return _fill(scaled(low), ideal, most, budget, multiple, measures)
+
+
+def with_width(architecture: Architecture, multiplier: float, multiple: int = 1) -> Architecture:
+    """The same structure with all channels times a number, rounded to a multiple."""
+    widths = [width / multiple for width in architecture.skeleton.channels]
+    return architecture.with_channels([multiple * w for w in scale_channels(widths, multiplier)])
 
 
 def _listed(architecture: Architecture, measures: Measures) -> str:
@@ -227,6 +237,7 @@ STEPS = ((-1, 1, 2), (-3, -2, -1, 1, 2, 3))
 def _fill(
     architecture: Architecture,
     ideal: Sequence[float],
+    most: Sequence[float],
     budget: Budget,
     multiple: int,
     measures: Measures,
@@ -235,8 +246,8 @@ def _fill(
     best, best_use = architecture, budget.used_by(architecture, measures)
     for steps in STEPS:
         choices = [
-            _near(floor, width, [multiple * step for step in steps])
-            for floor, width in zip(architecture.skeleton.channels, ideal, strict=True)
+            [w for w in _near(floor, width, [multiple * step for step in steps]) if w <= bound]
+            for floor, width, bound in zip(architecture.skeleton.channels, ideal, most, strict=True)
         ]
         for channels in product(*choices):
             trial = architecture.with_channels(channels)

@@ -19,6 +19,7 @@ from dsonas.cost.budgets import (
     Budget,
     InfeasibleBudgetError,
     fit_width,
+    with_width,
 )
 from dsonas.cost.edits import (
     branch_places,
@@ -51,6 +52,7 @@ def fit_chain(
     multiple: int = 1,
     measures: Measures | None = None,
     at_full_width: bool = False,
+    growth: float | None = None,
 ) -> Architecture:
     """The structure and the width that bring a search to a budget, never above it.
 
@@ -71,6 +73,8 @@ def fit_chain(
             counts.
         at_full_width: prefer the member that is nearest to the budget as it is, so that the width
             changes least.
+        growth: see ``fit_width``; a preferred structure that may not grow to the budget is taken as
+            it is, so that a huge budget does not throw it away.
 
     Raises:
         InfeasibleBudgetError: if one operation in each block is too much, at any width.
@@ -90,13 +94,17 @@ def fit_chain(
         best: tuple[float, Architecture] | None = None
         for structure in structures:
             try:
-                fitted = fit_width(structure, budget, multiple=multiple, measures=measures)
+                fitted = fit_width(
+                    structure, budget, multiple=multiple, measures=measures, growth=growth
+                )
             except InfeasibleBudgetError:
                 continue
             use = budget.used_by(fitted, measures)
+            widest = growth and with_width(structure, growth, multiple)
+            capped = best is None and fitted == widest
             if best is None or use > best[0]:
                 best = use, fitted
-            if use >= 1 - tolerance:
+            if use >= 1 - tolerance or capped:
                 break
         return None if best is None else best[1]
 

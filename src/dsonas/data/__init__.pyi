@@ -5,21 +5,27 @@ from .augmentation import (
 from .batches import (
     Batches as Batches,
 )
+from .checking import (
+    FolderCheck as FolderCheck,
+    check_folder as check_folder,
+)
 from .data_config import (
+    FITS as FITS,
     PLACED as PLACED,
     DataConfig as DataConfig,
     DataError as DataError,
+    crop_share as crop_share,
     short_name as short_name,
 )
 from .folder_images import (
     choose_image_size as choose_image_size,
-    list_parts as list_parts,
     scan as scan,
 )
-from .folders import (
-    Listing as Listing,
-    Split as Split,
+from .folder_layout import (
     plain_name as plain_name,
+)
+from .folders import (
+    list_contents as list_contents,
 )
 from .images import (
     FileImages as FileImages,
@@ -44,4 +50,8 @@ from .prediction import (
 )
 from .shards import (
     write_shards as write_shards,
+)
+from .splitting import (
+    Listing as Listing,
+    Split as Split,
 )

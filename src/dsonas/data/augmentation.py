@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -227,45 +227,6 @@ def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generat
     return cut_out(crop_and_flip(images, offsets, augmentation), offsets, augmentation)
 
 
-class Crop(Protocol):
-    """A rule that gives every image of a set the rectangle that is resized to its square."""
-
-    @property
-    def least_side(self) -> float:
-        """The least length of a side that matters, as a share of the image's shorter side."""
-        ...
-
-    def box(self, position: int, width: int, height: int) -> Box:
-        """Left, top, right and bottom in pixels for the image at a position of its set."""
-        ...
-
-
-@dataclass(frozen=True)
-class CentreCrop:
-    """The square in the middle: ``share`` 0.875 is "resize to 256, cut out 224".
-
-    Args:
-        share: its side over the shorter side of the image, in (0, 1].
-
-    Example:
-        >>> CentreCrop(0.875).box(0, 320, 256)
-        (48.0, 16.0, 272.0, 240.0)
-    """
-
-    share: float
-
-    @property
-    def least_side(self) -> float:
-        """The share."""
-        return self.share
-
-    def box(self, position: int, width: int, height: int) -> Box:
-        """See ``Crop``; the same for every position."""
-        side = self.share * min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        return left, top, left + side, top + side
-
-
 @dataclass(frozen=True)
 class RandomCrop:
     """torchvision's ``RandomResizedCrop``, as a pure function of seed and position.
@@ -284,11 +245,11 @@ class RandomCrop:
 
     @property
     def least_side(self) -> float:
-        """The side of the smallest square."""
+        """The least side of a box that matters, as a share of the image's shorter side."""
         return math.sqrt(self.least_area)
 
     def box(self, position: int, width: int, height: int) -> Box:
-        """See ``Crop``."""
+        """Left, top, right and bottom in pixels for the image at a position of its set."""
         from torchvision.transforms import RandomResizedCrop  # seconds, for this only
 
         image = torch.empty(1, height, width, device="meta")
@@ -299,14 +260,14 @@ class RandomCrop:
         return left, top, left + across, top + down
 
 
-def cropped(images: Images, crop: Crop | None) -> Images:
+def cropped(images: Images, crop: RandomCrop | None) -> Images:
     """Copy an image set, so that it cuts each image by a rule when fetched; pixels are shared."""
     found: Any = copy(images)
     found.crop = crop
     return found
 
 
-def cut_pixels(pixels: Tensor, crop: Crop | None, positions: Tensor) -> Tensor:
+def cut_pixels(pixels: Tensor, crop: RandomCrop | None, positions: Tensor) -> Tensor:
     """Cut and resize images in memory, each to the size that it has; see ``cropped``."""
     if crop is None:
         return pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,11 +24,12 @@ from .augmentation import (
     transform_each,
 )
 from .data_config import DataError
-from .images import ImageSet
+from .images import ImageSet, say_once
 from .loading import ImageData
 from .normalisation import normalise
 
 Batch = tuple[Tensor, Tensor]
+_Part = tuple[Tensor, Tensor, list[tuple[str, str]]]  # with the warnings: their kind, their text
 
 
 class Batches:
@@ -42,7 +44,8 @@ class Batches:
         data: the data set it belongs to, for the channel statistics.
         batch_size: images in a batch, >= 1.
         augmentation: how to vary the images; None for evaluation.
-        shuffle: whether every epoch has its own random order.
+        shuffle: whether every epoch has its own random order; of ``data.balanced`` data, its own
+            draws, with replacement, of all classes equally often.
         drop_last: whether to leave out an incomplete last batch.
         seed: of order and augmentation.
         device: where the batches go.
@@ -90,6 +93,7 @@ class Batches:
         self._images, self._mean, self._std = images, data.mean, data.std
         self._batch_size, self._augmentation = batch_size, augmentation
         self._shuffle, self._seed = shuffle, seed
+        self._balanced = data.balanced
         self._device, self._workers = torch.device(device), workers
         self._share = share
         if augmentation and augmentation.transform:
@@ -122,6 +126,16 @@ class Batches:
             )
         return self._iterate(epoch, start)
 
+    @property
+    def labels(self) -> Tensor:
+        """The class of each image, in the order of the images."""
+        return self._images.labels
+
+    def places(self, epoch: int) -> list[Tensor]:
+        """For each batch of an epoch which images it has: this process's part of them."""
+        batches = self._order(epoch).split(self._batch_size)[: self.num_batches]
+        return [part_of(batch, *self._share) for batch in batches]
+
     def _iterate(self, epoch: int, start: int) -> Iterator[Batch]:
         batches = self._order(epoch).split(self._batch_size)[start : self.num_batches]
         chunks = [part_of(batch, *self._share) for batch in batches]
@@ -145,7 +159,12 @@ class Batches:
     def _order(self, epoch: int) -> Tensor:
         if not self._shuffle:
             return torch.arange(len(self._images))
-        return self._images.order(derive_seed(self._seed, "order", epoch), self._batch_size)
+        seed = derive_seed(self._seed, "order", epoch)
+        if self._balanced:
+            labels, generator = self._images.labels, torch.Generator().manual_seed(seed)
+            weights = 1 / torch.bincount(labels)[labels]
+            return torch.multinomial(weights, len(labels), replacement=True, generator=generator)
+        return self._images.order(seed, self._batch_size)
 
     def _augment_and_normalise(
         self, pixels: Tensor, epoch: int, position: int, num_images: int
@@ -239,24 +258,47 @@ def part_of(chunk: Tensor, part: int, num_parts: int) -> Tensor:
     return chunk[start:end]
 
 
-class _Parts(IterableDataset[Batch | DataError]):
-    """What a worker delivers: its part of every batch."""
+class _Warnings(logging.Handler):
+    """Keeps warnings instead of printing them: a worker hands them over with its next batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[tuple[str, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning, and what it is about: its own text or that of its kind."""
+        text = record.getMessage()
+        self.kept.append((text if record.msg == "%s" else record.msg, text))
+
+    def taken(self) -> list[tuple[str, str]]:
+        """Those since the last call."""
+        kept, self.kept = self.kept, []
+        return kept
+
+
+class _Parts(IterableDataset[_Part | DataError]):
+    """What a worker delivers: its part of every batch, and what it has to warn of."""
 
     def __init__(self, source: Source, chunks: Sequence[Tensor], num_parts: int) -> None:
         self._source, self._chunks, self._num_parts = source, chunks, num_parts
 
-    def __iter__(self) -> Iterator[Batch | DataError]:
-        worker = get_worker_info()
+    def __iter__(self) -> Iterator[_Part | DataError]:
+        worker, warnings = get_worker_info(), _Warnings()
         part = worker.id if worker else 0
+        of_data = logging.getLogger(__package__)
+        of_data.handlers, of_data.propagate = [warnings], False  # in this process alone
+        chunks = [part_of(chunk, part, self._num_parts) for chunk in self._chunks]
         try:
-            yield from self._source.read(
-                [part_of(chunk, part, self._num_parts) for chunk in self._chunks]
-            )
+            for pixels, labels in self._source.read(chunks):
+                yield pixels, labels, warnings.taken()
         except DataError as error:  # raised, it would reach the user with the worker's traceback
             yield error
 
 
-def _received(item: Batch | DataError) -> Batch:
+def _received(item: _Part | DataError) -> Batch:
     if isinstance(item, DataError):
         raise item
-    return item
+    pixels, labels, warnings = item
+    for kind, text in warnings:
+        say_once(text, kind)
+    return pixels, labels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -12,6 +12,7 @@ from dsonas._utils import require_finite
 SOURCE_NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "folder", "shards")
 PLACED = ("folder", "shards")  # sources that need a place
 AUGMENTS = ("shift", "crop", "none")
+FITS = ("crop", "pad", "stretch")
 Color = Literal["auto", "grey", "rgb"]
 
 
@@ -31,7 +32,12 @@ class DataConfig:
             folders 32, 64 or 224 where the median short side is below 48, below 160 or larger.
         color: ``auto`` is the data set's own; a folder is grey if all its images are, otherwise
             its grey images become RGB. ``grey`` converts everything. ``rgb`` refuses grey images.
-        test_fraction: share held out for testing, in (0, 1), where there is no test part.
+        labels: a CSV file of paths in the folder and their classes (and parts, if it has a third
+            column), instead of class folders.
+        test: share held out for testing, in (0, 1), where there is no test part; or the place of
+            one, a folder like that of ``name``, or a file like ``labels``.
+        val: the same for validation, which chooses the epoch whose network step 3 keeps. None: a
+            ``val/`` beside ``test/``, if there is one; 0: nothing.
         factor_split: share of the training set that updates the scaling factors, in [0, 1).
             0 means no split: both updates use all of it.
         augment: how training images are varied. ``shift``: a random crop of the image padded by
@@ -43,8 +49,10 @@ class DataConfig:
         flip: mirror half of the training images. None: True with ``shift`` and ``crop``, except
             for digits; otherwise False.
         cutout: side in pixels of the square that step 3 blanks out in training, >= 0.
-        test_crop: side of the square in the middle of a test image that is used, over the shorter
-            side, in (0, 1]; 0.875 is "resize to 256, cut out 224". Folders and shards only.
+        fit: how images become squares, also in ``predict`` and exports: ``crop`` cuts out the
+            largest in the middle, ``pad`` adds black, ``stretch`` distorts. ``crop:0.875`` cuts
+            out less of test images, as "resize to 256, cut out 224" does. Folders, shards.
+        balance: draw training images so that all classes come equally often. Not with shards.
         workers: decoding processes (streamed data) or threads (data read into memory), >= 0.
         max_train_images: use a stratified subset of so many training images, >= 1.
         max_test_images: the same for the test images.
@@ -60,12 +68,15 @@ class DataConfig:
     name: str = "digits"
     image_size: int | None = None
     color: Color = "auto"
-    test_fraction: float = 0.2
+    labels: str | None = None
+    test: float | str = 0.2
+    val: float | str | None = None
     factor_split: float = 0.5
     augment: str = "shift"
     flip: bool | None = None
     cutout: int = 0
-    test_crop: float = 1.0
+    fit: str = "crop"
+    balance: bool = False
     workers: int = 0
     max_train_images: int | None = None
     max_test_images: int | None = None
@@ -76,13 +87,21 @@ class DataConfig:
         user = self.augment.rpartition(":")[0].endswith(".py")
         rules = (
             ("color", self.color in get_args(Color), "auto, grey or rgb", "choose one"),
-            ("test_fraction", 0 < self.test_fraction < 1, "above 0 and below 1",
-             "0.2 holds out a fifth"),
+            ("labels", self.labels is None or self.source == "folder", "for folder:PATH alone",
+             "give data.name folder:PATH, from which its paths begin"),
+            ("test", self._is_part(self.test) and self.test != 0,
+             "above 0 and below 1, or a path with folder:PATH", "0.2 holds out a fifth"),
+            ("val", self.val is None or self._is_part(self.val),
+             "at least 0 and below 1, or a path with folder:PATH", "0.1 holds out a tenth"),
             ("factor_split", 0 <= self.factor_split < 1, "at least 0 and below 1",
              "0.5 splits 1:1, 0 does not split"),
             ("augment", user or self.augment in AUGMENTS,
              f"{', '.join(AUGMENTS)} or FILE.py:FUNCTION", "choose one"),
-            ("test_crop", 0 < self.test_crop <= 1, "above 0 and at most 1", "1 uses all of it"),
+            ("fit", valid_fit(self.fit), "crop, pad, stretch or crop:SHARE, a share in (0, 1]",
+             "crop:0.875 uses the inner seven eighths"),
+            ("balance", isinstance(self.balance, bool) and not (
+                self.balance and self.source == "shards"), "true or false, and false with shards",
+             "shards are read in their own order"),
         )  # fmt: skip
         for name, valid, rule, remedy in rules:
             self._check(valid, name, rule, remedy)
@@ -107,6 +126,29 @@ class DataConfig:
         """``location`` as a path."""
         return Path(self.location) if self.location else None
 
+    @property
+    def paths(self) -> dict[str, str]:
+        """The settings that name a file or folder, with their values."""
+        found = {"labels": self.labels, "test": self.test, "val": self.val}
+        return {name: value for name, value in found.items() if isinstance(value, str)}
+
+    def absolute(self) -> DataConfig:
+        """The same with paths that are found from every folder."""
+        changed: dict[str, str] = {
+            name: os.path.abspath(os.path.expanduser(path)) for name, path in self.paths.items()
+        }
+        if self.location and "://" not in self.location:
+            changed["name"] = f"{self.source}:{os.path.abspath(self.location)}"
+        file, colon, function = self.augment.rpartition(":")
+        if colon:
+            changed["augment"] = f"{os.path.abspath(os.path.expanduser(file))}:{function}"
+        return replace(self, **changed)
+
+    def _is_part(self, value: object) -> bool:
+        if isinstance(value, str):
+            return bool(value) and self.source == "folder"
+        return isinstance(value, int | float) and 0 <= value < 1
+
     def _check_name(self) -> None:
         known = (*SOURCE_NAMES[:-2], "folder:PATH", "shards:PATH_OR_URL")
         hint = "choose one"
@@ -127,6 +169,25 @@ class DataConfig:
         if not valid:
             value = getattr(self, name)
             raise ValueError(f"data.{name} must be {rule}, got {value!r}: {remedy}")
+
+
+def valid_fit(fit: str) -> bool:
+    """Whether a text says how images become squares."""
+    kind, colon, _ = fit.partition(":")
+    try:
+        return kind in FITS and (not colon or (kind == "crop" and 0 < crop_share(fit) <= 1))
+    except ValueError:
+        return False
+
+
+def crop_share(fit: str) -> float:
+    """Side of the square that is cut out of the middle over the shorter side, in (0, 1].
+
+    Example:
+        >>> crop_share("crop:0.875"), crop_share("crop"), crop_share("pad")
+        (0.875, 1.0, 1.0)
+    """
+    return float(fit.partition(":")[2] or 1)
 
 
 def short_name(name: str) -> str:

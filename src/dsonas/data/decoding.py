@@ -12,8 +12,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from .augmentation import CentreCrop, Crop
-from .data_config import DataError
+from .augmentation import RandomCrop
+from .data_config import DataError, crop_share
 from .pixels import check_range, read_pixels, to_8bit
 
 with suppress(ImportError):  # extra ``formats``: HEIC, as telephones write it
@@ -35,10 +35,16 @@ class UnreadableImageError(DataError):
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the head of an image file says: shorter side in pixels; whether it is grey."""
+    """What the head of an image file says: size in pixels; whether it is grey."""
 
-    short_side: int
+    width: int
+    height: int
     grey: bool
+
+    @property
+    def short_side(self) -> int:
+        """The shorter of width and height."""
+        return min(self.width, self.height)
 
 
 def read_header(file: str | bytes, name: str | None = None) -> ImageHeader:
@@ -57,7 +63,7 @@ def read_header(file: str | bytes, name: str | None = None) -> ImageHeader:
     try:
         with _open(file) as image:
             check_range(image)
-            return ImageHeader(min(image.size), _is_grey(image))
+            return ImageHeader(*image.size, _is_grey(image))
     except Exception as error:  # a damaged file can raise almost anything in a decoder
         raise _unreadable(name or file, error) from error
 
@@ -67,19 +73,21 @@ def decode(
     image_size: int,
     channels: int,
     name: str | None = None,
-    crop: Crop | None = None,
+    fit: str = "crop",
+    crop: RandomCrop | None = None,
     position: int = 0,
 ) -> np.ndarray:
     """Decode an image file to a square of a given size.
 
-    See ``read_pixels``, the rule; in training the rectangle is another one.
+    See ``read_pixels``, the rule; in training the rectangle may be another one.
 
     Args:
         file: path of an image file, or its content; of several frames the first is taken.
         image_size: side in pixels.
         channels: 1 for grey, 3 for RGB; the image is converted.
         name: what errors call it; None: its path.
-        crop: which rectangle; None: the largest square in the middle.
+        fit: see ``DataConfig.fit``.
+        crop: which rectangle; None: as ``fit`` says.
         position: of the image in its set, for ``crop``.
 
     Returns:
@@ -88,10 +96,12 @@ def decode(
     Raises:
         UnreadableImageError: if the file is not an image, is damaged, truncated or unsupported.
     """
-    crop = crop or CentreCrop(1.0)
-    source, box = BytesIO(file) if isinstance(file, bytes) else file, partial(crop.box, position)
+    source, kind = BytesIO(file) if isinstance(file, bytes) else file, fit.partition(":")[0]
+    share, box = crop_share(fit), None
+    if crop is not None:
+        share, box = crop.least_side, partial(crop.box, position)
     try:
-        return read_pixels(source, image_size, channels, crop.least_side, box)
+        return read_pixels(source, image_size, channels, share, kind, box)
     except Exception as error:  # a damaged file can raise almost anything in a decoder
         raise _unreadable(name or file, error) from error
 

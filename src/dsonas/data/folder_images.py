@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -15,16 +13,15 @@ import torch
 from dsonas._utils import derive_seed
 
 from . import sources
-from .augmentation import CentreCrop, cropped
 from .data_config import DataConfig, DataError
 from .decoding import ImageHeader, UnreadableImageError, decode, read_header
-from .folders import Contents, Listing, Split, first, list_contents, num_bytes
+from .folder_layout import first
+from .folders import Contents, list_contents
 from .images import FileImages, ImageSet
 from .sources import SPLIT_SEED, SourceData
+from .splitting import Listing, Row, Split, num_bytes
 
 logger = logging.getLogger(__name__)
-
-MOST_COMPARED = 100_000  # files; among more no copies are looked for
 
 
 def read_folder(config: DataConfig, seed: int) -> SourceData:
@@ -40,55 +37,56 @@ def read_folder(config: DataConfig, seed: int) -> SourceData:
     Raises:
         DataError: if the folder is unsuitable, or colours are not as ``config.color`` demands.
     """
-    assert config.root is not None, "DataConfig demands a path for folders"
-    contents = list_contents(config.root, config.test_fraction)
-    parts, headers, reasons = [], [], {}
-    for name, listing in (("training", contents.train), ("test", contents.test)):
-        good, heads, bad = scan(listing, max(1, config.workers))
-        if not good.paths:
+    contents = list_contents(config)
+    headers, reasons = {}, {}
+    for part, listing in contents.parts.items():
+        found, bad = scan(listing, max(1, config.workers))
+        if listing.paths and not found:
             raise DataError(
-                f"none of the {len(listing.paths)} {name} images can be read, the first is "
+                f"none of the {len(listing.paths)} {part} images can be read, the first is "
                 f"{listing.paths[0]} ({bad[listing.paths[0]]}): check that they are complete images"
             )
-        parts.append(good)
-        headers.append(heads)
-        reasons.update(bad)
-    say_copies(contents, *parts)
-    size = config.image_size or choose_image_size([head.short_side for head in headers[0]])
-    paths = [path for part in parts for path in part.paths]
-    grey = [head.grey for heads in headers for head in heads]
-    example = paths[grey.index(True)] if any(grey) else ""
-    channels = choose_channels(config, sum(grey), len(grey), example)
-    layout = contents.layout.describe(
-        len(contents.class_names), len(parts[0].paths), config.test_fraction
-    )
-    train_seed = derive_seed(seed, "max_train_images")
-    train = parts[0].sample(config.max_train_images, train_seed)
-    test = parts[1].sample(config.max_test_images, SPLIT_SEED)
-    images = [_file_images(contents, part, size, channels) for part in (train, test)]
-    images[1] = cropped(images[1], CentreCrop(config.test_crop))
+        headers |= found
+        reasons |= bad
+    reasons |= {
+        path: reasons[other] for path, (other, _) in contents.copies.items() if other in reasons
+    }
+    if not contents.parts["train"].paths:
+        raise DataError(
+            f"all training images of {config.root} are exact copies of test or validation images: "
+            "put others into one of them"
+        )
+    good = {part: listing.without(reasons) for part, listing in contents.parts.items()}
+    heads = [headers[path] for path in good["train"].paths]
+    size = config.image_size or choose_image_size([head.short_side for head in heads])
+    grey = [path for path, head in headers.items() if head.grey]
+    channels = choose_channels(config, len(grey), len(headers), "".join(grey[:1]))
+    seeds = {"train": derive_seed(seed, "max_train_images"), "test": SPLIT_SEED}
+    most = {"train": config.max_train_images, "test": config.max_test_images}
+    images: dict[str, ImageSet] = {
+        part: _file_images(
+            contents, listing.sample(most.get(part), seeds.get(part, 0)), size, channels,
+            config.fit.partition(":")[0] if part == "train" else config.fit,
+        )
+        for part, listing in good.items() if listing.paths
+    }  # fmt: skip
     # random crops are cut out of the whole image, so it is decoded anew each time
     if config.augment != "crop":
         images = _load(images, config.workers, reasons)
     return SourceData(
-        train=images[0],
-        test=images[1],
+        train=images["train"],
+        test=images["test"],
+        val=images.get("val"),
         class_names=contents.class_names,
-        layout=layout,
+        layout=contents.describe(config),
         split=contents.split(reasons),
         skipped=tuple(map(contents.name, reasons)),
     )
 
 
-def list_parts(root: Path, test_fraction: float) -> tuple[Listing, Listing, tuple[str, ...]]:
-    """List the training and test files of an image folder, and its classes."""
-    contents = list_contents(root, test_fraction)
-    return contents.train, contents.test, contents.class_names
-
-
 def scan(
     listing: Listing, num_threads: int, complete: bool = False
-) -> tuple[Listing, list[ImageHeader], dict[str, str]]:
+) -> tuple[dict[str, ImageHeader], dict[str, str]]:
     """Read the heads of image files.
 
     Args:
@@ -97,7 +95,7 @@ def scan(
         complete: decode the pixels too, which finds truncated files.
 
     Returns:
-        The readable files, their headers, and why the others are unreadable, by path.
+        By path the headers of the readable files, and why the others are unreadable.
     """
 
     def header_or_reason(path: str) -> ImageHeader | str:
@@ -109,12 +107,9 @@ def scan(
             return error.reason
 
     with ThreadPoolExecutor(num_threads) as pool:
-        found = list(pool.map(header_or_reason, listing.paths))
-    bad = {
-        path: head for path, head in zip(listing.paths, found, strict=True) if isinstance(head, str)
-    }
-    headers = [head for head in found if isinstance(head, ImageHeader)]
-    return listing.where(torch.tensor([path not in bad for path in listing.paths])), headers, bad
+        found = dict(zip(listing.paths, pool.map(header_or_reason, listing.paths), strict=True))
+    bad = {path: head for path, head in found.items() if isinstance(head, str)}
+    return {path: head for path, head in found.items() if isinstance(head, ImageHeader)}, bad
 
 
 def choose_image_size(short_sides: Sequence[int]) -> int:
@@ -136,26 +131,6 @@ def choose_image_size(short_sides: Sequence[int]) -> int:
     return 64 if middle < 160 else 224
 
 
-def say_copies(contents: Contents, train: Listing, test: Listing) -> None:
-    """Say how many test images are exact copies of training images."""
-    if len(train.paths) + len(test.paths) > MOST_COMPARED:
-        return
-    sizes = set(map(num_bytes, train.paths)) & set(map(num_bytes, test.paths))
-    trained, tested = (
-        {_digest(path): path for path in part.paths if num_bytes(path) in sizes}
-        for part in (train, test)
-    )
-    if copies := [(path, trained[key]) for key, path in tested.items() if key in trained]:
-        names = [f"{contents.name(path)} = {contents.name(other)}" for path, other in copies]
-        told = "%d test images are exact copies of training images, so the error looks too good: %s"
-        logger.warning(told, len(names), first(names))
-
-
-def _digest(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
 def choose_channels(config: DataConfig, num_grey: int, num_images: int, example: str) -> int:
     """1 or 3, as ``config.color`` says; ``example`` names a grey image."""
     if config.color == "grey" or (config.color == "auto" and num_grey == num_images):
@@ -170,20 +145,27 @@ def choose_channels(config: DataConfig, num_grey: int, num_images: int, example:
     return 3
 
 
-def _file_images(contents: Contents, listing: Listing, size: int, channels: int) -> FileImages:
+def _file_images(
+    contents: Contents, listing: Listing, size: int, channels: int, fit: str
+) -> FileImages:
     names = tuple(map(contents.name, listing.paths))
     shape = {"image_size": size, "channels": channels}
-    return FileImages(listing.paths, listing.labels, **shape, names=names)
+    return FileImages(listing.paths, listing.labels, **shape, names=names, fit=fit)
 
 
-def _load(parts: Sequence[FileImages], workers: int, reasons: dict[str, str]) -> Sequence[ImageSet]:
+def _load(parts: dict[str, ImageSet], workers: int, reasons: dict[str, str]) -> dict[str, ImageSet]:
     """The images decoded into memory, if they fit; adds why some could not be read."""
-    if sum(len(part) * math.prod(part.image_shape) for part in parts) > sources.MEMORY_LIMIT:
+    if (
+        sum(len(part) * math.prod(part.image_shape) for part in parts.values())
+        > sources.MEMORY_LIMIT
+    ):
         return parts
-    loaded = [part.load(max(1, workers)) for part in parts]
-    for _, bad in loaded:
-        reasons.update(bad)
-    return [images for images, _ in loaded]
+    loaded = {}
+    for name, part in parts.items():
+        assert isinstance(part, FileImages)
+        loaded[name], bad = part.load(max(1, workers))
+        reasons |= bad
+    return loaded
 
 
 def read_test_images(
@@ -199,14 +181,13 @@ def read_test_images(
         config: its ``root`` is the folder, its ``image_size`` that of the network.
         class_names: of the network, in the order of its outputs; the folder may lack some.
         channels: of the network's images.
-        split: of the network's run; None if nothing in the folder was in training.
+        split: of the network's run; None if it has none.
 
     Raises:
         DataError: if the folder is unsuitable, has other classes, or no image is left.
     """
-    assert config.root is not None, "DataConfig demands a path for folders"
     assert config.image_size is not None, "that of the network"
-    contents = list_contents(config.root, None)
+    contents = list_contents(config, trains=False)
     listing = _measured(contents, split)
     names = [contents.class_names[label] for label in listing.labels.tolist()]
     if unknown := sorted(set(names) - set(class_names)):
@@ -219,10 +200,11 @@ def read_test_images(
         logger.warning(told, config.root, len(missing), len(class_names), first(missing))
     places = {name: place for place, name in enumerate(class_names)}
     labels = torch.tensor([places[name] for name in names], dtype=torch.int64)
-    good, _, reasons = scan(Listing(listing.paths, labels), max(1, config.workers))
-    good = good.sample(config.max_test_images, SPLIT_SEED)
-    images = _file_images(contents, good, config.image_size, channels)
-    (loaded,) = _load([cropped(images, CentreCrop(config.test_crop))], config.workers, reasons)
+    listing = Listing(listing.paths, labels)
+    _, reasons = scan(listing, max(1, config.workers))
+    good = listing.without(reasons).sample(config.max_test_images, SPLIT_SEED)
+    images = _file_images(contents, good, config.image_size, channels, config.fit)
+    loaded = _load({"test": images}, config.workers, reasons)["test"]
     if reasons:
         bad = [f"{contents.name(path)} ({reason})" for path, reason in reasons.items()]
         logger.warning("%d unreadable image files skipped: %s", len(bad), first(bad))
@@ -233,25 +215,40 @@ def read_test_images(
 
 def _measured(contents: Contents, split: Split | None) -> Listing:
     """The files of a folder that may be measured, see ``read_test_images``."""
-    rows = split.rows if split else {}
-    both = [contents.test, contents.train]
+    test = contents.parts["test"]
+    both = [test, *(contents.parts[part] for part in ("val", "train"))]
     paths = [path for part in both for path in part.paths]
     everything = Listing(tuple(paths), torch.cat([part.labels for part in both]))
+    if split is None:
+        if not test.paths:
+            told = "%s: which images were in training is not known, as the run has no split.csv: "
+            logger.warning(told + "all are measured", contents.root)
+        return test if test.paths else everything
     names = dict(zip(paths, map(contents.name, paths), strict=True))
-    known = {
-        name for path, name in names.items()
-        if name in rows and rows[name].num_bytes == num_bytes(path)
+    known = {path for path, name in names.items() if _is_same(contents, path, split.rows.get(name))}
+    held_out = split.part("test")
+    if 2 * len(known) > min(len(names), len(split.rows)):  # the folder of the run, here or moved
+        found = set(names.values())
+        changed = {name for path, name in names.items() if name in held_out and path not in known}
+        _say(contents, "test images of the run are gone", held_out - found)
+        _say(contents, "test images of the run have other content now", changed)
+        _say(contents, "images are new and not measured", found - set(split.rows))
+        return everything.where(torch.tensor([names[path] in held_out for path in paths]).bool())
+    used = {name: row for name, row in split.rows.items() if row.part not in ("test", "unreadable")}
+    contents_used = {row.digest for row in used.values()} - {""}
+    seen = {
+        path for path in paths
+        if contents.digests[path] in contents_used or (path in known and names[path] in used)
     }  # fmt: skip
-    held_out = {name for name, row in rows.items() if row.part == "test"}
-    if 2 * len(known) > min(len(names), len(rows)):  # the folder of the run, here or elsewhere
-        _say(contents, "test images of the run are gone", held_out - set(names.values()))
-        _say(contents, "images are new and not measured", set(names.values()) - set(rows))
-        return everything.where(torch.tensor([names[path] in held_out for path in paths]))
-    seen = {name for name in known if rows[name].part == "train"}
-    _say(contents, "images were in training and are not measured", seen)
-    if len(contents.test.paths):
-        everything = contents.test
-    return everything.where(torch.tensor([names[path] not in seen for path in everything.paths]))
+    _say(contents, "images were in training and are not measured", {names[path] for path in seen})
+    return (test if test.paths else everything).without(seen)
+
+
+def _is_same(contents: Contents, path: str, row: Row | None) -> bool:
+    """Whether a file is the one that a run had under this name."""
+    if row is None or not row.digest:  # older runs know the sizes alone
+        return row is not None and row.num_bytes == num_bytes(path)
+    return row.digest == contents.digests[path]
 
 
 def _say(contents: Contents, what: str, names: set[str]) -> None:

@@ -1,159 +1,44 @@
-"""A folder of the user's own images: what its folders mean, which files are read, and for what."""
+"""A folder of the user's own images: its classes, which file is for what, and the file of that."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import logging
 import os
-import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from PIL import Image
-from torch import Tensor
 
-from . import decoding as decoding  # which makes Pillow read what is installed
-from .data_config import DataError
-from .splitting import stratified_choice
+from .data_config import DataConfig, DataError
+from .folder_layout import (
+    LAYOUT,
+    PARTS,
+    Layout,
+    find_layout,
+    first,
+    is_image,
+    is_visible,
+    plain_name,
+    subfolders,
+    walk_files,
+)
+from .splitting import Listing, Row, Split, digests, hold_out, num_bytes
 
 logger = logging.getLogger(__name__)
 
-SYSTEM_NAMES = frozenset((
-    "@eadir", "__macosx", "__pycache__", "#recycle", "#snapshot", "@recycle", "$recycle.bin",
-    "@recently-snapshot", "lost+found", "system volume information", "thumbs.db", "desktop.ini",
-))  # fmt: skip
-PARTS = {
-    "train": ("train", "training", "trn", "trainval"),
-    "test": ("test", "testing", "tst", "eval", "evaluation", "holdout"),
-    "val": ("val", "valid", "validation", "dev"),
-}
-NEUTRAL = frozenset((  # words beside a part's name, and names of folders that only wrap others
-    "data", "dataset", "set", "split", "part", "seg", "image", "images", "img", "imgs", "photos",
-    "pictures", "files", "folder", "archive",
-))  # fmt: skip
 HINTS = {".heic": " (pip install 'dsonas[formats]')", ".heif": " (pip install 'dsonas[formats]')"}
-Classes = dict[
-    str, list[tuple[str, str]]
-]  # by the name of each class its files, and their real paths
-_LAYOUT = "one folder of images per class, or train/ and test/ with such folders inside"
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Image files and their classes, before anything is known about the images.
-
-    Args:
-        paths: of the files.
-        labels: int64 tensor, class of each file.
-    """
-
-    paths: tuple[str, ...]
-    labels: Tensor
-
-    def where(self, chosen: Tensor) -> Listing:
-        """Those for which a bool tensor is true."""
-        paths = zip(self.paths, chosen.tolist(), strict=True)
-        return Listing(tuple(path for path, keep in paths if keep), self.labels[chosen])
-
-    def sample(self, num_images: int | None, seed: int) -> Listing:
-        """A stratified subset; see ``ImageSet.sample``."""
-        if num_images is None or num_images >= len(self.paths):
-            return self
-        return self.where(stratified_choice(self.labels, num_images, seed))
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the folders in an image folder mean.
-
-    Args:
-        root: the folder, without what only wraps it.
-        train: the folder that holds the class folders of the training images.
-        test: the same for the test images; None: a part of ``train`` is held out.
-        unused: what is left aside and why, such as ``val/ unused``.
-    """
-
-    root: Path
-    train: Path
-    test: Path | None = None
-    unused: tuple[str, ...] = ()
-
-    def describe(self, num_classes: int, num_train: int, test_fraction: float) -> str:
-        """Say in one line how the folder was understood."""
-        train = self.train.relative_to(self.root) if self.train != self.root else self.root.name
-        rest = f"{100 * test_fraction:g} % of the files held out as test"
-        if self.test is not None:
-            rest = f"{self.test.relative_to(self.root)}/ used as test"
-        return ", ".join((f"{train}/ {num_classes} classes {num_train} images", rest, *self.unused))
-
-
-class Row(NamedTuple):
-    """What ``split.csv`` says of a file: class, part, size, and why it is unreadable if it is."""
-
-    label: str
-    part: str  # train, test or unreadable
-    num_bytes: int
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which files of an image folder are for what; a run keeps it as ``split.csv``.
-
-    Args:
-        rows: by the path of each file in the folder.
-    """
-
-    rows: dict[str, Row] = field(repr=False)
-
-    def to_csv(self) -> str:
-        """Write the split as text."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(("path", "class", "part", "bytes", "reason"))
-        writer.writerows((path, *row) for path, row in sorted(self.rows.items()))
-        return buffer.getvalue()
-
-    @classmethod
-    def from_csv(cls, text: str) -> Split:
-        """Read what ``to_csv`` wrote; a DataError if it is anything else."""
-        try:
-            found = list(csv.reader(io.StringIO(text)))[1:]
-            rows = {path: Row(a, b, int(size), why) for path, a, b, size, why in found}
-            return cls(rows)
-        except (ValueError, csv.Error) as error:
-            raise DataError(f"split.csv is damaged ({error}): train the run again") from None
-
-    def changes(self, now: Split) -> str:
-        """Say in one line what differs in another split of the folder; nothing if they are equal.
-
-        Example:
-            >>> before = Split({"cat/1.png": Row("cat", "train", 9)})
-            >>> before.changes(Split({"dog/1.png": Row("dog", "train", 9)}))
-            'classes gone: cat; classes new: dog; 1 files gone: cat/1.png; 1 files new: dog/1.png'
-        """
-        classes, others = ({row.label for row in split.rows.values()} for split in (self, now))
-        kept = [path for path in self.rows if path in now.rows]
-        files = {
-            "gone": [path for path in self.rows if path not in now.rows],
-            "new": [path for path in now.rows if path not in self.rows],
-            "changed": [path for path in kept if self.rows[path] != now.rows[path]],
-        }
-        said = [
-            f"classes {word}: {', '.join(sorted(names))}"
-            for word, names in (("gone", classes - others), ("new", others - classes))
-            if names
-        ]
-        said += [f"{len(them)} files {word}: {first(them)}" for word, them in files.items() if them]
-        return "; ".join(said)
+ORDER = ("test", "val", "train")  # whose a file is that is in several parts
+COLUMNS = {  # of a file of labels, by their usual names
+    "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "name"),
+    "label": ("label", "class", "class_name", "category", "target", "species", "y"),
+    "part": ("part", "split", "set", "subset"),
+}
+Classes = dict[str, list[tuple[str, str]]]  # by class its files, and their real paths
 
 
 @dataclass(frozen=True)
@@ -164,15 +49,18 @@ class Contents:
         root: the folder as given.
         layout: what its folders mean.
         class_names: in the order of the labels.
-        train: files for training; those held out are not among them.
-        test: files for the test.
+        parts: files for ``train``, ``val`` (perhaps none) and ``test``; none is in two of them.
+        digests: by path, of the content of each file.
+        copies: by path, files left out as they are exact copies of others in a part that matters
+            more: the other file, and the label.
     """
 
     root: Path
     layout: Layout
     class_names: tuple[str, ...]
-    train: Listing
-    test: Listing
+    parts: dict[str, Listing]
+    digests: dict[str, str] = field(repr=False)
+    copies: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def name(self, path: str) -> str:
         """The path of a file in the folder, with slashes, in one line."""
@@ -181,110 +69,120 @@ class Contents:
     def split(self, unreadable: Mapping[str, str]) -> Split:
         """Which file is for what, given why some are unreadable."""
         rows = {}
-        for part, listing in (("train", self.train), ("test", self.test)):
-            for path, label in zip(listing.paths, listing.labels.tolist(), strict=True):
-                kind = "unreadable" if path in unreadable else part
-                what = self.class_names[label], kind, num_bytes(path)
-                rows[self.name(path)] = Row(*what, unreadable.get(path, ""))
+        files = [
+            (path, label, "unreadable" if path in unreadable else part, unreadable.get(path, ""))
+            for part, listing in self.parts.items()
+            for path, label in zip(listing.paths, listing.labels.tolist(), strict=True)
+        ]
+        files += [
+            (path, label, "unreadable", unreadable[path])
+            if path in unreadable
+            else (path, label, "copy", f"= {self.name(other)}")
+            for path, (other, label) in self.copies.items()
+        ]
+        for path, label, part, reason in files:
+            what = self.class_names[label], part, num_bytes(path), reason
+            rows[self.name(path)] = Row(*what, self.digests.get(path, ""))
         return Split(rows)
 
+    def describe(self, config: DataConfig) -> str:
+        """Say in one line how the folder was understood."""
+        place = self.layout.parts["train"]
+        inside = place.is_relative_to(self.layout.root) and place != self.layout.root
+        train = place.relative_to(self.layout.root) if inside else place.name
+        end = "" if place.is_file() else "/"
+        said = [
+            f"{train}{end} {len(self.class_names)} classes {len(self.parts['train'].paths)} images"
+        ]
+        for part, share in (("test", config.test), ("val", config.val)):
+            use = "test" if part == "test" else "validation"
+            if (place := self.layout.parts.get(part)) is not None:
+                inside = place.is_relative_to(self.layout.root)
+                place = place.relative_to(self.layout.root) if inside else place
+                said.append(f"{place}{'' if place.suffix else '/'} used as {use}")
+            elif self.parts[part].paths:
+                share = f"{100 * share:g} % of the files" if isinstance(share, float) else "files"
+                said.append(f"{share} held out as {use}")
+        if self.copies:
+            said.append(f"{len(self.copies)} copies left out")
+        return ", ".join((*said, *self.layout.unused))
 
-def num_bytes(path: str) -> int:
-    """The size of a file; 0 if it cannot be seen, as behind a broken link."""
-    return os.path.getsize(path) if os.path.exists(path) else 0
 
-
-def plain_name(name: str) -> str:
-    """Write a file's name in one line of text: what cannot be printed is escaped.
-
-    Example:
-        >>> print(plain_name("a" + chr(9) + "cat.png").replace(chr(92), "/"))
-        a/tcat.png
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
-def first(names: Sequence[str], most: int = 3) -> str:
-    """The first few of some names, for a message."""
-    return ", ".join(map(plain_name, names[:most])) + (", ..." if len(names) > most else "")
-
-
-def list_contents(root: Path, test_fraction: float | None) -> Contents:
+def list_contents(config: DataConfig, *, trains: bool = True) -> Contents:
     """List the image files of a folder; what is left out is said in the log.
 
     Hidden and system folders are skipped. Links are followed; a file that several links lead to is
-    taken once, and counts as a test image if any of them does.
+    taken once. Of a file in two parts, or of exact copies in two parts, the one in the test part
+    is taken, then that for validation.
 
     Args:
-        root: the folder.
-        test_fraction: share held out for testing, in (0, 1), where there is no test part; None
-            holds nothing out, and takes any classes.
+        config: its ``root`` is the folder; see ``labels``, ``test`` and ``val``.
+        trains: whether the images are to be learned: there must be two classes with images, the
+            test part has no others, and where there is no test part one is held out.
 
     Raises:
-        DataError: if the folder is missing or does not hold at least two classes of images, if
-            train and test classes differ, or if it is not clear what its folders mean.
+        DataError: if the folder is missing or unsuitable, or if it is not clear what its folders
+            mean.
     """
+    root = config.root
+    assert root is not None, "DataConfig demands a path for folders"
     if not root.is_dir():
-        raise DataError(f"image folder {root} not found: give the path of {_LAYOUT}")
-    layout = find_layout(root)
-    found: dict[str, Classes] = {"test": {}, "train": _list_classes(layout.train)}
-    if layout.test is not None:
-        found["test"] = _list_classes(layout.test)
+        raise DataError(f"image folder {root} not found: give the path of {LAYOUT}")
+    layout, found = _list_parts(root, config)
+    found = {part: found.get(part, {}) for part in ORDER}
     _take_once(found, root)
-    present = [{name for name in part if part[name]} for part in found.values()]
-    if test_fraction is not None:
-        _check_classes(layout, *present)
-    names = tuple(sorted(set().union(*present)))
-    test, train = (_to_listing(part, names) for part in found.values())
-    if test_fraction is not None and layout.test is None:
-        train, test = _hold_out(train, layout.train, test_fraction)
-    return Contents(root, layout, names, train, test)
+    present = {part: {name for name in found[part] if found[part][name]} for part in ORDER}
+    if trains:
+        _check_classes(layout, present)
+    names = tuple(sorted(set().union(*present.values())))
+    parts = {part: _to_listing(classes, names) for part, classes in found.items()}
+    known = digests([path for listing in parts.values() for path in listing.paths])
+    if trains:
+        for part, share in (("test", config.test), ("val", config.val)):
+            if not parts[part].paths and isinstance(share, float | int) and share:
+                held = hold_out(parts["train"], layout.root, share, part, known)
+                parts["train"], parts[part] = held
+    return without_copies(Contents(root, layout, names, parts, known))
 
 
-def walk_files(folder: str | Path) -> Iterator[tuple[str, str]]:
-    """Files below a folder in order, each with its real path; see ``list_contents``."""
-    yield from _walk(str(folder), set())
+def _list_parts(root: Path, config: DataConfig) -> tuple[Layout, dict[str, Classes]]:
+    """The classes of each part that a folder, its file of labels and the settings name."""
+    found: dict[str, Classes] = {}
+    if config.labels is None:
+        layout = find_layout(root)
+    else:
+        file = Path(config.labels).expanduser()
+        found = _read_labels(file, root)
+        layout = Layout(root, dict.fromkeys(found, file))
+    parts, unused = dict(layout.parts), list(layout.unused)
+
+    def leave_out(part: str) -> None:
+        if found.pop(part, None) is None:
+            unused.append(f"{parts[part].relative_to(layout.root)}/ unused")
+
+    if "test" not in parts and "val" in parts and not isinstance(config.test, str):
+        parts["test"] = parts.pop("val")
+        if "val" in found:
+            found["test"] = found.pop("val")
+    for part, given in (("test", config.test), ("val", config.val)):
+        if part in parts and (given == 0 or isinstance(given, str)):
+            leave_out(part)
+            del parts[part]
+        if isinstance(given, str):
+            parts[part], found[part] = _given_part(part, Path(given).expanduser(), root)
+    found |= {part: _list_classes(place) for part, place in parts.items() if part not in found}
+    return replace(layout, parts=parts, unused=tuple(unused)), found
 
 
-def _walk(folder: str, seen: set[str]) -> Iterator[tuple[str, str]]:
-    real = os.path.realpath(folder)
-    if real in seen:  # a link into itself, or two links to the same folder
-        return
-    seen.add(real)
-    with os.scandir(folder) as entries:
-        visible = sorted((e for e in entries if is_visible(e.name)), key=lambda e: e.name)
-    for entry in visible:
-        linked = entry.is_symlink()
-        if os.path.isdir(entry.path) if linked else entry.is_dir():
-            yield from _walk(entry.path, seen)
-        elif linked:  # a broken one is a file that is unreadable
-            yield entry.path, os.path.realpath(entry.path)
-        elif entry.is_file():
-            yield entry.path, f"{real}/{entry.name}"
-
-
-def is_visible(name: str) -> bool:
-    """Whether a file or folder is neither hidden nor the system's own."""
-    return not name.startswith(".") and name.lower() not in SYSTEM_NAMES
-
-
-@lru_cache
-def image_extensions() -> frozenset[str]:
-    """Endings of the names of all files that Pillow reads."""
-    known = Image.registered_extensions()
-    return frozenset(ending for ending, kind in known.items() if kind in Image.OPEN)
-
-
-def is_image(path: str) -> bool:
-    """Whether a file is one by its name, or else by its content."""
-    if os.path.splitext(path)[1].lower() in image_extensions():
-        return True
-    try:
-        # TGA files have no mark of their own: without their ending anything could be one
-        with Image.open(path, formats=[kind for kind in Image.OPEN if kind != "TGA"]):
-            return True
-    except Exception:  # a decoder can raise almost anything
-        return False
+def _given_part(part: str, place: Path, root: Path) -> tuple[Path, Classes]:
+    """A part that the settings name: where its classes are, and what they hold."""
+    if place.is_file():
+        return place, _merged(_read_labels(place, root))
+    if not place.is_dir():
+        raise DataError(f"data.{part} {place} not found: give a folder or a file of labels")
+    inner = find_layout(place).parts
+    folder = inner.get("test", inner["train"])
+    return folder, _list_classes(folder)
 
 
 def list_images(folder: Path) -> list[str]:
@@ -306,95 +204,25 @@ def _say_others(folder: Path, others: Counter[str]) -> None:
         logger.warning("%s: files left out that are no images: %s", folder, first(kinds, 9))
 
 
-def find_layout(root: Path) -> Layout:
-    """Find out what the folders in an image folder mean, by their names.
+def class_name(name: str) -> str:
+    """A class by the name of its folder: in one line, and the same on every system.
 
-    Raises:
-        DataError: if folders look like parts of a split, but cannot all be used as such.
+    Example:
+        >>> len(class_name("cafe" + chr(0x301)))
+        4
     """
-    root = _unwrapped(root)
-    names = subfolders(root)
-    parts = {name: part for name, part in _parts(names).items() if _has_files(root / name)}
-    inner = {name: _unwrapped(root / name) for name in parts}
-    whole = {name: bool(subfolders(inner[name])) for name in parts}
-    trains, tests, vals = (
-        [name for name in parts if parts[name] == part and whole[name]] for part in PARTS
-    )
-    others = [name for name in names if name not in parts and _has_files(root / name)]
-    only_class = len(parts) == 1 and next(iter(parts)).lower() in ("train", "trains")
-    if not parts or (only_class and not trains and others):
-        return Layout(root, root)
-    shown = first([f"{name}/" for name in parts], 9)
-    if not trains:
-        raise DataError(
-            f"{shown} in {root} must be parts of a split with class folders inside, but would be "
-            f"classes: put the training images into {root}/train/CLASS/, or rename the folders"
-        )
-    if len(trains) > 1:
-        raise DataError(f"{root} must have one training part, got {shown}: move the others away")
-    if others and not (tests or vals):
-        raise DataError(
-            f"{trains[0]}/ in {root} must stand alone or beside a test part, but stands beside "
-            f"{first(others)}: move these away, or rename {trains[0]}/ if it is a class"
-        )
-    used = (tests or vals or [None])[0]
-    unused = [f"{name}/ unused" for name in parts if name not in (trains[0], used) and whole[name]]
-    unused += [f"{name}/ unused (no class folders)" for name in parts if not whole[name]]
-    unused += [f"{name}/ ignored" for name in others]
-    return Layout(root, inner[trains[0]], inner[used] if used else None, tuple(unused))
-
-
-def subfolders(folder: Path) -> list[str]:
-    """Names of the visible folders in a folder, in order."""
-    return sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and is_visible(entry.name)
-    )
-
-
-def _has_files(folder: Path) -> bool:
-    return next(walk_files(folder), None) is not None
-
-
-def _unwrapped(folder: Path) -> Path:
-    """The only folder inside, if it merely repeats the name, as in ``seg_train/seg_train``."""
-    names = subfolders(folder)
-    if len(names) != 1 or not subfolders(folder / names[0]):
-        return folder
-    inner, outer = names[0].lower(), folder.name.lower()
-    part = _part(inner)
-    same = inner == outer or inner in NEUTRAL or (part is not None and part == _part(outer))
-    return folder / names[0] if same else folder
-
-
-def _part(name: str) -> tuple[str, str] | None:
-    """The part of a split that a folder's name stands for, and what else the name says."""
-    words = re.findall(r"[a-z]+", name.lower())
-    words = [re.sub(r"(?<=.)(set|data|images|imgs)$", "", word) for word in words]
-    known = [part for word in words for part, variants in PARTS.items() if word in variants]
-    variants = {variant for variants in PARTS.values() for variant in variants}
-    rest = " ".join(word for word in words if word not in variants | NEUTRAL)
-    return (known[0], rest) if len(known) == 1 else None
-
-
-def _parts(names: Sequence[str]) -> dict[str, str]:
-    """Which folders are named as parts: alone, or with the same other words as a training part."""
-    found = {name: part for name in names if (part := _part(name))}
-    by_rest = defaultdict(set)
-    for part, rest in found.values():
-        by_rest[rest].add(part)
-    split = {rest for rest, parts in by_rest.items() if not rest or parts > {"train"}}
-    return {name: part for name, (part, rest) in found.items() if rest in split}
+    return plain_name(unicodedata.normalize("NFC", name))
 
 
 def _list_classes(folder: Path) -> Classes:
     """The image files of each class folder; says which files are left out."""
-    classes: Classes = {}
+    classes: Classes = defaultdict(list)
     others: Counter[str] = Counter()
     for name in subfolders(folder):
-        classes[name] = []
+        own = classes[class_name(name)]
         for path, real in walk_files(folder / name):
             if is_image(path):
-                classes[name].append((path, real))
+                own.append((path, real))
             else:
                 others[os.path.splitext(path)[1].lower() or "without an ending"] += 1
     _say_others(folder, others)
@@ -405,45 +233,120 @@ def _list_classes(folder: Path) -> Classes:
     if empty := [name for name, files in classes.items() if not files]:
         told = "%s: %d folders without images ignored: %s"
         logger.warning(told, folder, len(empty), first(empty))
-    return classes
+    return dict(classes)
+
+
+def _merged(parts: Mapping[str, Classes]) -> Classes:
+    found: Classes = defaultdict(list)
+    for classes in parts.values():
+        for name, files in classes.items():
+            found[name] += files
+    return dict(found)
+
+
+def _read_labels(file: Path, root: Path) -> dict[str, Classes]:
+    """The classes of each part by a file of paths, classes and perhaps parts, with commas or tabs.
+
+    Raises:
+        DataError: if it cannot be read, or contradicts itself.
+    """
+    header, rows = _read_table(file)
+    parts: dict[str, Classes] = {}
+    seen: dict[str, tuple[str, str]] = {}
+    variants = {variant: part for part, names in PARTS.items() for variant in (part, *names)}
+    empty = [row for row in rows if len(row) < 2 or not (row[header[0]] and row[header[1]])]
+    if empty:
+        logger.warning("%s: %d lines without a path or class left out", file, len(empty))
+    for row in rows:
+        if row in empty:
+            continue
+        name, label = row[header[0]], class_name(row[header[1]])
+        given = row[header[2]].lower() if len(header) > 2 and len(row) > header[2] else "train"
+        if (part := variants.get(given or "train")) is None:
+            raise DataError(f"{file}: part must be train, val or test, got {given!r} for {name}")
+        path = str(root / name)
+        if not os.path.exists(path) and os.path.exists(slashed := path.replace("\\", "/")):
+            path = slashed
+        real = os.path.realpath(path)
+        if seen.setdefault(real, (label, part)) != (label, part):
+            raise DataError(f"{file}: {name} has two classes or parts: leave it one of each")
+        parts.setdefault(part, defaultdict(list))[label].append((path, real))
+    if not parts:
+        raise DataError(f"{file} names no image: it must hold lines of path and class")
+    unknown = [path for path, real in walk_files(root) if real not in seen and is_image(path)]
+    if unknown:
+        names = [os.path.relpath(path, root) for path in unknown]
+        told = "%s: %d images without a class in %s left out: %s"
+        logger.warning(told, root, len(unknown), file.name, first(names))
+    return {"train": {}, **parts}
+
+
+def _read_table(file: Path) -> tuple[list[int], list[list[str]]]:
+    """The places of path, class and perhaps part in a line; the lines."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        mark = max(",;\t", key=text.partition("\n")[0].count)
+        rows = [
+            [cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=mark)
+        ]
+    except (OSError, ValueError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"data.labels {file} cannot be read: {reason}") from None
+    rows = [row for row in rows if any(row)]
+    head = [cell.lower() for cell in rows[0]] if rows else []
+    found = [next((head.index(n) for n in names if n in head), None) for names in COLUMNS.values()]
+    if found[0] is not None and found[1] is not None:
+        return [place for place in found if place is not None], rows[1:]
+    if max(map(len, rows), default=0) < 2:
+        raise DataError(f"{file} must hold lines of path and class with a comma between them")
+    return list(range(min(3, len(head)))), rows
 
 
 def _take_once(found: dict[str, Classes], root: Path) -> None:
-    """Keep one of the paths that lead to a file: the one without links, or in the test part."""
+    """Keep one of the paths that lead to a file: the one without links, or in the first part."""
     start, real_root = len(str(root / "x")) - 1, os.path.realpath(root)
     files = [item for part in found.values() for files in part.values() for item in files]
-    taken = {real for path, real in files if real == f"{real_root}/{path[start:]}"}
-    if len(taken) == len(files):
+    if len({real for _, real in files}) == len(files):
         return
+
+    def plain(path: str, real: str) -> bool:
+        return real == f"{real_root}/{path[start:]}"
+
+    taken: set[str] = set()
     repeated: list[str] = []
+    linked_in = {real for path, real in files if plain(path, real)}
     for part in found.values():
         for name, items in part.items():
             kept = []
             for path, real in items:
-                if real == f"{real_root}/{path[start:]}" or real not in taken:
+                if real not in taken and (plain(path, real) or real not in linked_in):
                     kept.append((path, real))
                     taken.add(real)
                 else:
                     repeated.append(os.path.relpath(path, root))
             part[name] = kept
-    if repeated:
-        told = "%s: %d files are reached more than once by links and taken once: %s"
-        logger.warning(told, root, len(repeated), first(repeated))
+    told = "%s: %d files are reached more than once by links and taken once: %s"
+    logger.warning(told, root, len(repeated), first(repeated))
 
 
-def _check_classes(layout: Layout, test: set[str], train: set[str]) -> None:
-    if not subfolders(layout.train):
-        raise DataError(f"{layout.train} has no class folders: it must hold {_LAYOUT}")
+def _check_classes(layout: Layout, present: Mapping[str, set[str]]) -> None:
+    place, train = layout.parts["train"], present["train"]
+    if place.is_dir() and not subfolders(place):
+        raise DataError(f"{place} has no class folders: it must hold {LAYOUT}")
     if len(train) < 2:
-        raise DataError(
-            f"{layout.train} has {len(train)} classes with images, needs 2: see {_LAYOUT}"
-        )
-    if layout.test is not None and test != train:
-        raise DataError(
-            f"classes of {layout.train} and {layout.test} differ: only in the first "
-            f"{sorted(train - test)}, only in the second {sorted(test - train)}: give both the "
-            "same folders"
-        )
+        raise DataError(f"{place} has {len(train)} classes with images, needs 2: see {LAYOUT}")
+    for part in ("test", "val"):
+        lacking, unknown = train - present[part], present[part] - train
+        other = layout.parts.get(part)
+        if unknown or (other is not None and not present[part]):
+            raise DataError(
+                f"classes of {place} and {other} differ: only in the first "
+                f"{sorted(lacking)}, only in the second {sorted(unknown)}: give both the "
+                "same folders"
+            )
+        if lacking and present[part]:
+            told = "%s has no images of %d of the %d classes: %s"
+            logger.warning(told, other, len(lacking), len(train), first(sorted(lacking)))
 
 
 def _to_listing(classes: Classes, names: Sequence[str]) -> Listing:
@@ -452,30 +355,33 @@ def _to_listing(classes: Classes, names: Sequence[str]) -> Listing:
     return Listing(tuple(path for files in paths for path in files), labels)
 
 
-def _hold_out(listing: Listing, folder: Path, fraction: float) -> tuple[Listing, Listing]:
-    """Divide by a hash of each path, so that a file stays where it is when others come and go.
+def without_copies(contents: Contents) -> Contents:
+    """Take exact copies of files out of the parts that matter less: no test image is learned.
 
-    Of every class with two files at least one is held out and one is not.
+    Copies within a part stay; those of another class are said.
     """
-    names = [os.path.relpath(path, folder) for path in listing.paths]
-    draws = torch.tensor([_draw(name) for name in names], dtype=torch.float64)
-    test = draws < fraction
-    for label in listing.labels.unique().tolist():
-        own = torch.nonzero(listing.labels == label).flatten()
-        if len(own) > 1 and not test[own].any():
-            test[own[draws[own].argmin()]] = True
-        if test[own].all():
-            test[own[draws[own].argmax()]] = False
-    if not test.any():
-        raise DataError(
-            f"data.test_fraction {fraction} of {len(test)} images, one in each class, leaves no "
-            "test image: use more images"
-        )
-    return listing.where(~test), listing.where(test)
+    labels, kept, copies, contradictions = {}, {}, {}, []
+    seen: dict[str, str] = {}
+    for part in ORDER:
+        listing = contents.parts[part]
+        before = dict(seen)
+        for path, label in zip(listing.paths, listing.labels.tolist(), strict=True):
+            labels[path], digest = label, contents.digests[path]
+            if not digest:  # a file that cannot be read
+                continue
+            if digest in before:
+                copies[path] = before[digest], label
+            other = seen.setdefault(digest, path)
+            if labels[other] != label:
+                contradictions.append((path, other))
+        kept[part] = listing.without(copies)
+    told = "%d images are left out of training, as exact copies of test or validation images: %s"
+    _say_copies(contents.name, told, [(path, other) for path, (other, _) in copies.items()])
+    told = "%d images are exact copies of images of another class: %s"
+    _say_copies(contents.name, told, contradictions)
+    return replace(contents, parts=kept, copies=copies)
 
 
-def _draw(name: str) -> float:
-    """A number in [0, 1) that depends on a path alone, the same on every system."""
-    text = unicodedata.normalize("NFC", name.replace(os.sep, "/"))
-    digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
-    return int.from_bytes(digest[:6]) / 2**48
+def _say_copies(name: Callable[[str], str], told: str, pairs: Iterable[tuple[str, str]]) -> None:
+    if names := [f"{name(path)} = {name(other)}" for path, other in pairs]:
+        logger.warning(told, len(names), first(names))

@@ -6,16 +6,27 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 
 import torch
 from torch import Tensor
 
-from .augmentation import Crop, cropped, cut_pixels
+from .augmentation import RandomCrop, cropped, cut_pixels
 from .data_config import DataError
 from .decoding import UnreadableImageError, decode
 from .splitting import stratified_choice
 
 logger = logging.getLogger(__name__)
+
+
+_said: set[str] = set()
+
+
+def say_once(message: str, kind: str = "") -> None:
+    """Warn of something, once of each kind, that would be found again in every epoch."""
+    if (kind or message) not in _said:
+        _said.add(kind or message)
+        logger.warning("%s", message)
 
 
 class ImageSet(ABC):
@@ -25,14 +36,14 @@ class ImageSet(ABC):
         labels: int64 tensor of shape ``(num_images,)``, class of each image.
         image_shape: channels, height, width.
         in_memory: whether ``gather`` is an index into memory rather than a read from disk.
-        crop: what is cut out of each image when it is fetched, see ``cropped``; None: the middle.
+        crop: what is cut out of each image when it is fetched, see ``cropped``; None: nothing.
         names: what to call each image, the path in its folder for instance; None: it has no name.
     """
 
     labels: Tensor
     image_shape: tuple[int, int, int]
     in_memory: bool
-    crop: Crop | None = None
+    crop: RandomCrop | None = None
     names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
@@ -166,7 +177,7 @@ class DecodedImages(ImageSet):
     """
 
     in_memory = False
-    num_replaced = 0
+    fit: str = "crop"  # see ``DataConfig.fit``
 
     @abstractmethod
     def decode(self, position: int) -> Tensor:
@@ -178,7 +189,8 @@ class DecodedImages(ImageSet):
 
     def _decode(self, position: int, file: str | bytes) -> Tensor:
         channels, size, _ = self.image_shape
-        found = decode(file, size, channels, self.name(position), self.crop, position)
+        name = self.name(position)
+        found = decode(file, size, channels, name, self.fit, self.crop, position)
         return torch.from_numpy(found)
 
     def _decode_or_replace(self, position: int, file: str | bytes) -> Tensor:
@@ -196,9 +208,7 @@ class DecodedImages(ImageSet):
                 pixels = self.decode(other)
             except UnreadableImageError:
                 continue
-            self.num_replaced += 1
-            told = "%s; %s takes its place (%d replaced so far)"
-            logger.warning(told, reason, self.name(other), self.num_replaced)
+            say_once(f"{reason}; {self.name(other)} takes its place")
             return pixels
         raise DataError(f"{reason}, nor any other image of its class: replace these files")
 
@@ -212,6 +222,7 @@ class FileImages(DecodedImages):
         image_size: side of the decoded squares in pixels.
         channels: 1 for grey, 3 for RGB.
         names: see ``ImageSet``; None: the paths.
+        fit: see ``DataConfig.fit``.
 
     Raises:
         ValueError: if there are not as many labels as files.
@@ -225,6 +236,7 @@ class FileImages(DecodedImages):
         image_size: int,
         channels: int,
         names: tuple[str, ...] | None = None,
+        fit: str = "crop",
     ) -> None:
         if len(paths) != len(labels):
             raise ValueError(
@@ -234,17 +246,14 @@ class FileImages(DecodedImages):
         self.paths = tuple(paths)
         self.names = names or self.paths
         self.labels = labels.to(torch.int64)
-        self.image_shape = (channels, image_size, image_size)
+        self.image_shape, self.fit = (channels, image_size, image_size), fit
 
     def subset(self, indices: Tensor) -> FileImages:
         """Choose images; see ``ImageSet.subset``."""
-        paths = [self.paths[i] for i in torch.arange(len(self))[indices].tolist()]
-        channels, image_size, _ = self.image_shape
-        found = FileImages(
-            paths, self.labels[indices], image_size=image_size, channels=channels,
-            names=self._names(indices),
-        )  # fmt: skip
-        return cropped(found, self.crop)
+        found = copy(self)
+        found.paths = tuple(self.paths[i] for i in torch.arange(len(self))[indices].tolist())
+        found.labels, found.names = self.labels[indices], self._names(indices) or found.paths
+        return found
 
     def gather(self, indices: Tensor) -> Tensor:
         """Fetch pixels; see ``ImageSet.gather``.

@@ -14,20 +14,23 @@ import torch
 from .augmentation import JITTER, LEAST_AREA, Augmentation
 from .data_config import PLACED, DataConfig, DataError
 from .folder_images import read_folder, read_test_images
-from .folders import Split, first
+from .folder_layout import first
 from .images import ImageSet
 from .normalisation import channel_statistics
 from .sources import (
+    SPLIT_SEED,
     SourceData,
     read_cifar10,
     read_cifar100,
     read_digits,
     read_fashion_mnist,
 )
+from .splitting import Split
 from .streaming import read_shards
 
 logger = logging.getLogger(__name__)
 
+SKEWED = 5  # images of the largest class over those of the smallest, from which it is said
 SOURCES: dict[str, Callable[[DataConfig, int], SourceData]] = {
     "digits": read_digits,
     "fashion-mnist": read_fashion_mnist,
@@ -45,6 +48,7 @@ class ImageData:
     Args:
         train: the training images, both parts of a search together.
         test: the test images, the same whatever the run's seed.
+        val: those by which step 3 chooses the epoch whose network it keeps; None: the last is kept.
         class_names: names of the classes in the order of their labels.
         mean: mean of every channel in units of 0..1.
         std: standard deviation of every channel in units of 0..1, > 0.
@@ -52,17 +56,20 @@ class ImageData:
         skipped: files that could not be read, relative to the image folder.
         layout: how the folders of an image folder were understood, in one line.
         split: which files of an image folder are for what; None for other data.
-        test_crop: side of the middle square of a test image that is used, over its shorter side.
+        fit: how image files become squares, see ``DataConfig.fit``.
+        balanced: whether training draws from all classes equally often.
     """
 
     train: ImageSet
     test: ImageSet
+    val: ImageSet | None = None
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     train_augmentation: Augmentation
     skipped: tuple[str, ...] = ()
-    test_crop: float = 1.0
+    fit: str = "crop"
+    balanced: bool = False
     layout: str = ""
     split: Split | None = None
 
@@ -70,7 +77,7 @@ class ImageData:
     def identity(self) -> dict[str, Any]:
         """What a checkpoint keeps: class names, and a fingerprint of files and labels."""
         digest = hashlib.sha256(self.split.to_csv().encode() if self.split else b"")
-        for part in (self.train, self.test):
+        for part in filter(None, (self.train, self.test, self.val)):
             digest.update(part.labels.numpy().tobytes())
         return {"class_names": list(self.class_names), "fingerprint": digest.hexdigest()}
 
@@ -119,12 +126,17 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
         rows = source.split.rows if source.split else {}
         told = [f"{n} ({rows[n].reason})" if n in rows else n for n in source.skipped]
         logger.warning("%d unreadable image files skipped: %s", len(told), first(told))
+    if source.val is None and config.val:
+        train, val = source.train.split(float(config.val), SPLIT_SEED)
+        source = replace(source, train=train, val=val)
     _check_size(source, config)
     _check_every_class(source)
+    _say_imbalance(source, config)
     mean, std = source.statistics or channel_statistics(source.train)
     return ImageData(
         train=source.train,
         test=source.test,
+        val=source.val,
         class_names=source.class_names,
         mean=mean,
         std=std,
@@ -134,7 +146,8 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
         skipped=source.skipped,
         layout=source.layout,
         split=source.split,
-        test_crop=config.test_crop if config.source in PLACED else 1.0,
+        fit=config.fit if config.source in PLACED else "crop",
+        balanced=config.balance,
     )
 
 
@@ -148,6 +161,7 @@ def load_test(
     mean: Sequence[float],
     std: Sequence[float],
     crop: float = 1.0,
+    fit: str = "crop",
     split: Split | None = None,
 ) -> ImageData:
     """Load the images on which a finished network is to be measured, as its ``test``.
@@ -160,14 +174,16 @@ def load_test(
         input_channels: of the network; images are converted.
         mean: that the network expects.
         std: that the network expects.
-        crop: see ``DataConfig.test_crop``; that of the network.
-        split: of its run; see ``read_test_images``. None if no image was in training.
+        crop: see ``read_pixels``; that of the network.
+        fit: likewise.
+        split: of its run; see ``read_test_images``. None if it has none.
 
     Raises:
         DataError: if the data are missing or have other classes.
     """
     color = "grey" if input_channels == 1 else "auto"
-    config = replace(config, image_size=image_size, color=color, test_crop=crop)
+    fit = fit if crop == 1 else f"{fit}:{crop}"
+    config = replace(config, image_size=image_size, color=color, fit=fit)
     if config.source == "folder":
         test = read_test_images(config, class_names, input_channels, split)
     else:
@@ -185,7 +201,7 @@ def load_test(
         mean=tuple(mean),
         std=tuple(std),
         train_augmentation=Augmentation(),
-        test_crop=crop,
+        fit=fit,
     )
 
 
@@ -233,8 +249,20 @@ def _check_every_class(source: SourceData) -> None:
     if missing := [source.class_names[at] for at in torch.nonzero(counts == 0).flatten().tolist()]:
         raise DataError(
             f"{len(missing)} classes have no readable training image, the first is "
-            f"{missing[0]!r}: replace its files or remove its folder"
+            f"{missing[0]!r}, or only copies of test images: replace its files or remove its folder"
         )
+
+
+def _say_imbalance(source: SourceData, config: DataConfig) -> None:
+    counts = torch.bincount(source.train.labels, minlength=len(source.class_names))
+    most, least = int(counts.argmax()), int(counts.argmin())
+    if counts[most] >= SKEWED * counts[least] and not config.balance:
+        names = source.class_names
+        logger.warning(
+            "classes differ in size, from %d images of %s to %d of %s: look at the balanced "
+            "accuracy rather than the error; data.balance true draws all classes equally often",
+            counts[least], names[least], counts[most], names[most],
+        )  # fmt: skip
 
 
 def resolve_augmentation(

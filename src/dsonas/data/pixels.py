@@ -25,18 +25,21 @@ def read_pixels(
     image_size: int,
     input_channels: int,
     crop: float = 1.0,
+    fit: str = "crop",
     box: Callable[[int, int], tuple[float, float, float, float]] | None = None,
 ) -> np.ndarray:
     """Read an image file as the square of pixels that a network gets.
 
     It is turned upright, made 8 bits a channel and laid on white (see ``to_8bit``), converted to
-    grey or RGB, cut to the square in the middle and resized (bicubic).
+    grey or RGB, made square and resized (bicubic).
 
     Args:
         file: path of an image file, or an open one; of several frames the first is taken.
         image_size: side of the result in pixels.
         input_channels: 1 for grey, 3 for RGB.
         crop: side of the square in the middle over the shorter side of the image, in (0, 1].
+        fit: ``crop`` takes that square; ``pad`` all of the image, with black beside it; ``stretch``
+            all of it, distorted.
         box: another rectangle than that square: a function from width and height to left, top,
             right and bottom; ``crop`` is then the least side of it that matters.
 
@@ -58,10 +61,28 @@ def read_pixels(
         side = math.ceil(2 * image_size / crop)
         image.draft(None, (side, side))
         plain = to_8bit(image).convert("L" if input_channels == 1 else "RGB")
-    part = box(*plain.size) if box else _middle(*plain.size, crop)
-    square = plain.resize((image_size, image_size), Image.Resampling[RESIZE.upper()], part)
-    pixels = np.array(square).reshape(image_size, image_size, input_channels)
+    if fit == "pad":  # with room for a box inside; no more, or thin images would fill the memory
+        plain = _padded(plain, min(max(plain.size), side) if box else image_size)
+    width, height = plain.size
+    square = min(width, height)
+    if fit == "stretch":
+        left, top, right, bottom = box(square, square) if box else (0, 0, square, square)
+        across, down = width / square, height / square
+        part = left * across, top * down, right * across, bottom * down
+    else:
+        part = box(width, height) if box else _middle(width, height, crop)
+    resized = plain.resize((image_size, image_size), Image.Resampling[RESIZE.upper()], part)
+    pixels = np.array(resized).reshape(image_size, image_size, input_channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _padded(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    width, height = (max(1, round(scale * length)) for length in image.size)
+    square = Image.new(image.mode, (side, side))
+    small = image.resize((width, height), Image.Resampling[RESIZE.upper()])
+    square.paste(small, ((side - width) // 2, (side - height) // 2))
+    return square
 
 
 def _middle(width: int, height: int, crop: float) -> tuple[float, float, float, float]:

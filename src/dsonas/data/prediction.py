@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .augmentation import CentreCrop
 from .data_config import DataError
 from .decoding import UnreadableImageError, decode
 from .folders import list_images
@@ -28,12 +27,13 @@ def load_images(
     mean: Sequence[float],
     std: Sequence[float],
     crop: float = 1.0,
+    fit: str = "crop",
     batch_size: int = 64,
 ) -> Iterator[tuple[Tensor, list[str]]]:
     """Read images as a trained network expects them (see ``read_pixels``), a batch at a time.
 
-    Missing paths are found before the first image is read. Files that cannot be read are skipped
-    and counted in the log.
+    Missing paths are found before the first image is read. Files that cannot be read are skipped,
+    each with its reason in the log.
 
     Args:
         paths: image files, and folders that are searched for images, also inside subfolders.
@@ -42,6 +42,7 @@ def load_images(
         mean: one number per channel, in units of 0..1.
         std: one number per channel, in units of 0..1, > 0.
         crop: side of the middle square that is used over the image's shorter side, in (0, 1].
+        fit: how images become squares: ``crop``, ``pad`` or ``stretch``.
         batch_size: images in a batch, >= 1.
 
     Returns:
@@ -63,7 +64,9 @@ def load_images(
     files = [file for path in paths for file in _list_files(Path(path))]
     if not files:
         raise DataError("no images given: name image files or folders")
-    decoded = _decode_files(files, image_size, input_channels, CentreCrop(crop))
+    decoded = _decode_files(
+        files, image_size, input_channels, fit if crop == 1 else f"{fit}:{crop}"
+    )
     return _collect(decoded, mean, std, batch_size)
 
 
@@ -79,19 +82,21 @@ def _list_files(path: Path) -> list[str]:
 
 
 def _decode_files(
-    files: Sequence[str], image_size: int, channels: int, crop: CentreCrop
+    files: Sequence[str], image_size: int, channels: int, fit: str
 ) -> Iterator[tuple[Tensor, str]]:
-    skipped: list[UnreadableImageError] = []
+    skipped = 0
     for file in files:
         try:
-            yield torch.from_numpy(decode(file, image_size, channels, crop=crop)), file
+            yield torch.from_numpy(decode(file, image_size, channels, fit=fit)), file
         except UnreadableImageError as error:
-            skipped.append(error)
-    if len(skipped) == len(files):
-        raise DataError(f"none of the {len(files)} files is a readable image: {skipped[0]}")
+            skipped += 1
+            if skipped == len(files):
+                raise DataError(
+                    f"none of the {skipped} files is a readable image: {error}"
+                ) from None
+            logger.warning("%s: skipped", error)
     if skipped:
-        reasons = "; ".join(map(str, skipped[:3]))
-        logger.warning("%d unreadable image files skipped: %s", len(skipped), reasons)
+        logger.warning("%d unreadable image files skipped of %d", skipped, len(files))
 
 
 def _collect(

@@ -19,13 +19,14 @@ import torch
 
 from dsonas._utils import derive_seed, write_atomically
 
-from .data_config import DataError
+from .data_config import DataConfig, DataError
 from .decoding import read_header, shrink_image
-from .folder_images import choose_image_size, list_parts, scan
-from .folders import Listing
+from .folder_images import choose_image_size, scan
+from .folders import list_contents
 from .images import FileImages
 from .normalisation import channel_statistics
 from .sources import SPLIT_SEED, Statistics
+from .splitting import Listing
 
 logger = logging.getLogger(__name__)
 
@@ -128,12 +129,13 @@ def write_shards(
         raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}: 0.2 is a fifth")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty: give a new folder for the shards, or delete it")
-    train, test, class_names = list_parts(folder, test_fraction)
+    contents = list_contents(DataConfig(name=f"folder:{folder}", test=test_fraction, val=0))
     written = {}
-    for part, listing in (("val", test), ("train", train)):
+    for part, listing in (("val", contents.parts["test"]), ("train", contents.parts["train"])):
         (out / part).mkdir(parents=True)
-        kept, headers, damaged = scan(listing, workers, complete=True)
-        skipped = tuple(str(Path(path).relative_to(folder)) for path in damaged)
+        found, damaged = scan(listing, workers, complete=True)
+        kept, headers = listing.without(damaged), list(found.values())
+        skipped = tuple(map(contents.name, damaged))
         if not headers:
             raise DataError(f"no image can be read, as {skipped[0]}: check that they are complete")
         if skipped:
@@ -150,7 +152,7 @@ def write_shards(
         image_size = choose_image_size(sides)
         read = partial(FileImages, kept.paths, kept.labels, image_size=image_size)
         index = ShardIndex(
-            class_names=class_names,
+            class_names=contents.class_names,
             shards=tuple(shards),
             short_side=int(median(sides)),
             num_grey=sum(header.grey for header in headers),

@@ -17,8 +17,8 @@ from torchvision.transforms.v2 import functional as transforms
 from dsonas._utils import derive_seed
 
 from .data_config import DataConfig, DataError
-from .folders import Split
 from .images import ImageSet, TensorImages
+from .splitting import Split
 
 SPLIT_SEED = 20181105  # fixed, so that results of runs with different seeds are comparable
 MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images; larger folders are streamed from disk
@@ -41,6 +41,7 @@ class SourceData:
     Args:
         train: the training part.
         test: the test part.
+        val: the validation part, if the source has one of its own.
         class_names: names of the classes, in the order of their labels.
         statistics: means and standard deviations, one of each per channel, in 0..1.
         crop_padding: default padding of random crops in pixels.
@@ -52,6 +53,7 @@ class SourceData:
 
     train: ImageSet
     test: ImageSet
+    val: ImageSet | None = None
     class_names: tuple[str, ...]
     statistics: Statistics | None = None
     crop_padding: int | None = None
@@ -68,7 +70,7 @@ def read_digits(config: DataConfig, seed: int) -> SourceData:
     pixels, labels = load_digits(return_X_y=True)
     scaled = np.rint(np.asarray(pixels) * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8)
     digits = TensorImages(torch.from_numpy(scaled), torch.from_numpy(np.asarray(labels)))
-    train, test = digits.split(config.test_fraction, SPLIT_SEED)
+    train, test = digits.split(float(config.test), SPLIT_SEED)
     names = tuple(str(digit) for digit in range(10))
     source = SourceData(train=train, test=test, class_names=names, crop_padding=1, flip=False)
     return _adapt(source, config, seed)

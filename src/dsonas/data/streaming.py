@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
+from copy import copy
 from io import BytesIO
 
 import numpy as np
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from dsonas._utils import derive_seed
 
-from .augmentation import CentreCrop, cropped
 from .data_config import DataConfig, DataError
 from .folder_images import choose_channels, choose_image_size
 from .images import DecodedImages
@@ -116,7 +116,9 @@ class ShardImages(DecodedImages):
 
     def subset(self, indices: Tensor) -> ShardImages:
         """Choose images; see ``ImageSet.subset``."""
-        return cropped(ShardImages(self.files, self.image_shape, self.rows[indices]), self.crop)
+        found = copy(self)
+        found.rows, found.labels = self.rows[indices], self.labels[indices]
+        return found
 
     def split(self, fraction: float, seed: int) -> tuple[ShardImages, ShardImages]:
         """Divide in two by shard, so that each part reads its own; as nearly as they allow."""
@@ -201,7 +203,7 @@ def read_shards(config: DataConfig, seed: int) -> SourceData:
         ShardImages(files, (channels, size, size), torch.arange(len(files.labels)))
         for files in (train, test)
     )
-    test_images = cropped(test_images, CentreCrop(config.test_crop))
+    train_images.fit, test_images.fit = config.fit.partition(":")[0], config.fit
     return SourceData(
         train=train_images.sample(config.max_train_images, derive_seed(seed, "max_train_images")),
         test=test_images.sample(config.max_test_images, SPLIT_SEED),

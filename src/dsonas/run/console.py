@@ -75,6 +75,8 @@ def _note(row: Row) -> str:
     parts = [f"loss {row['loss']:.3f}", f"train error {row['error']:5.2f} %"]
     if "test_error" in row:
         parts.append(f"test error {row['test_error']:.2f} %")
+    if "val_error" in row:
+        parts.append(f"validation error {row['val_error']:.2f} %")
     if "live_connections" in row:
         parts.append(f"{row['live_connections']} connections")
     if "macs" in row:
@@ -97,11 +99,11 @@ def readable_count(value: float | int | str) -> str:
     """A count in three digits.
 
     Example:
-        >>> readable_count(1_484_539_776), readable_count(900), readable_count(2.5e15)
-        ('1.48 G', '900', '2.5 P')
+        >>> readable_count(1_484_539_776), readable_count(900), readable_count(999_999_999)
+        ('1.48 G', '900', '1 G')
     """
     number = float(value)
     for size, suffix in _UNITS:
-        if number >= size:
+        if float(f"{number / size:.3g}") >= 1:  # 999.9 k is 1 M
             return f"{number / size:.3g}{suffix}"
     return f"{number:.0f}"

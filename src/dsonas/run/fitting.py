@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -18,6 +19,10 @@ from dsonas.cost import (
 from dsonas.graph import Architecture
 from dsonas.run.run_config import RunConfig
 from dsonas.train import Engine
+
+logger = logging.getLogger(__name__)
+
+LEAST_USE = 0.9  # of a budget; where it is less, the cap on the width is the reason
 
 
 def final_latency(config: RunConfig, engine: Engine | None = None) -> CostFunction:
@@ -75,5 +80,14 @@ def fit_to_budget(
     """
     measures = measures or run_measures(config, final_latency(config))
     check_known(chain[0], config, measures)
-    multiple = config.network.channel_multiple
-    return fit_chain(chain, config.budget, multiple=multiple, measures=measures)
+    multiple, growth = config.network.channel_multiple, config.network.growth
+    budget = config.budget
+    found = fit_chain(chain, budget, multiple=multiple, measures=measures, growth=growth)
+    if (use := budget.used_by(found, measures)) < LEAST_USE:
+        name, bound = budget.leading, budget.bounds[budget.leading]
+        logger.warning(
+            "budget.%s %s is not used up (%.3g %%): the network is %g times as wide as the "
+            "supernet, the most that network.growth allows; raise network.channels, or lower the "
+            "budget", name, f"{bound:.6g}", 100 * use, growth,
+        )  # fmt: skip
+    return found

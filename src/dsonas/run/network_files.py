@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 
 from dsonas._utils import write_atomically
-from dsonas.data import RESIZE, ImageData
+from dsonas.data import FITS, RESIZE, ImageData, crop_share
 from dsonas.graph import Architecture, Skeleton
 from dsonas.nn import Network
 
@@ -32,21 +32,24 @@ class Preprocessing:
         mean: per channel, in units of 0..1.
         std: per channel, in units of 0..1.
         crop: side of the middle square that is used over the image's shorter side, in (0, 1].
+        fit: how images become squares: ``crop``, ``pad`` or ``stretch``.
     """
 
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop: float = 1.0
+    fit: str = "crop"
 
     @classmethod
     def of(cls, data: ImageData) -> Preprocessing:
         """That of a data set."""
-        return cls(data.class_names, data.mean, data.std, data.test_crop)
+        share, kind = crop_share(data.fit), data.fit.partition(":")[0]
+        return cls(data.class_names, data.mean, data.std, share, kind)
 
     def pixels(self, skeleton: Skeleton) -> dict[str, Any]:
         """How an image file becomes an input of a network: arguments of ``load_images``."""
-        values = {"mean": self.mean, "std": self.std, "crop": self.crop}
+        values = {"mean": self.mean, "std": self.std, "crop": self.crop, "fit": self.fit}
         size, channels = skeleton.image_size, skeleton.input_channels
         return {"image_size": size, "input_channels": channels, **values}
 
@@ -70,6 +73,8 @@ class Preprocessing:
             raise ValueError("mean and std must be finite numbers, std above 0")
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop must be above 0 and at most 1, got {self.crop}")
+        if self.fit not in FITS:
+            raise ValueError(f"fit must be one of {', '.join(FITS)}, got {self.fit}")
 
 
 def write_weights(path: Path, network: Network, preprocessing: Preprocessing) -> None:
@@ -127,7 +132,8 @@ def read_network(path: Path, architecture: Architecture) -> tuple[Network, Prepr
         network.load_state_dict(weights)
         names, mean, std = (tuple(json.loads(metadata[key])) for key in _LISTS)
         crop = json.loads(metadata.get("crop", "1.0"))  # older files have none
-        preprocessing = Preprocessing(names, mean, std, crop)
+        fit = json.loads(metadata.get("fit", '"crop"'))
+        preprocessing = Preprocessing(names, mean, std, crop, fit)
         preprocessing.check(architecture.skeleton)
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

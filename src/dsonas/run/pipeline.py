@@ -20,6 +20,7 @@ from dsonas.cost import (
 from dsonas.data import ImageData, load_data
 from dsonas.graph import Architecture, SearchSpace, draw_architecture
 from dsonas.nn import AuxiliaryHead, Network
+from dsonas.run.classify import class_metrics, predictions_csv
 from dsonas.run.console import Reporter, readable_count
 from dsonas.run.fitting import (
     check_known,
@@ -33,7 +34,17 @@ from dsonas.run.run_config import RunConfig
 from dsonas.run.runs import Preprocessing, RunError, RunFolder, versions
 from dsonas.run.tracking import Tracking
 from dsonas.search import search
-from dsonas.train import MEASUREMENTS, STAGES, Engine, Journal, Training, World, evaluate, run_stage
+from dsonas.train import (
+    MEASUREMENTS,
+    STAGES,
+    Engine,
+    Journal,
+    Outcome,
+    Training,
+    World,
+    classify,
+    run_stage,
+)
 
 
 @dataclass
@@ -59,6 +70,7 @@ class Job:
     data: ImageData = field(init=False)
     journal: Journal = field(init=False)
     resume: dict[str, Any] | None = field(init=False)
+    outcome: Outcome | None = None  # of the test images, at the end
 
     def __post_init__(self) -> None:
         self.tracking = Tracking(self.config, self.folder, writes=self.folder.writes)
@@ -128,7 +140,7 @@ class Job:
     def check(
         self, stages: tuple[str, ...] = STAGES, architecture: Architecture | None = None
     ) -> None:
-        """Refuse, before anything is written, what cannot work.
+        """Refuse, before anything is written, what cannot work; lower batches that are too large.
 
         Args:
             stages: the steps to do.
@@ -137,10 +149,17 @@ class Job:
         Raises:
             ValueError: saying what does not fit.
         """
+        if self.config.train.patience and self.data.val is None and "train" in stages:
+            raise RunError(
+                f"train.patience {self.config.train.patience} needs a validation part: give "
+                "data.val, 0.1 for a tenth of the training images"
+            )
+        self.config, told = self.config.with_fitting_batches(self.data, stages)
+        if told:
+            self.reporter.say(told)
         for stage in stages:
             size = getattr(self.config, stage).batch_size
             self.world.check_batch_size(f"{stage}.batch_size", size)
-        self.config.check_sizes(self.data, stages)
         supernet = self.config.space(self.data).complete()
         check_known(architecture or supernet, self.config, self.measures)
         if architecture is None:
@@ -187,9 +206,10 @@ class Job:
 
     def _describe(self, space: SearchSpace) -> None:
         cost, data = architecture_cost(space.complete()), self.data
+        val = f", {len(data.val)} validation" if data.val is not None else ""
         size = f"{data.image_size}x{data.image_size}x{data.input_channels}"
         self.reporter.say(
-            f"data      {len(data.train)} training and {len(data.test)} test images, {size}, "
+            f"data      {len(data.train)} training{val} and {len(data.test)} test images, {size}, "
             f"{data.num_classes} classes\n"
             f"supernet  {space.complete().num_live} connections, {space.num_factors} scaling "
             f"factors ({space.sharing}), {readable_count(cost.macs)} multiply-adds, "
@@ -214,26 +234,34 @@ class Job:
         self.engine.place(network)
         batches = training_batches(self.data, self.engine, config)
         test = held_out_batches(self.data, self.engine, config.data.workers)
-        stage = Training(network, batches, test, config.train, self.engine, seed, self.measurements)
+        val = None
+        if self.data.val is not None:
+            val = held_out_batches(self.data, self.engine, config.data.workers, self.data.val)
+        stage = Training(
+            network, batches, test, config.train, self.engine, seed, self.measurements, val
+        )
         begun = self.resume is not None and self.resume["stage"] == stage.name
         resume = self.resume if begun else None
         run_stage(stage, self.journal, self.engine.device, resume, self.engine.processes)
-        measured = evaluate(network, test, self.engine)
-        return self._finish(network, measured)
+        best = stage.keep_best()
+        self.outcome = classify(network, test, self.engine)
+        return self._finish(network, self.outcome, best)
 
     def _latency(self, architecture: Architecture) -> dict[str, float]:
         if self.config.budget.latency_ms is None:
             return {}
         return {"latency_ms": round(self.latency(architecture), 4)}
 
-    def _finish(self, network: Network, measured: dict[str, float]) -> dict[str, Any]:
+    def _finish(self, network: Network, outcome: Outcome, best: dict[str, float]) -> dict[str, Any]:
         architecture, seconds = network.architecture, self.journal.seconds
         cost = architecture_cost(architecture)
         supernet = Architecture.complete(
             architecture.skeleton, architecture.operations, architecture.num_levels
         )
         metrics = {
-            **{name: round(value, 6) for name, value in measured.items()},
+            "test_error": round(outcome.error, 6),
+            "test_loss": round(outcome.loss, 6),
+            **{name: round(value, 6) for name, value in best.items()},
             **asdict(cost),
             **self._latency(architecture),
             "live_connections": architecture.num_live,
@@ -247,24 +275,27 @@ class Job:
             "threads": torch.get_num_threads(),
             "processes": self.world.size,
             "versions": versions(),
+            **class_metrics(outcome, self.data.class_names),
         }
         self.write_split()
         self.folder.write_network(network, Preprocessing.of(self.data))
         self.folder.write_log(self.journal.rows)
+        self.folder.write("predictions.csv", predictions_csv(outcome, self.data))
         self.folder.write_metrics(metrics)
         return metrics
 
 
-def evaluate_run(folder: RunFolder, config: RunConfig) -> dict[str, float]:
-    """Measure a finished network on the test images of its data set.
+def evaluate_run(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
+    """Measure a finished network on the test images of its data set; see ``class_metrics``.
 
     Raises:
         RunError: if the network is not for these images.
     """
     engine, data = Engine(config.engine), test_data(folder, config.data, config.seed)
     network, data = place_network(folder, data, engine)
-    measured = evaluate(network, held_out_batches(data, engine), engine)
-    return {**measured, "images": len(data.test)}
+    found = classify(network, held_out_batches(data, engine), engine)
+    measured = {"test_error": round(found.error, 6), "test_loss": round(found.loss, 6)}
+    return {**measured, **class_metrics(found, data.class_names)}
 
 
 def place_network(folder: RunFolder, data: ImageData, engine: Engine) -> tuple[Network, ImageData]:

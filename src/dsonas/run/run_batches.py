@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dsonas._utils import derive_seed
-from dsonas.data import Batches, DataConfig, ImageData, load_test
+from dsonas.data import Batches, DataConfig, ImageData, ImageSet, load_test
 from dsonas.run.run_config import RunConfig
 from dsonas.run.runs import RunFolder
 from dsonas.train import Engine
@@ -42,10 +42,12 @@ def test_data(folder: RunFolder, config: DataConfig, seed: int) -> ImageData:
     return load_test(config, seed, class_names=names, split=folder.split, **pixels)
 
 
-def held_out_batches(data: ImageData, engine: Engine, workers: int = 0) -> Batches:
-    """The test images in order."""
+def held_out_batches(
+    data: ImageData, engine: Engine, workers: int = 0, images: ImageSet | None = None
+) -> Batches:
+    """The test images in order, or others."""
     return Batches(
-        data.test,
+        data.test if images is None else images,
         data,
         batch_size=EVALUATION_BATCH,
         augmentation=None,

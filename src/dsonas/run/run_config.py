@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-from dsonas._utils import NonNegativeInt, PositiveInt, check_settings, derive_seed
+from dsonas._utils import NonNegativeInt, PositiveFloat, PositiveInt, check_settings, derive_seed
 from dsonas.cost import Budget
 from dsonas.data import DataConfig, DataError, ImageData, split_for_search
 from dsonas.graph import (
@@ -37,11 +37,14 @@ _FIRST_USE = {
     "engine.latency_table": "search",
     "train": "train",
     "data.cutout": "train",
+    "network.growth": "train",
     "architecture": "train",
 }
 RENAMED: dict[str, str] = {  # former settings: their names now, or what to do instead
     "data.path": "is part of data.name now: folder:PATH, cifar10:PATH, ...",
     "data.lambda_fraction": "data.factor_split",
+    "data.test_fraction": "data.test",
+    "data.test_crop": "is data.fit now: crop:0.875, say",
     "data.crop_padding": "is data.augment now: shift, crop, none or FILE.py:FUNCTION",
     "data.crop_area": "is data.augment now: crop is the ImageNet recipe",
     "data.jitter": "is data.augment now: crop is the ImageNet recipe",
@@ -97,6 +100,8 @@ def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
     if data.get("path"):
         kind = "folder" if data.get("name", "digits") == "digits" else data["name"]
         data["name"] = f"{kind}:{data['path']}"
+    if data.get("test_crop", 1.0) != 1:
+        data["fit"] = f"crop:{data['test_crop']}"
     if "crop_padding" in data:
         shift = "none" if data["crop_padding"] == 0 else "shift"
         data["augment"] = "crop" if data.get("crop_area") else shift
@@ -123,6 +128,8 @@ class NetworkConfig:
             then doubles from stage to stage; >= 1; multiples of 8 are fastest.
         channel_multiple: channels of the final network are multiples of it, >= 1; 8 runs faster
             on CPUs, 1 fits a budget closest.
+        growth: channels of the final network over those of the supernet, at most, > 0: a budget
+            far above the supernet's cost is not used up.
         stem: ``cifar`` (keeps the resolution), ``imagenet`` (quarters it), or ``auto``: imagenet
             for images of 96 pixels and more.
         transfer: for ``dsonas train --architecture``: put the block of that architecture, found on
@@ -138,6 +145,7 @@ class NetworkConfig:
     blocks: tuple[PositiveInt, ...] = (1, 1, 1)
     channels: PositiveInt | tuple[PositiveInt, ...] = 16
     channel_multiple: PositiveInt = 1
+    growth: PositiveFloat = 4.0
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     transfer: bool = False
 
@@ -263,11 +271,18 @@ class RunConfig:
             sharing=self.search.space,
         )
 
-    def check_sizes(self, data: ImageData, stages: tuple[str, ...] = STAGES) -> None:
-        """Refuse, before any training, batches that are larger than their part of the data.
+    def with_fitting_batches(
+        self, data: ImageData, stages: tuple[str, ...] = STAGES
+    ) -> tuple[RunConfig, str]:
+        """Lower batch sizes of which an epoch of a step would have fewer than two.
+
+        To a power of two of which it has four or more: so few images want many steps.
+
+        Returns:
+            The configuration with them, and what was changed in words.
 
         Raises:
-            DataError: naming the option.
+            DataError: if a step has too few images for any batch.
         """
         every = len(data.train)
         _, factors = part_sizes(self, every)
@@ -281,13 +296,21 @@ class RunConfig:
             split = derive_seed(self.seed, "split")
             both = split_for_search(data.train, self.data.factor_split, split)
             parts |= {"pretrain": len(both[0]), "search": min(map(len, both))}
+        config, told = self, []
         for stage in stages:
-            size = getattr(self, stage).batch_size
-            if size > parts[stage] and (stage != "pretrain" or self.pretrain.epochs):
+            settings, images = getattr(self, stage), parts[stage]
+            if images >= 2 * settings.batch_size or (stage == "pretrain" and not settings.epochs):
+                continue
+            if images < 2:
                 raise DataError(
-                    f"fewer images than a batch: {stage}.batch_size must be at most the "
-                    f"{parts[stage]} images of this step, got {size}: lower it, or use more images"
+                    f"fewer images than a batch: {stage}.batch_size must be at least 2, and this "
+                    f"step has {images} images: use more images"
                 )
+            size = 1 << max(1, (images // 4).bit_length() - 1)
+            told.append(f"{stage} {settings.batch_size} to {size} ({images} images)")
+            config = replace(config, **{stage: replace(settings, batch_size=size)})
+        said = f"batch     lowered for so few images: {', '.join(told)}" if told else ""
+        return config, said
 
 
 def part_sizes(config: RunConfig, num_train: int) -> tuple[int, int]:

@@ -35,6 +35,8 @@ COLUMNS: tuple[str, ...] = (
     "error",
     "test_error",
     "test_loss",
+    "val_error",
+    "val_loss",
     "lr",
     "live_connections",
     "macs",
@@ -291,7 +293,8 @@ class RunFolder:
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write ``metrics.json``: the last file of a run, so its presence means finished."""
-        self.write("metrics.json", json.dumps(metrics, indent=2) + "\n")
+        lines = [f"  {json.dumps(name)}: {_line_each(value)}" for name, value in metrics.items()]
+        self.write("metrics.json", "{\n" + ",\n".join(lines) + "\n}\n")
 
     def write_network(self, network: Network, preprocessing: Preprocessing) -> None:
         """Write ``architecture.json`` and ``network.safetensors`` (no auxiliary head)."""
@@ -312,6 +315,13 @@ class RunFolder:
                 "finish it with the command that began it, or with dsonas train"
             )
         return read_network(path, load_architecture(self.path / "architecture.json"))
+
+
+def _line_each(value: Any) -> str:
+    """JSON, with a line for each item of a list of lists or mappings."""
+    if isinstance(value, list) and value and isinstance(value[0], list | dict):
+        return "[\n    " + ",\n    ".join(map(json.dumps, value)) + "\n  ]"
+    return json.dumps(value)
 
 
 def _has_numbers(value: Any, names: Sequence[str]) -> bool:

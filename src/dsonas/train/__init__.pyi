@@ -36,8 +36,10 @@ from .steps import (
 )
 from .training import (
     MEASUREMENTS as MEASUREMENTS,
+    Outcome as Outcome,
     TrainConfig as TrainConfig,
     Training as Training,
+    classify as classify,
     evaluate as evaluate,
 )
 from .world import (

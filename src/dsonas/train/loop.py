@@ -36,7 +36,10 @@ class DivergedError(ValueError):
 
 
 class Stage(Protocol):
-    """One part of a run that trains: pretraining, search, or training of the result."""
+    """One part of a run that trains: pretraining, search, or training of the result.
+
+    Its ``num_epochs`` may become less as it goes on: it then ends early.
+    """
 
     name: str
     num_epochs: int
@@ -152,9 +155,10 @@ def run_stage(
         if not processes.is_first:  # the sums so far are kept by one of them
             meters = _Meters.zero(device)
     clock = _Clock(journal, stage.name)
-    for current in range(epoch, stage.num_epochs):
+    while epoch < stage.num_epochs:  # which the stage may lower at the end of an epoch
+        current = epoch
         _steps(stage, journal, clock, processes, meters, current, start)
-        start = 0
+        start, epoch = 0, epoch + 1
         totals = _totals(meters, processes, stage, current)
         row: Row = {"stage": stage.name, "epoch": current + 1, **totals.row()}
         row.update(stage.end_epoch(current))
@@ -163,8 +167,8 @@ def run_stage(
         meters = _Meters.zero(device)
         if journal.report:
             journal.report(stage, current, stage.num_batches, journal.rows[-1])
-        if clock.due() or current + 1 == stage.num_epochs:
-            _save(stage, journal, clock, meters, current + 1, 0)
+        if clock.due() or epoch >= stage.num_epochs:
+            _save(stage, journal, clock, meters, epoch, 0)
 
 
 def _steps(

@@ -46,6 +46,8 @@ class TrainConfig:
         auxiliary: weight of the auxiliary head's loss, >= 0; 0 builds none.
         drop_path: probability of dropping a branch of the last block at the end, in [0, 1).
         dropout: probability of dropping a feature before the classifier, in [0, 1).
+        patience: end after so many epochs without a lower error on the validation part
+            (``data.val``), > 0; None: never.
 
     Example:
         >>> learning_rate = TrainConfig(epochs=2).learning_rate(steps_per_epoch=4)
@@ -62,6 +64,7 @@ class TrainConfig:
     auxiliary: NonNegativeFloat = 0.0
     drop_path: HalfOpenUnit = 0.0
     dropout: HalfOpenUnit = 0.0
+    patience: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         check_settings(self, "train")
@@ -92,6 +95,8 @@ class Training:
         seed: of dropout and drop path.
         measurements: about how often the test error is measured, the last epoch included; no choice
             is made by it.
+        val: batches of images, if there are such, by which the best epoch is chosen: see
+            ``keep_best``.
     """
 
     name = "train"
@@ -105,13 +110,15 @@ class Training:
         engine: Engine,
         seed: int = 0,
         measurements: int = MEASUREMENTS,
+        val: Batches | None = None,
     ) -> None:
-        self.network, self.train, self.test = network, train, test
+        self.network, self.train, self.test, self.val = network, train, test, val
         self.config, self.engine, self.seed = config, engine, seed
         self.num_epochs, self.num_batches = config.epochs, len(train)
         self.measured_every = -(-config.epochs // measurements)
         self.schedule = config.learning_rate(self.num_batches)
         self.optimizer = sgd(network, config.lr, config.weight_decay, 0.9)
+        self.best: dict[str, Any] = {}
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
         """Batches of all training images."""
@@ -126,7 +133,7 @@ class Training:
             torch.manual_seed(derive_seed(self.seed, "drop", update, *[rank] * (rank > 0)))
         self.network.train()
         self.network.drop_path = (
-            self.config.drop_path * update / (self.num_epochs * self.num_batches)
+            self.config.drop_path * update / (self.config.epochs * self.num_batches)
         )
         set_lr(self.optimizer, self.schedule(update))
         loss, logits = backward(self.network, self._loss, images, labels, self.engine)
@@ -146,46 +153,106 @@ class Training:
             return loss + self.config.auxiliary * extra, logits
 
     def end_epoch(self, epoch: int) -> Row:
-        """The test error, if it is due."""
-        due = (epoch + 1) % self.measured_every == 0 or epoch + 1 == self.num_epochs
-        lr = self.schedule((epoch + 1) * self.num_batches - 1)
-        return {"lr": lr, **(evaluate(self.network, self.test, self.engine) if due else {})}
+        """The error on the validation part; that on the test part, if it is due."""
+        row: Row = {"lr": self.schedule((epoch + 1) * self.num_batches - 1)}
+        if self.val is not None:
+            found = evaluate(self.network, self.val, self.engine)
+            row |= {"val_error": found["test_error"], "val_loss": found["test_loss"]}
+            self._compare(epoch, (found["test_error"], found["test_loss"]))
+        if (epoch + 1) % self.measured_every == 0 or epoch + 1 == self.num_epochs:
+            row |= evaluate(self.network, self.test, self.engine)
+        return row
+
+    def _compare(self, epoch: int, found: tuple[float, float]) -> None:
+        """Keep a copy of the weights if they are the best so far; end if patience does."""
+        if not self.best or found < (self.best["error"], self.best["loss"]):
+            weights = {name: value.clone() for name, value in self.network.state_dict().items()}
+            self.best = {"epoch": epoch, "error": found[0], "loss": found[1], "network": weights}
+        elif self.config.patience and epoch - self.best["epoch"] >= self.config.patience:
+            self.num_epochs = epoch + 1
+
+    def keep_best(self) -> dict[str, float]:
+        """Give the network the weights of the epoch of least error on the validation part.
+
+        Returns:
+            ``best_epoch``, from 1, and ``val_error`` in percent; nothing without that part.
+        """
+        if not self.best:
+            return {}
+        self.network.load_state_dict(self.best["network"])
+        return {"best_epoch": self.best["epoch"] + 1, "val_error": self.best["error"]}
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and momenta."""
-        return {
+        """Weights and momenta; with a validation part, the best weights so far."""
+        state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        return {**state, "best": self.best, "num_epochs": self.num_epochs} if self.best else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``."""
         self.network.load_state_dict(state["network"])
         restore(self.optimizer, state["optimizer"])
+        if best := state.get("best"):
+            wanted = {name: value.shape for name, value in self.network.state_dict().items()}
+            if {name: value.shape for name, value in best["network"].items()} != wanted:
+                raise ValueError("the best weights so far are of another network")
+            self.best, self.num_epochs = best, int(state["num_epochs"])
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Outcome:
+    """What a network makes of images, in their order.
+
+    Args:
+        labels: int64 tensor, the true class of each.
+        predicted: int64 tensor, the most probable class of each.
+        probability: float tensor, of that class, in [0, 1].
+        loss: mean cross entropy.
+    """
+
+    labels: Tensor
+    predicted: Tensor
+    probability: Tensor
+    loss: float
+
+    @property
+    def error(self) -> float:
+        """Share of wrong answers in percent."""
+        return 100 * int((self.predicted != self.labels).sum()) / len(self.labels)
+
+
 def evaluate(network: nn.Module, batches: Batches, engine: Engine) -> dict[str, float]:
-    """Error and loss of a network on batches, in evaluation mode.
-
-    Several processes each take their part of every batch.
+    """Error and loss of a network on batches, in evaluation mode; see ``classify``.
 
     Returns:
         ``test_error`` in percent and ``test_loss``, the mean cross entropy.
     """
+    found = classify(network, batches, engine)
+    return {"test_error": found.error, "test_loss": found.loss}
+
+
+@torch.inference_mode()
+def classify(network: nn.Module, batches: Batches, engine: Engine) -> Outcome:
+    """What a network makes of every image of batches that are in order, in evaluation mode.
+
+    Several processes each take their part of every batch, and all get the whole outcome.
+    """
     engine.processes.align(network)
     network.eval()
     loss = torch.zeros((), device=engine.device)
-    errors = torch.zeros((), device=engine.device)
-    images_seen = torch.zeros((), device=engine.device)
-    for images, labels in batches.epoch(0):
+    found = torch.zeros(2, len(batches.labels), device=engine.device)  # exact up to 2**24 classes
+    places = batches.places(0)
+    for place, (images, labels) in zip(places, batches.epoch(0), strict=True):
         if not len(labels):  # too few for every process to have one
             continue
         with engine.autocast():
             logits = network(images)
         loss += F.cross_entropy(logits.float(), labels, reduction="sum")
-        errors += (logits.argmax(1) != labels).sum()
-        images_seen += len(labels)
-    sums = engine.processes.sum(torch.stack([loss, errors, images_seen]))
-    total_loss, total_errors, num_images = engine.scalars(*sums)
-    return {"test_error": 100 * total_errors / num_images, "test_loss": total_loss / num_images}
+        probability, predicted = logits.float().softmax(1).max(1)
+        found[:, place[0] : place[-1] + 1] = torch.stack([predicted.float(), probability])
+    loss = engine.processes.sum(loss[None])
+    predicted, probability = engine.processes.sum(found.flatten()).view_as(found).cpu()
+    mean = engine.scalars(*loss)[0] / len(batches.labels)
+    return Outcome(batches.labels, predicted.long(), probability, mean)

@@ -206,7 +206,7 @@ def test_wrong_images_are_told_with_their_files(make_run, tmp_path):
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), 8 * i).save(file)
     run = make_run()
-    settings = {"name": f"folder:{tmp_path / 'photos'}", "image_size": 8, "test_fraction": 0.5}
+    settings = {"name": f"folder:{tmp_path / 'photos'}", "image_size": 8, "test": 0.5}
     found = examine(RunFolder(run), {"data": settings})
     assert found.mistakes
     for mistake in found.mistakes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from dsonas._utils import write_atomically
 from dsonas.commands.exporting.formats import FORMATS, Call, Deployment, Format
 from dsonas.commands.exporting.layers import ExportError, fuse_bn
-from dsonas.data import Batches, DataConfig, load_data
+from dsonas.data import Batches, DataConfig
 from dsonas.nn import Network
-from dsonas.run import Preprocessing, RunFolder, check_fits, upgraded
+from dsonas.run import RunFolder, test_data, upgraded
 
 TOLERANCE = 1e-4  # of outputs, as a part of the largest
 TIMED_SECONDS = 0.2  # at least, for each latency
@@ -106,7 +106,7 @@ def export_run(
         test_error=(run.metrics or {}).get("test_error"),
         seed=seed,
     )
-    batches, description = _check_images(data, network, preprocessing, num_images)
+    batches, description = _check_images(run, data, seed or 0, network, num_images)
     comparison = _Comparison(network, batches, description, threads)
     return [_export(format, deployment, run.path / "export", comparison) for format in chosen]
 
@@ -139,18 +139,14 @@ def _called(config: DataConfig) -> str:
 
 
 def _check_images(
-    config: DataConfig | None, network: Network, preprocessing: Preprocessing, num_images: int
+    run: RunFolder, config: DataConfig | None, seed: int, network: Network, num_images: int
 ) -> tuple[Sequence[Tensor], str]:
-    """Test images, as many of each class, in batches, and what they are; or else random ones."""
+    """Test images of the run, as many of each class, in batches, and what they are; or random."""
     try:
         if config is None:
             raise ValueError("config.yaml names no data set")
-        data = load_data(config)
-        check_fits(network.architecture, data)
-        if data.class_names != preprocessing.class_names:
-            raise ValueError("the data set has other classes than the network")
+        data = test_data(run, config, seed)
         chosen = data.test.sample(num_images, seed=0)
-        data = replace(data, test=chosen, mean=preprocessing.mean, std=preprocessing.std)
         whole = Batches(chosen, data, batch_size=BATCH_SIZE, augmentation=None, shuffle=False,
                         drop_last=False, seed=0).epoch(0)  # fmt: skip
         batches = [images for images, _ in whole]

@@ -130,7 +130,7 @@ class Network(nn.Module):
 
     def read_image(self, path: str | Path) -> Tensor:
         """An image file as the network expects it: (input channels, size, size)."""
-        names = ("image_size", "input_channels", "crop")
+        names = ("image_size", "input_channels", "crop", "fit")
         return self.normalise(torch.from_numpy(_pixel_rule()(path, *map(self.notes.get, names))))
 
 

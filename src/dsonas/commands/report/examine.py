@@ -19,7 +19,7 @@ from torch import Tensor
 from dsonas._utils import write_atomically
 from dsonas.data import DataConfig, ImageData, ImageSet
 from dsonas.run import RunFolder, held_out_batches, place_network, test_data
-from dsonas.train import Engine, EngineConfig
+from dsonas.train import Engine, EngineConfig, Outcome, classify
 
 FILE_NAME = "evaluation.json"
 MOST_SHOWN, MOST_OF_A_PAIR, THUMBNAIL = 24, 3, 64
@@ -32,7 +32,7 @@ class Mistake:
     label: int
     predicted: int
     probability: float  # of the predicted class, in [0, 1]
-    file: str = ""  # its name and that of its folder, if it is in a file
+    file: str = ""  # its path in its folder, if it is in a file
     picture: str = ""  # a data URI; only the surest few have one
     side: int = 0  # of the picture in pixels
 
@@ -75,7 +75,10 @@ class Examination:
 
 
 def examine(
-    folder: RunFolder, config: Mapping[str, Any], data: ImageData | None = None
+    folder: RunFolder,
+    config: Mapping[str, Any],
+    data: ImageData | None = None,
+    outcome: Outcome | None = None,
 ) -> Examination:
     """Run the network of a finished run on its test images, or read what that gave before.
 
@@ -93,11 +96,12 @@ def examine(
     if data is None:
         wanted = _from_mapping(DataConfig, config.get("data"))
         data = test_data(folder, wanted, config.get("seed") or 0)
-    network, data = place_network(folder, data, engine)
-    probabilities, labels = _predict(network, data, engine)
+    if outcome is None:
+        network, data = place_network(folder, data, engine)
+        outcome = classify(network, held_out_batches(data, engine), engine)
     size = data.num_classes
-    counts = torch.bincount(labels * size + probabilities.argmax(1), minlength=size**2)
-    mistakes = _mistakes(probabilities, labels, data.test)
+    counts = torch.bincount(outcome.labels * size + outcome.predicted, minlength=size**2)
+    mistakes = _mistakes(outcome, data.test)
     found = Examination(list(data.class_names), counts.reshape(size, size).tolist(), mistakes, key)
     keys = ("name", "error", "images")
     classes = [dict(zip(keys, row, strict=True)) for row in found.class_errors]
@@ -124,21 +128,9 @@ def _from_mapping(kind: type[Any], values: object) -> Any:
     return kind(**{name: given[name] for name in kind.__dataclass_fields__ if name in given})
 
 
-@torch.inference_mode()
-def _predict(network: torch.nn.Module, data: ImageData, engine: Engine) -> tuple[Tensor, Tensor]:
-    """Probabilities (images, classes) and labels (images,) of all test images, on the CPU."""
-    network.eval()
-    rows, labels = [], []
-    for images, batch_labels in held_out_batches(data, engine).epoch(0):
-        with engine.autocast():
-            rows.append(network(images).float().softmax(1).cpu())
-        labels.append(batch_labels.cpu())
-    return torch.cat(rows), torch.cat(labels)
-
-
-def _mistakes(probabilities: Tensor, labels: Tensor, images: ImageSet) -> list[Mistake]:
+def _mistakes(outcome: Outcome, images: ImageSet) -> list[Mistake]:
     """All mistakes, the surest first; the surest few of each pair of classes with a picture."""
-    confidence, predicted = probabilities.max(1)
+    confidence, predicted, labels = outcome.probability, outcome.predicted, outcome.labels
     wrong = torch.nonzero(predicted != labels).flatten()
     pairs: Counter[tuple[int, int]] = Counter()
     found, num_shown = [], 0
@@ -148,7 +140,7 @@ def _mistakes(probabilities: Tensor, labels: Tensor, images: ImageSet) -> list[M
         if pairs[pair] <= MOST_OF_A_PAIR and num_shown < MOST_SHOWN:
             num_shown += 1
             picture, side = _thumbnail(images.gather(torch.tensor([i]))[0])
-        file = "/".join(Path(images.name(i)).parts[-2:])
+        file = images.name(i)
         found.append(Mistake(*pair, round(float(confidence[i]), 6), file, picture, side))
     return found
 

@@ -17,6 +17,7 @@ from dsonas.commands.report.drawings import block_letters, draw_block, draw_skel
 from dsonas.commands.report.examine import Examination, examine
 from dsonas.data import ImageData, short_name
 from dsonas.run import RunFolder
+from dsonas.train import Outcome
 
 FILE_NAME = "report.html"
 MAX_BYTES = 2_000_000
@@ -36,6 +37,7 @@ def write_report(
     *,
     examines: bool = True,
     data: ImageData | None = None,
+    outcome: Outcome | None = None,
 ) -> Path:
     """Write one self-contained HTML file about one run, or several side by side.
 
@@ -45,6 +47,7 @@ def write_report(
         examines: show confusions and mistakes: the networks are run on their test images, once; the
             run folder's ``evaluation.json`` keeps what came out.
         data: the data set of the runs, if it is in memory already.
+        outcome: what the network made of its test images, if that is known already.
 
     Returns:
         The file's path.
@@ -55,7 +58,7 @@ def write_report(
             more than this one would.
     """
     records = [read_run(path) for path in runs]
-    examined = [_examine(record, examines, data) for record in records]
+    examined = [_examine(record, examines, data, outcome) for record in records]
     path, text = Path(out) if out else records[0].path / FILE_NAME, ""
     for share in SHARES:
         text = _page(records, examined, share)
@@ -72,21 +75,25 @@ def write_report(
     return path
 
 
-def write_run_report(folder: Path, data: ImageData, say: Callable[[str], None]) -> None:
+def write_run_report(
+    folder: Path, data: ImageData, say: Callable[[str], None], outcome: Outcome | None = None
+) -> None:
     """Write the report at the end of ``dsonas run``: if that fails, the run does not."""
     try:
-        say(f"report: {write_report([folder], data=data)}")
+        say(f"report: {write_report([folder], data=data, outcome=outcome)}")
     except (ValueError, OSError) as error:
         say(f"no report: {' '.join(str(error).split())}")
 
 
-def _examine(record: RunRecord, wanted: bool, data: ImageData | None) -> Examined:
+def _examine(
+    record: RunRecord, wanted: bool, data: ImageData | None, outcome: Outcome | None
+) -> Examined:
     if record.metrics is None:
         return "The run is not finished, so there is no trained network to look at yet."
     if not wanted:
         return "The test images were not looked at, as asked for."
     try:
-        return examine(RunFolder(record.path), record.config, data)
+        return examine(RunFolder(record.path), record.config, data, outcome)
     except (ValueError, OSError, RuntimeError) as error:
         return f"The network cannot be run on its test images here: {' '.join(str(error).split())}"
 

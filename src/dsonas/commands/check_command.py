@@ -1,0 +1,69 @@
+"""What ``dsonas check`` does, from its arguments to its exit code."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+from dsonas.commands.configuring import OptionParser, add_groups, parse, to_config
+from dsonas.commands.size_options import blank_data
+from dsonas.data import FolderCheck, check_folder
+from dsonas.run import RunConfig, StopSignal
+
+DESCRIPTION = (
+    "Look at a folder of images as a run would, without training: what its folders mean, images\n"
+    "of each class and part, their sizes, what is left out, what cannot be read and why, exact\n"
+    "copies, and the settings that suit it. Every image is decoded once."
+)
+MOST_SHOWN = 20  # of each list, as text; --json has all
+
+
+def check(command: str, arguments: list[str], stop: StopSignal) -> int:
+    """Check a folder of images."""
+    parser = OptionParser(command, "FOLDER [--json] [OPTIONS]", DESCRIPTION)
+    parser.add_argument("FOLDER", type=str, help="as in --data.name folder:FOLDER")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_groups(parser, ("data",), ("data",))
+    values = parse(parser, arguments)
+    values.data.name = f"folder:{values.FOLDER.removeprefix('folder:')}"
+    config = to_config(values)
+    found = check_folder(config.data)
+    options = {"data.name": f"folder:{values.FOLDER}", **found.proposed, **_batches(config, found)}
+    words = (word for name, value in options.items() for word in (f"--{name}", value))
+    proposed = shlex.join(["dsonas", "run", *words])
+    if values.json:
+        print(json.dumps({**found.to_json(), "proposed": options, "command": proposed}))
+    else:
+        print("\n".join([*_lines(found), f"proposed    {proposed}"]))
+    return 0
+
+
+def _batches(config: RunConfig, found: FolderCheck) -> dict[str, str]:
+    """Batch sizes as a run would lower them."""
+    train, test = (sum(found.counts[part].values()) for part in ("train", "test"))
+    data = blank_data(config.data, train, test, len(found.class_names), int(found.image_size))
+    fitting, _ = config.with_fitting_batches(data)
+    sizes = {name: getattr(fitting, name).batch_size for name in ("pretrain", "search", "train")}
+    return {
+        f"{name}.batch_size": str(size) for name, size in sizes.items()
+        if size != getattr(config, name).batch_size
+    }  # fmt: skip
+
+
+def _lines(found: FolderCheck) -> list[str]:
+    """The check as text."""
+    parts = [part for part, counts in found.counts.items() if counts]
+    width = max(len("class"), *(len(name) for name in found.class_names))
+    lines = [f"layout      {found.layout}", f"images      {found.describe_images()}"]
+    lines.append(f"{'class':<{width}}  " + "  ".join(f"{part:>8}" for part in parts))
+    for name in found.class_names[:MOST_SHOWN]:
+        row = "  ".join(f"{found.counts[part].get(name, 0):>8}" for part in parts)
+        lines.append(f"{name:<{width}}  {row}")
+    if len(found.class_names) > MOST_SHOWN:
+        lines.append(f"and {len(found.class_names) - MOST_SHOWN} more classes: --json has all")
+    for title, names in (("unreadable", found.unreadable), ("copies", found.copies)):
+        lines.append(f"{title:<12}{len(names)}" + ":" * bool(names))
+        lines += [f"  {name}: {reason}" for name, reason in list(names.items())[:MOST_SHOWN]]
+        if len(names) > MOST_SHOWN:
+            lines.append(f"  and {len(names) - MOST_SHOWN} more: --json has all")
+    return lines + [f"note        {note}" for note in found.notes]
