@@ -24,7 +24,7 @@ def main(model: str, paths: list[str]) -> None:
     names, size, channels, crop, *statistics = (json.loads(notes[key]) for key in keys)
     mean, std = (np.float32(values).reshape(-1, 1, 1) for values in statistics)
     for path in paths:
-        pixels = read_pixels(path, size, channels, crop)
+        pixels = read_pixels(path, size, channels, crop, fit=notes["fit"])
         images = ((pixels / np.float32(255) - mean) / std)[None]
         logits = session.run(None, {"images": images})[0][0]
         probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()

@@ -34,7 +34,7 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         for label, name in enumerate(classes):
             for number in range(count):
                 path = tmp_path / "images" / part / name / f"{number}.png"
-                save_image(path, seed=100 * label + number, **options)
+                save_image(path, seed=100 * label + number + 1000 * sum(map(ord, part)), **options)
         return tmp_path / "images"
 
     return make

@@ -118,7 +118,7 @@ def test_nothing_but_damaged_images_is_an_error(make_folder, content):
     root = make_folder()
     for path in root.rglob("*.png"):
         path.write_bytes(path.read_bytes()[:70] if content is None else content)
-    with pytest.raises(DataError, match=r"none of the|0 for 2 classes"):
+    with pytest.raises(DataError, match=r"none of the|0 for 2 classes|or all alike"):
         load_data(config_of(root))
 
 

@@ -16,12 +16,13 @@ from dsonas.data import (
     DataError,
     ImageData,
     Split,
-    folders,
+    folder_layout,
     load_data,
     load_images,
     load_test,
 )
-from dsonas.data.folders import find_layout, list_images
+from dsonas.data.folder_layout import find_layout
+from dsonas.data.folders import list_images
 
 PHOTO = Image.fromarray(load_sample_image("flower.jpg"))
 
@@ -157,8 +158,8 @@ def test_of_another_folder_everything_is_measured(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert not named(measured(other, data.split))[1] & set(trained)
     assert "2 images were in training and are not measured" in caplog.text
-    photos(other / "split" / "test", "cat", count=3)
-    photos(other / "split" / "train", "cat", count=4)
+    photos(other / "split" / "test", "cat", count=3, start=7000)
+    photos(other / "split" / "train", "cat", count=4, start=8000)
     assert len(named(measured(other / "split", data.split))[1]) == 3
     with pytest.raises(
         DataError, match=r"knows the classes \['cat', 'dog'\], .* has \['owl'\] too"
@@ -197,7 +198,12 @@ def test_one_part_of_two_is_used_and_the_other_said_to_be_unused(tmp_path):
     photos(tmp_path / "test", count=2, start=200)
     data = load(tmp_path)
     assert len(data.test) == 6
-    assert data.layout == "train/ 3 classes 15 images, test/ used as test, val/ unused"
+    assert (len(data.train), len(data.val or ())) == (15, 9)
+    said = "train/ 3 classes 15 images, test/ used as test, val/ used as validation"
+    assert data.layout == said
+    data = load(tmp_path, val=0)
+    assert data.val is None
+    assert data.layout == said.replace("used as validation", "unused")
     shutil.rmtree(tmp_path / "test")
     photo(tmp_path / "test" / "unlabelled.png", 1)  # as of ImageNet
     photos(tmp_path / "extra", count=1)
@@ -258,7 +264,7 @@ def test_inside_a_part_any_name_is_a_class(tmp_path):
 @pytest.mark.parametrize("name", ["train_station", "test tube", "evaluator", "sunset", "devil"])
 def test_names_that_only_remind_of_a_part_are_classes(tmp_path, name):
     photos(tmp_path, count=1)
-    photos(tmp_path, [name], count=2)
+    photos(tmp_path, [name], count=2, start=9000)
     assert name in load(tmp_path).class_names
 
 
@@ -300,7 +306,7 @@ def test_folders_that_begin_with_an_underscore_are_classes(tmp_path):
 
 def test_what_is_not_read_is_counted_by_its_ending(tmp_path, caplog, monkeypatch):
     root = photos(tmp_path, count=3)
-    monkeypatch.setattr(folders, "image_extensions", lambda: frozenset((".png",)))
+    monkeypatch.setattr(folder_layout, "image_extensions", lambda: frozenset((".png",)))
     for name in ("a.heic", "b.HEIC", "c.mp4", "notes", "labels.txt"):
         (root / "cat" / name).write_bytes(b"\0\0\1\0 no image that Pillow knows \1\2\3" * 9)
     photo(root / "beside.png", 3)
@@ -385,9 +391,14 @@ def test_exact_copies_across_the_parts_are_said(tmp_path, caplog):
     assert "exact copies" not in caplog.text
     shutil.copy(tmp_path / "train/cat/001.png", tmp_path / "test/dog/copy.png")
     with caplog.at_level(logging.WARNING):
-        load(tmp_path)
-    assert "1 test images are exact copies of training images" in caplog.text
-    assert "test/dog/copy.png = train/cat/001.png" in caplog.text
+        data = load(tmp_path)
+    told = "1 images are left out of training, as exact copies of test or validation images"
+    assert told in caplog.text
+    assert "train/cat/001.png = test/dog/copy.png" in caplog.text
+    assert "1 images are exact copies of images of another class" in caplog.text
+    assert not contents(data.train) & contents(data.test)
+    assert data.split is not None
+    assert data.split.rows["train/cat/001.png"].part == "copy"
 
 
 # 6: hidden folders and those of systems
@@ -441,11 +452,12 @@ def test_no_test_image_is_ever_in_training(tmp_path, seed):
         assert str(error).isprintable()  # noqa: PT017
         return
     train, test = named(data)
-    real = {name: os.path.realpath(root / name) for name in train | test}
+    val = set(data.val.names or ()) if data.val is not None else set()
+    real = {name: os.path.realpath(root / name) for name in train | test | val}
     assert len(set(real.values())) == len(real)
-    assert not {real[name] for name in train} & {real[name] for name in test}
+    assert not {real[name] for name in train} & {real[name] for name in test | val}
     layout = find_layout(root)
-    used = [layout.train, *([layout.test] if layout.test else [])]
+    used = list(layout.parts.values())
     there = {
         str(path) for folder in used for path in folder.rglob("*")
         if path.suffix in (".png", ".jpg", ".tga", ".avif") and path.parent != folder

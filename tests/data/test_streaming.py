@@ -337,7 +337,7 @@ def test_a_damaged_image_is_replaced_by_one_of_its_class(copied, caplog, workers
     with caplog.at_level(logging.WARNING):
         assert_same(make_batches(data, workers=workers).epoch(0), make_batches(data).epoch(0))
     assert "image 1 of" in caplog.text
-    assert "takes its place (1 replaced so far)" in caplog.text
+    assert "takes its place" in caplog.text
     position = 3 * PER_SHARD + 1
     same = torch.nonzero(before.labels == before.labels[position]).flatten()
     other = same[(same > position).nonzero()[0, 0]]

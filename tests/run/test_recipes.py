@@ -44,7 +44,7 @@ BUDGETS = {  # of the published rows
 
 
 def config_of(name: str) -> RunConfig:
-    path = ["--data.name", "folder:somewhere"] if name.startswith("imagenet") else []
+    path = ["--data.name", "folder:/somewhere"] if name.startswith("imagenet") else []
     return to_config(parse(config_parser("run", "", ()), ["--config", name, *path]))
 
 

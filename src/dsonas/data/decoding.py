@@ -101,7 +101,7 @@ def decode(
     if crop is not None:
         share, box = crop.least_side, partial(crop.box, position)
     try:
-        return read_pixels(source, image_size, channels, share, kind, box)
+        return read_pixels(source, image_size, channels, share, box, kind)
     except Exception as error:  # a damaged file can raise almost anything in a decoder
         raise _unreadable(name or file, error) from error
 

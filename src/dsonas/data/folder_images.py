@@ -48,9 +48,6 @@ def read_folder(config: DataConfig, seed: int) -> SourceData:
             )
         headers |= found
         reasons |= bad
-    reasons |= {
-        path: reasons[other] for path, (other, _) in contents.copies.items() if other in reasons
-    }
     if not contents.parts["train"].paths:
         raise DataError(
             f"all training images of {config.root} are exact copies of test or validation images: "

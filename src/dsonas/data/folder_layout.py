@@ -99,9 +99,14 @@ def is_image(path: str) -> bool:
     """Whether a file is one by its name, or else by its content."""
     if os.path.splitext(path)[1].lower() in image_extensions():
         return True
+    # TGA files have no mark of their own: without their ending anything could be one
+    return is_readable(path, [kind for kind in Image.OPEN if kind != "TGA"])
+
+
+def is_readable(path: str, formats: list[str] | None = None) -> bool:
+    """Whether the head of a file is that of an image of some formats, or any."""
     try:
-        # TGA files have no mark of their own: without their ending anything could be one
-        with Image.open(path, formats=[kind for kind in Image.OPEN if kind != "TGA"]):
+        with Image.open(path, formats=formats):
             return True
     except Exception:  # a decoder can raise almost anything
         return False

@@ -22,6 +22,7 @@ from .folder_layout import (
     find_layout,
     first,
     is_image,
+    is_readable,
     is_visible,
     plain_name,
     subfolders,
@@ -75,9 +76,7 @@ class Contents:
             for path, label in zip(listing.paths, listing.labels.tolist(), strict=True)
         ]
         files += [
-            (path, label, "unreadable", unreadable[path])
-            if path in unreadable
-            else (path, label, "copy", f"= {self.name(other)}")
+            (path, label, "copy", f"= {self.name(other)}")
             for path, (other, label) in self.copies.items()
         ]
         for path, label, part, reason in files:
@@ -136,11 +135,12 @@ def list_contents(config: DataConfig, *, trains: bool = True) -> Contents:
         _check_classes(layout, present)
     names = tuple(sorted(set().union(*present.values())))
     parts = {part: _to_listing(classes, names) for part, classes in found.items()}
-    known = digests([path for listing in parts.values() for path in listing.paths])
+    known = _known([path for listing in parts.values() for path in listing.paths])
+    begin = layout.parts["train"] if layout.parts["train"].is_dir() else root
     if trains:
         for part, share in (("test", config.test), ("val", config.val)):
             if not parts[part].paths and isinstance(share, float | int) and share:
-                held = hold_out(parts["train"], layout.root, share, part, known)
+                held = hold_out(parts["train"], begin, share, part, known)
                 parts["train"], parts[part] = held
     return without_copies(Contents(root, layout, names, parts, known))
 
@@ -353,6 +353,15 @@ def _to_listing(classes: Classes, names: Sequence[str]) -> Listing:
     paths = [[path for path, _ in classes.get(name, ())] for name in names]
     labels = torch.arange(len(names)).repeat_interleave(torch.tensor(list(map(len, paths))).long())
     return Listing(tuple(path for files in paths for path in files), labels)
+
+
+def _known(paths: Sequence[str]) -> dict[str, str]:
+    """The digests of files; nothing for what is repeated, but no image: that is no copy."""
+    found = digests(paths)
+    counts = Counter(found.values())
+    repeated = {digest: path for path, digest in found.items() if counts[digest] > 1}
+    no_images = {digest for digest, path in repeated.items() if not is_readable(path)}
+    return {path: "" if digest in no_images else digest for path, digest in found.items()}
 
 
 def without_copies(contents: Contents) -> Contents:

@@ -25,8 +25,8 @@ def read_pixels(
     image_size: int,
     input_channels: int,
     crop: float = 1.0,
-    fit: str = "crop",
     box: Callable[[int, int], tuple[float, float, float, float]] | None = None,
+    fit: str = "crop",
 ) -> np.ndarray:
     """Read an image file as the square of pixels that a network gets.
 
@@ -38,10 +38,10 @@ def read_pixels(
         image_size: side of the result in pixels.
         input_channels: 1 for grey, 3 for RGB.
         crop: side of the square in the middle over the shorter side of the image, in (0, 1].
-        fit: ``crop`` takes that square; ``pad`` all of the image, with black beside it; ``stretch``
-            all of it, distorted.
         box: another rectangle than that square: a function from width and height to left, top,
             right and bottom; ``crop`` is then the least side of it that matters.
+        fit: ``crop`` takes that square; ``pad`` all of the image, with black beside it; ``stretch``
+            all of it, distorted.
 
     Returns:
         Array uint8 of shape ``(input_channels, image_size, image_size)``.

@@ -159,10 +159,10 @@ class Split:
             'classes gone: cat; classes new: dog; 1 files gone: cat/1.png; 1 files new: dog/1.png'
         """
         classes, others = ({row.label for row in split.rows.values()} for split in (self, now))
-        kept = [path for path in self.rows if path in now.rows]
+        kept = sorted(self.rows.keys() & now.rows.keys())
         files = {
-            "gone": [path for path in self.rows if path not in now.rows],
-            "new": [path for path in now.rows if path not in self.rows],
+            "gone": sorted(self.rows.keys() - now.rows.keys()),
+            "new": sorted(now.rows.keys() - self.rows.keys()),
             "changed": [path for path in kept if self.rows[path] != now.rows[path]],
         }
         said = [
@@ -214,8 +214,8 @@ def hold_out(
     chosen = torch.tensor([content in held for content in contents])
     if not chosen.any():
         raise DataError(
-            f"data.{part} {fraction} of {len(chosen)} images, one in each class, leaves no "
-            f"{part} image: use more images"
+            f"data.{part} {fraction} of {len(chosen)} images, one in each class or all alike, "
+            f"leaves no {part} image: use more images"
         )
     return listing.where(~chosen), listing.where(chosen)
 

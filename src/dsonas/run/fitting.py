@@ -83,7 +83,7 @@ def fit_to_budget(
     multiple, growth = config.network.channel_multiple, config.network.growth
     budget = config.budget
     found = fit_chain(chain, budget, multiple=multiple, measures=measures, growth=growth)
-    if (use := budget.used_by(found, measures)) < LEAST_USE:
+    if budget.bounds and (use := budget.used_by(found, measures)) < LEAST_USE:
         name, bound = budget.leading, budget.bounds[budget.leading]
         logger.warning(
             "budget.%s %s is not used up (%.3g %%): the network is %g times as wide as the "

@@ -93,7 +93,8 @@ def write_weights(path: Path, network: Network, preprocessing: Preprocessing) ->
         if not name.startswith("auxiliary.")
     }
     values = preprocessing.description(network.architecture.skeleton).items()
-    metadata = {name: json.dumps(value) for name, value in values}
+    # the default is left out, as in files of before it could be chosen
+    metadata = {name: json.dumps(v) for name, v in values if (name, v) != ("fit", "crop")}
     write_atomically(path, _in_order(to_safetensors(weights, metadata)))
 
 

@@ -130,8 +130,8 @@ class Network(nn.Module):
 
     def read_image(self, path: str | Path) -> Tensor:
         """An image file as the network expects it: (input channels, size, size)."""
-        names = ("image_size", "input_channels", "crop", "fit")
-        return self.normalise(torch.from_numpy(_pixel_rule()(path, *map(self.notes.get, names))))
+        given = map(self.notes.get, ("image_size", "input_channels", "crop"))
+        return self.normalise(torch.from_numpy(_pixel_rule()(path, *given, fit=self.notes["fit"])))
 
 
 @cache
