@@ -11,7 +11,7 @@ from dsonas.cost.costs import architecture_cost
 from dsonas.cost.edits import operation_costs
 from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.graph.spaces import PAPER_OPERATIONS
-from dsonas.search.criteria import Flow, connection_flows, node_importance
+from dsonas.search.criteria import Flow
 from dsonas.search.removal import Plan, follow_plan
 from helpers.builders import random_architecture, random_skeleton
 
@@ -70,7 +70,10 @@ def test_the_plan_is_followed_as_far_as_it_can_be(seed, structure, links, reache
         assert found.clean() == found
         allowed = allowed_cost(plan, progress, supernet, measure)
         if cost(found, measure) > allowed:
-            assert cannot_be_cheaper(found, measure, shared)
+            assert cannot_be_cheaper(found, measure, shared) or any(
+                is_nearer(found, smaller, plan, progress, supernet, measure)
+                for smaller in without_an_operation(found)
+            )
         limit = plan.share(links, progress) * connections(supernet, shared)
         if connections(found, shared) > limit:
             assert every_connection_is_needed(found, shared)
@@ -89,6 +92,22 @@ def fixed_cost(supernet: Architecture, measure: str = "macs") -> int:
 def allowed_cost(plan: Plan, progress: float, supernet: Architecture, measure: str) -> float:
     fixed = fixed_cost(supernet, measure)
     return fixed + plan.share(plan.keep_cost, progress) * (cost(supernet, measure) - fixed)
+
+
+def without_an_operation(architecture: Architecture) -> list[Architecture]:
+    """All that are left when one operation goes."""
+    return [
+        architecture.with_cell(place, cell.without_node(node))
+        for place, cell in enumerate(architecture.cells)
+        for node in cell.kept_nodes
+    ]
+
+
+def is_nearer(large, small, plan: Plan, progress: float, supernet, measure: str = "macs") -> bool:
+    """Whether the larger one is nearer to the plan, as a ratio of what can be removed."""
+    fixed, allowed = fixed_cost(supernet, measure), allowed_cost(plan, progress, supernet, measure)
+    shares = [(cost(net, measure) - fixed) / (allowed - fixed) for net in (large, small)]
+    return shares[0] * shares[1] < 1
 
 
 def plan_for(supernet: Architecture, macs: float) -> Plan:
@@ -151,29 +170,19 @@ def test_a_given_criterion_replaces_the_flow_and_is_asked_for_every_removal():
     assert [graph.blocks[0].kept_nodes for graph in asked] == [(1, 2, 3, 4), (2, 3, 4)]
 
 
-def test_removals_far_below_the_target_are_the_last_resort():
-    """The large operation is worth nothing, but without it the network would be too small."""
+@pytest.mark.parametrize("goes", [False, True])
+def test_the_structure_nearest_to_the_plan_is_taken(goes: bool):
+    """The large operation is worth nothing, but without it little is left."""
     skeleton = Skeleton(image_size=8, blocks=(1,), channels=(8,))
-    supernet = Architecture.complete(skeleton, ("separable_conv5x5", *["max_pool3x3"] * 4), 1)
-    graph = supernet.blocks[0]
-    less = replace(supernet, blocks=(graph.without_node(5),))
-    plan = plan_for(supernet, cost(less, "macs") + 1)
-    found = follow_plan(plan, 1.0, supernet, supernet, [[0.01, 1.0, 1.0, 1.0, 0.9]])
-    assert found == less
-    alone = replace(supernet, blocks=(graph.prune([s in (1, 2) for s, _ in graph.connections]),))
-    found = follow_plan(
-        plan_for(supernet, cost(alone, "macs") - 1), 1.0, supernet, alone, [[1.0] * 5]
-    )
-    assert len(found.blocks[0].kept_nodes) == 1
-
-
-@given(st.floats(0.01, 10), st.integers(0, 100), st.integers(0, 100))
-def test_the_pressure_grows_while_the_proximal_step_lags(pressure, planned, positive):
-    plan = Plan(keep_cost=0.3, keep_connections=0.3)
-    found = plan.adapt(pressure, planned, positive)
-    assert 0.01 <= found <= 10
-    assert found >= pressure if positive > planned else found <= pressure
-    assert found != pressure or pressure in (0.01, 10)
+    supernet = Architecture.complete(skeleton, ("separable_conv5x5", "max_pool3x3"), 1)
+    without = supernet.with_cell(0, supernet.blocks[0].without_node(1))
+    whole, fixed = cost(supernet, "macs"), fixed_cost(supernet)
+    left = (cost(without, "macs") - fixed) / (whole - fixed)
+    middle = left**0.5
+    assert 1.1 * middle < 1
+    plan = Plan(keep_cost=middle * (0.9 if goes else 1.1), keep_connections=1.0)
+    found = follow_plan(plan, 1.0, supernet, supernet, [[0.01, 1.0]])
+    assert found == (without if goes else supernet)
 
 
 def test_the_weakest_connections_go_and_every_operation_keeps_an_input():
@@ -207,38 +216,22 @@ def test_in_a_full_space_each_block_is_judged_by_its_own_factors():
 @settings(max_examples=40)
 @given(seeds)
 def test_the_first_removal_scores_least(seed: int):
-    """Operations first; outputs where every operation saves too much; no block is emptied."""
+    """No block is emptied while another operation can go."""
     supernet, current, factors = case(seed)
-    shared = len(factors) == 1
-    before = cost(current, "macs")
-    options: dict[str, dict[Architecture, float]] = {"operations": {}, "outputs": {}}
-    for place, graph in enumerate(current.blocks[:1] if shared else current.blocks):
-        flows = connection_flows(graph, factors[place])
-        worth = node_importance(graph, flows)
-        rests = [("operations", graph.without_node(node), value) for node, value in worth.items()]
-        for i, (_, target) in enumerate(graph.connections):
-            if graph.live[i] and target == graph.output_node:
-                rest = graph.prune([j != i for j in range(len(graph.live))]).clean()
-                rests.append(("outputs", rest, flows[i]))
-        for kind, rest, value in rests:
-            blocks = [rest if shared or i == place else g for i, g in enumerate(current.blocks)]
-            smaller = replace(current, blocks=tuple(blocks))
-            if rest.kept_nodes:
-                options[kind][smaller] = min(value, options[kind].get(smaller, value))
-    plan = plan_for(supernet, before - 0.5)
-    fixed = fixed_cost(supernet)
-    floor = fixed + 0.9 * plan.keep_cost * (cost(supernet, "macs") - fixed)
-    for kind in ("operations", "outputs"):
-        gentle = {net: score for net, score in options[kind].items() if cost(net, "macs") >= floor}
-        if gentle:
-            found = follow_plan(plan, 1.0, supernet, current, factors)
-            assert cost(found, "macs") < before
-            first = min(gentle.values())
-            assert any(
-                score == pytest.approx(first) and contained(found, net)
-                for net, score in gentle.items()
-            )
-            return
+    scores = Flow().scores(current, factors)
+    whole = {
+        (place, node): score
+        for (place, node), score in scores.items()
+        if current.cells[place].without_node(node).kept_nodes
+    }
+    if not whole:
+        return
+    plan = plan_for(supernet, fixed_cost(supernet) + 1)
+    plan = replace(plan, keep_cost=max(plan.keep_cost, 1e-6))
+    place, node = min(whole, key=lambda key: (whole[key], key))
+    expected = current.with_cell(place, current.cells[place].without_node(node))
+    found = follow_plan(plan, 1.0, supernet, current, factors)
+    assert contained(found, expected)
 
 
 @given(st.floats(0.01, 1), st.floats(0.05, 1))
@@ -250,8 +243,6 @@ def test_shares_fall_in_equal_ratios_and_are_then_held(final: float, reached_at:
     assert values[-1] == pytest.approx(final)
     assert all(b / a == pytest.approx(values[1]) for a, b in pairwise(values))
     assert plan.share(final, 1.0) == pytest.approx(final)
-    assert plan.is_held(reached_at)
-    assert not plan.is_held(reached_at * 0.99)
 
 
 def walk(rng: Random, factors: list[list[float]], current: Architecture) -> None:
@@ -290,14 +281,18 @@ def simulated_search(seed: int):
 
 @pytest.mark.parametrize("part", range(4))
 def test_a_simulated_search_ends_on_its_plan(part: int):
-    """Never above it while anything can go, and below it by 10 % or one operation at most."""
+    """As near as single operations allow: below it by 10 % or one operation at most."""
     for seed in range(50 * part, 50 * part + 50):
         plan, chain, factors = simulated_search(seed)
         supernet, found, shared = chain[0], chain[-1], len(factors) == 1
         fixed, goal = fixed_cost(supernet), plan.allowed(1.0, supernet)
         reached = (cost(found, "macs") - fixed) / (goal - fixed)
         largest = max(c.macs for c in operation_costs(found).values())
-        assert reached <= 1 or every_operation_is_the_last(found, shared), seed
+        if reached > 1:
+            assert every_operation_is_the_last(found, shared) or any(
+                is_nearer(found, smaller, plan, 1.0, supernet)
+                for smaller in without_an_operation(found)
+            ), seed
         if plan.keep_connections == 1:
             assert reached >= 1 - max(0.1, largest / (goal - fixed)), seed
         assert all(contained(small, large) for large, small in pairwise(chain))
@@ -314,12 +309,12 @@ def every_operation_is_the_last(architecture: Architecture, shared: bool) -> boo
     return all(not g.without_node(node).kept_nodes for g in graphs for node in g.kept_nodes)
 
 
-def test_most_simulated_searches_end_within_a_tenth_of_the_plan():
+def test_most_simulated_searches_end_near_the_plan():
     near, total = 0, 0
     for seed in range(40):
         plan, chain, _ = simulated_search(seed)
         if plan.keep_connections == 1:
             fixed, goal = fixed_cost(chain[0]), plan.allowed(1.0, chain[0])
-            near += 0.9 <= (cost(chain[-1], "macs") - fixed) / (goal - fixed) <= 1
-            total += 1
-    assert near >= 0.8 * total > 0
+            share = (cost(chain[-1], "macs") - fixed) / (goal - fixed)
+            near, total = near + (0.8 <= share <= 1.25), total + 1
+    assert near >= 0.6 * total > 0

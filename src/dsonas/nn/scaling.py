@@ -42,19 +42,30 @@ class ScalingFactors(nn.Module):
         return self.blocks[0 if len(self.blocks) == 1 else block]
 
     @torch.no_grad()
-    def architecture(self, supernet: Architecture) -> Architecture:
+    def architecture(
+        self, supernet: Architecture, kept: Architecture | None = None
+    ) -> Architecture:
         """What is left of the supernet: live connections with a positive factor, cleaned.
 
         A reduction block whose factors are all 0 keeps its first live convolution.
+
+        Args:
+            supernet: what is live.
+            kept: connections of it that stay even at factor 0, with all reduction blocks.
         """
+        stays = [cell.live for cell in (kept or supernet.without_blocks()).cells]
         cells = [
-            graph.prune((vector > 0).tolist()).clean()
-            for graph, vector in zip(supernet.cells, self.blocks, strict=True)
+            graph.prune(map(max, (vector > 0).tolist(), flags)).clean()
+            for graph, vector, flags in zip(supernet.cells, self.blocks, stays, strict=True)
         ]
-        reductions = [
-            _kept_reduction(vector.tolist(), live)
-            for vector, live in zip(self.reductions, supernet.reductions, strict=True)
-        ]
+        reductions = (
+            kept.reductions
+            if kept
+            else [
+                _kept_reduction(vector.tolist(), live)
+                for vector, live in zip(self.reductions, supernet.reductions, strict=True)
+            ]
+        )
         return replace(supernet.with_cells(cells), reductions=tuple(reductions))
 
     @torch.no_grad()

@@ -32,8 +32,6 @@ class BlockSupernet:
         ValueError: if the network has no scaling factors.
     """
 
-    fades = False
-
     def __init__(
         self,
         network: Network,
@@ -45,7 +43,7 @@ class BlockSupernet:
             raise ValueError("a network to be searched must have scaling factors: scaled=True")
         self.model: Network = network
         self.scaling, self.config = network.scaling, config
-        self.whole = self.live = network.architecture
+        self.whole = self.live = self._staying = self._fed = network.architecture
         self.cost = cost
         self._penalty = penalty_of(config.penalty_kind, latency)
 
@@ -77,13 +75,20 @@ class BlockSupernet:
             for vector, value in zip(self.scaling.reductions, branches, strict=True)
         ]
 
-    def normalise(self, optimizer: ProximalNAG) -> None:
-        """Give the live factors of every target a mean square of 1."""
-        self.scaling.normalise(self.live, optimizer)
+    def normalise(self, optimizer: ProximalNAG, staying: Architecture) -> None:
+        """Give the live factors of every target that stays a mean square of 1."""
+        if staying is not self._staying:
+            ends = [{cell.output_node, *cell.kept_nodes} for cell in staying.cells]
+            self._fed = self.live.with_cells(
+                cell.prune([connection.target in targets for connection in cell.connections])
+                for cell, targets in zip(self.live.cells, ends, strict=True)
+            )
+            self._staying = staying
+        self.scaling.normalise(self._fed, optimizer)
 
-    def alive(self) -> Architecture:
-        """Find what the positive factors leave, cleaned."""
-        return self.scaling.architecture(self.live)
+    def alive(self, planned: Architecture | None = None) -> Architecture:
+        """Find what the positive factors leave, and what a plan keeps, cleaned."""
+        return self.scaling.architecture(self.live, planned)
 
     def planned(self, progress: float) -> Architecture | None:
         """Find what the plan leaves; None if the penalty decides alone."""

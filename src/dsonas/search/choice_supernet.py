@@ -49,8 +49,6 @@ class ChoiceSupernet:
         ValueError: if choices with one label differ, or nothing keeps the budget.
     """
 
-    fades = True
-
     def __init__(
         self,
         model: nn.Module,
@@ -162,17 +160,17 @@ class ChoiceSupernet:
         """Compute Gamma of every label: the same for all candidates."""
         return [gamma for _ in self.places]
 
-    def normalise(self, optimizer: ProximalNAG) -> None:
+    def normalise(self, optimizer: ProximalNAG, staying: Structure) -> None:
         """Give the factors of every label a mean square of 1."""
         normalise_factors(self.vectors(), optimizer)
 
-    def alive(self) -> Structure:
-        """Find the candidates with positive factors, at least one of each choice."""
+    def alive(self, planned: Structure | None = None) -> Structure:
+        """Find the candidates with positive factors or in a plan, at least one of each choice."""
         found = {}
         for label, names in self.live.items():
-            factors = self._factors(label)
-            positive = tuple(name for name in names if factors[name] > 0)
-            found[label] = positive or (max(names, key=lambda name: factors[name]),)
+            factors, kept = self._factors(label), (planned or {}).get(label, ())
+            stays = tuple(name for name in names if factors[name] > 0 or name in kept)
+            found[label] = stays or (max(names, key=lambda name: factors[name]),)
         return found
 
     def planned(self, progress: float) -> Structure:

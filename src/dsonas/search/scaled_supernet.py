@@ -42,8 +42,6 @@ class ScaledSupernet:
         ValueError: if nothing keeps the budget.
     """
 
-    fades = True
-
     def __init__(
         self,
         model: fx.GraphModule,
@@ -113,15 +111,19 @@ class ScaledSupernet:
         """Compute Gamma of every vector: the same for all."""
         return [gamma for _ in self.live]
 
-    def normalise(self, optimizer: ProximalNAG) -> None:
+    def normalise(self, optimizer: ProximalNAG, staying: Structure) -> None:
         """Give the factors of every sum a mean square of 1."""
         normalise_factors(self.vectors(), optimizer)
 
-    def alive(self) -> Structure:
-        """Find the live inputs with positive factors; at least one path stays."""
+    def alive(self, planned: Structure | None = None) -> Structure:
+        """Find the live inputs with positive factors or in a plan; at least one path stays."""
+        kept = planned or [[False] * len(flags) for flags in self.live]
         found = tuple(
-            tuple(was and value > 0 for was, value in zip(flags, vector.tolist(), strict=True))
-            for flags, vector in zip(self.live, self.vectors(), strict=True)
+            tuple(
+                was and (value > 0 or stays)
+                for was, value, stays in zip(flags, vector.tolist(), keeps, strict=True)
+            )
+            for flags, vector, keeps in zip(self.live, self.vectors(), kept, strict=True)
         )
         return self.live if self._count(found)["macs"] == float("inf") else found
 

@@ -56,7 +56,8 @@ class SearchConfig:
         weight_decay: of the weights, in steps 1 and 2, >= 0.
         batch_size: images, >= 2.
         penalty: gamma, the L1 weight, >= 0. None: so strong that a factor without gradient would
-            move by 3 in all over the search.
+            move by 3 in all over the search. Under a plan, what is due gets more, but for 0, which
+            presses nothing and leaves all to a cut at the end.
         penalty_kind: ``uniform``, or ``adaptive_macs``, ``adaptive_memory``, ``adaptive_latency``:
             stronger where a connection, or its block, costs more.
         normalise: whether to rescale the factors of every target to a mean square of 1 after each

@@ -24,8 +24,10 @@ from dsonas.sparse import Choices, ProximalNAG, mask_factors, save_choices
 from dsonas.train import Processes, restore, running, set_lr
 
 IDLE_DISTANCE = 3.0  # see SearchConfig.penalty
-FADE = 3.0  # times the distance to 0 that a fading factor could travel until the next rebuild
-FADE_STEPS = 10  # at least, for a factor to gather speed
+FADE, FADE_STEP, FADE_MOST = 2.0, 1.5, 100.0  # see Searcher.penalty_scale
+HORIZON = 4  # rebuilds that the plan is followed ahead
+REBUILDS = 20  # at least, under a plan
+LEAST_STEPS = 3  # between two rebuilds under a plan, for a factor to gather speed
 CHECK_EVERY = 25  # steps between two looks at whether gradients are finite, on an accelerator
 
 S = TypeVar("S")
@@ -47,12 +49,10 @@ class Supernet(Protocol[S]):
     Attributes:
         model: the module that is trained.
         live: the structure now.
-        fades: whether what the plan removes next is pressed to 0 until then.
     """
 
     model: nn.Module
     live: S
-    fades: bool
 
     def vectors(self) -> list[nn.Parameter]:
         """List the vectors of scaling factors; they keep their lengths, dead entries are 0."""
@@ -66,12 +66,21 @@ class Supernet(Protocol[S]):
         """Compute Gamma of every vector, from what is live."""
         ...
 
-    def normalise(self, optimizer: ProximalNAG) -> None:
-        """Take out the scale of factors that is free, and the momenta along it."""
+    def normalise(self, optimizer: ProximalNAG, staying: S) -> None:
+        """Take out the scale of factors that is free, and the momenta along it.
+
+        Args:
+            optimizer: of the factors.
+            staying: what is not being pressed to 0; a sum of which nothing stays is left alone.
+        """
         ...
 
-    def alive(self) -> S:
-        """Find what the positive factors leave of the live structure, cleaned."""
+    def alive(self, planned: S | None = None) -> S:
+        """Find what is left of the live structure, cleaned, without the factors at 0.
+
+        Args:
+            planned: what stays though its factors may be 0.
+        """
         ...
 
     def planned(self, progress: float) -> S | None:
@@ -174,6 +183,8 @@ class Searcher(Generic[S]):
 
     Attributes:
         penalty: gamma, the strength of the L1 penalty on factors.
+        penalty_scale: under a plan, how often a factor without gradient would travel its distance
+            to 0 until it is due; it grows while the zeros lag behind the plan.
         live: the structure now.
         removals: how many factors have gone, and whether they were 0.
         passed: the structures that the search has passed through, from the supernet on.
@@ -219,10 +230,11 @@ class Searcher(Generic[S]):
         given = self.config.penalty
         idle = IDLE_DISTANCE * (1 - MOMENTUM) / (self.config.lr * steps)
         self.penalty = idle if given is None else given
-        self.penalty_scale = 1.0
+        self.penalty_scale = FADE
         self.done, self.finished = 0, False
         self.removals = Removals()
         self.passed: list[S] = [self.supernet.live]
+        self._staying = self.supernet.live
         self._bad: Tensor | None = None
         self._rebuilds = self._rebuild_steps()
         self._schedule = self.config.learning_rate(max(1, steps // self.config.epochs))
@@ -239,14 +251,14 @@ class Searcher(Generic[S]):
         )
 
     def _rebuild_steps(self) -> list[int]:
-        """The steps after which to rebuild: as often as configured, and not too often to fade."""
-        least = FADE_STEPS if self.supernet.fades else 1
-        found = [0]
-        for epoch in range(1, self.config.epochs + 1):
-            step = round(self.steps * epoch / self.config.epochs)
-            if self.config.rebuilds_after(epoch) and step - found[-1] >= least:
-                found.append(step)
-        return [*found[1:], *([self.steps] if found[-1] < self.steps else [])]
+        """The steps after which to rebuild: as often as configured, under a plan not too rarely."""
+        config = self.config
+        if self.supernet.planned(0) is None:
+            epochs = [e for e in range(1, config.epochs + 1) if config.rebuilds_after(e)]
+            return [round(self.steps * epoch / config.epochs) for epoch in epochs]
+        count = max(REBUILDS, config.epochs // config.rebuild_every)
+        count = max(1, min(count, self.steps // LEAST_STEPS))
+        return [round(self.steps * i / count) for i in range(1, count + 1)]
 
     @property
     def live(self) -> S:
@@ -299,7 +311,7 @@ class Searcher(Generic[S]):
         for parameter in self.supernet.model.parameters():
             parameter.grad = None
         if self.config.normalise:
-            self.supernet.normalise(self.optimizer)
+            self.supernet.normalise(self.optimizer, self._staying)
         self.done += 1
         if self.done in self._rebuilds:
             self._rebuild()
@@ -321,36 +333,45 @@ class Searcher(Generic[S]):
             vector.grad = None
 
     def _rebuild(self) -> None:
-        """Remove what is dead or, under a plan, what is worth least; adapt the penalty."""
+        """Remove what is exactly 0 and, under a plan, due; press on what is due later."""
         progress = self.done / self.steps
         self.processes.align(self.supernet.model)  # so that all come to the same decision
-        alive, planned = self.supernet.alive(), self.supernet.planned(progress)
-        self._remove(alive if planned is None else planned)
-        plan, gamma = self.config.plan, self.penalty * self.penalty_scale
-        if plan is not None:
-            counts = [sum(map(sum, self.supernet.flags(s))) for s in (self.live, alive)]
-            self.penalty_scale = plan.adapt(self.penalty_scale, *counts)
-            gamma = 0.0 if plan.is_held(progress) else self.penalty * self.penalty_scale
+        planned = self.supernet.planned(progress)
+        ends = planned is not None and self.done == self.steps
+        self._remove(planned if ends else self.supernet.alive(planned))
         if self.live != self.passed[-1]:
             self.passed.append(self.live)
-        self._press(gamma)
-        if self.supernet.fades:
-            self._fade()
+        self._press(self.penalty)
+        if planned is not None:
+            lags = self.live != planned
+            scale = self.penalty_scale * (FADE_STEP if lags else 1 / FADE_STEP)
+            self.penalty_scale = min(FADE_MOST, max(FADE, scale))
+            self._press_towards_plan()
 
-    def _fade(self) -> None:
-        """Press what the plan removes at the next rebuild so that it is exactly 0 by then."""
+    def _press_towards_plan(self) -> None:
+        """Press what the plan removes so strongly that it is exactly 0 when it is due.
+
+        The plan is followed some rebuilds ahead by today's factors. Without a gradient, a factor
+        would travel ``penalty_scale`` times its distance to 0 in the time that is left; a gradient
+        may hold it, and then another one is due at the next look.
+        """
+        groups, vectors = self.optimizer.param_groups, self.supernet.vectors()
+        self._staying = self.live
+        if self.penalty == 0:
+            return
         later = [step for step in self._rebuilds if step > self.done]
-        if not later:
-            return
-        planned = self.supernet.planned(later[0] / self.steps)
-        if planned is None:
-            return
-        travel = self._schedule(self.done) * idle_steps(later[0] - self.done)
-        groups = self.optimizer.param_groups
-        flags = self.supernet.flags(planned)
-        for group, vector, stays in zip(groups, self.supernet.vectors(), flags, strict=True):
-            fading = FADE * vector.detach() / travel * (1 - mask_like(stays, vector))
-            group["penalty"] = torch.maximum(fading, vector.new_tensor(group["penalty"]))
+        for step in (later or [self.steps + 1])[:HORIZON]:
+            planned = self.supernet.planned(step / self.steps)
+            travel = self._schedule(self.done) * idle_steps(step - self.done)
+            flags = self.supernet.flags(planned)
+            for group, vector, stays in zip(groups, vectors, flags, strict=True):
+                fading = (
+                    self.penalty_scale * vector.detach() / travel * (1 - mask_like(stays, vector))
+                )
+                group["penalty"] = torch.maximum(
+                    fading, torch.as_tensor(group["penalty"]).to(fading)
+                )
+            self._staying = planned
 
     def _press(self, gamma: float) -> None:
         rows = self.supernet.penalties(gamma)
@@ -381,8 +402,8 @@ class Searcher(Generic[S]):
             What was found; the supernet stays as it is.
         """
         if not self.finished:
-            structure = self.supernet.planned(1.0)
-            self._remove(self.supernet.alive() if structure is None else structure)
+            planned = self.supernet.planned(1.0)
+            self._remove(self.supernet.alive() if planned is None else planned)
             if self.live != self.passed[-1]:
                 self.passed.append(self.live)
             self.finished = True
@@ -406,6 +427,7 @@ class Searcher(Generic[S]):
             "passed": [self.supernet.to_state(structure) for structure in self.passed],
             "done": self.done,
             "penalty_scale": self.penalty_scale,
+            "staying": self.supernet.to_state(self._staying),
             "removals": [self.removals.by_penalty, self.removals.by_budget],
             "factors": [vector.detach().clone() for vector in self.supernet.vectors()],
             "optimizer": self.optimizer.state_dict(),
@@ -425,6 +447,7 @@ class Searcher(Generic[S]):
         self.supernet.remove(self.supernet.from_state(state["live"]), self.optimizers)
         self.passed = [self.supernet.from_state(value) for value in state["passed"]]
         self.done, self.penalty_scale = int(state["done"]), float(state["penalty_scale"])
+        self._staying = self.supernet.from_state(state["staying"])
         self.removals = Removals(*state["removals"])
         for vector, values in zip(vectors, state["factors"], strict=True):
             vector.copy_(values)
