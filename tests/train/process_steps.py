@@ -34,6 +34,9 @@ class Converted:
     def __len__(self) -> int:
         return len(self.source)
 
+    def __getattr__(self, name: str):
+        return getattr(self.source, name)
+
     def epoch(self, number: int, start: int = 0):
         for images, labels in self.source.epoch(number, start):
             yield images.to(self.dtype), labels

@@ -220,7 +220,7 @@ def test_random_images_serve_where_the_data_are_out_of_reach(run_folder):
         ("[", "names no data set"),
         ("data: 3", "names no data set"),
         ("data: {name: digits, colour: 3}", "names no data set"),
-        ("data: {name: digits}", "other classes"),
+        ("data: {name: digits}", "knows the classes"),
     ],
 )
 def test_data_of_another_kind_are_not_used(run_folder, config: str, reason: str):
