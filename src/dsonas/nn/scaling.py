@@ -55,7 +55,7 @@ class ScalingFactors(nn.Module):
         """
         stays = [cell.live for cell in (kept or supernet.without_blocks()).cells]
         cells = [
-            graph.prune(map(max, (vector > 0).tolist(), flags)).clean()
+            graph.prune([*map(max, (vector > 0).tolist(), flags)]).clean()
             for graph, vector, flags in zip(supernet.cells, self.blocks, stays, strict=True)
         ]
         reductions = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -59,8 +59,8 @@ def class_metrics(outcome: Outcome, class_names: Sequence[str]) -> dict[str, Any
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support  # slow to import
 
     labels = list(range(len(class_names)))
-    given = {"y_true": outcome.labels.numpy(), "y_pred": outcome.predicted.numpy()}
-    found = precision_recall_fscore_support(**given, labels=labels, zero_division=0)
+    given: dict[str, Any] = {"y_true": outcome.labels.numpy(), "y_pred": outcome.predicted.numpy()}
+    found: Any = precision_recall_fscore_support(**given, labels=labels, zero_division=cast(Any, 0))
     precision, recall, f1, counts = (values.tolist() for values in found)
     seen = [share for share, count in zip(recall, counts, strict=True) if count]
     rows = zip(class_names, precision, recall, f1, counts, strict=True)

@@ -234,7 +234,7 @@ class Searcher(Generic[S]):
         self.done, self.finished = 0, False
         self.removals = Removals()
         self.passed: list[S] = [self.supernet.live]
-        self._staying = self.supernet.live
+        self._staying: S = self.supernet.live
         self._bad: Tensor | None = None
         self._rebuilds = self._rebuild_steps()
         self._schedule = self.config.learning_rate(max(1, steps // self.config.epochs))
@@ -337,8 +337,10 @@ class Searcher(Generic[S]):
         progress = self.done / self.steps
         self.processes.align(self.supernet.model)  # so that all come to the same decision
         planned = self.supernet.planned(progress)
-        ends = planned is not None and self.done == self.steps
-        self._remove(planned if ends else self.supernet.alive(planned))
+        if planned is None or self.done < self.steps:
+            self._remove(self.supernet.alive(planned))
+        else:
+            self._remove(planned)
         if self.live != self.passed[-1]:
             self.passed.append(self.live)
         self._press(self.penalty)
@@ -346,9 +348,9 @@ class Searcher(Generic[S]):
             lags = self.live != planned
             scale = self.penalty_scale * (FADE_STEP if lags else 1 / FADE_STEP)
             self.penalty_scale = min(FADE_MOST, max(FADE, scale))
-            self._press_towards_plan()
+            self._steer()
 
-    def _press_towards_plan(self) -> None:
+    def _steer(self) -> None:
         """Press what the plan removes so strongly that it is exactly 0 when it is due.
 
         The plan is followed some rebuilds ahead by today's factors. Without a gradient, a factor
@@ -362,6 +364,7 @@ class Searcher(Generic[S]):
         later = [step for step in self._rebuilds if step > self.done]
         for step in (later or [self.steps + 1])[:HORIZON]:
             planned = self.supernet.planned(step / self.steps)
+            assert planned is not None
             travel = self._schedule(self.done) * idle_steps(step - self.done)
             flags = self.supernet.flags(planned)
             for group, vector, stays in zip(groups, vectors, flags, strict=True):
