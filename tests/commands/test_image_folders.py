@@ -1,8 +1,13 @@
 """Runs on folders of image files, and predictions."""
 
+import csv
+import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -222,3 +227,179 @@ def test_a_folder_of_other_files_is_not_written_into(dsonas, grey, tmp_path):
             assert (ended.code, ended.err.count("\n")) == (2, 1)
             assert re.search("--out must be a new folder or that of a run, got .*: ch", ended.err)
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == before
+
+
+def test_predict_writes_json_and_csv_and_takes_a_list(dsonas, grey, tmp_path, monkeypatch):
+    images, run = grey
+    files = [str(file) for file in sorted(images.rglob("*.png"))[:3]]
+    plain = lines(dsonas("predict", "--run", run, *files).out)
+    found = json.loads(dsonas("predict", "--run", run, "--json", "--top", 2, *files).out)
+    assert [row["file"] for row in found] == files
+    for row, (_, label, probability) in zip(found, plain, strict=True):
+        assert (row["class"], f"{row['probability']:.4f}") == (label, probability)
+        assert len(row["top"]) == 2
+        assert row["top"][0]["probability"] >= row["top"][1]["probability"]
+    text = dsonas("predict", "--run", run, "--csv", "--top", 9, "--device", "cpu", *files).out
+    table = list(csv.DictReader(io.StringIO(text)))
+    assert [(row["file"], row["class"]) for row in table] == [(n, label) for n, label, _ in plain]
+    assert sum(float(table[0][f"probability{end}"]) for end in ("", "_2", "_3")) == pytest.approx(
+        1, abs=1e-3
+    )
+    for mark in ("\n", "\0"):
+        stdin = io.TextIOWrapper(io.BytesIO(mark.join(files).encode()))
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert lines(dsonas("predict", "--run", run, "-").out) == plain
+    ended = dsonas("predict", "--run", run, "--csv", "--json", *files)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+
+
+def test_predict_follows_links_and_names_any_file_in_one_line(dsonas, grey, tmp_path, caplog):
+    images, run = grey
+    (tmp_path / "linked").symlink_to(images / "digit0", target_is_directory=True)
+    assert len(lines(dsonas("predict", "--run", run, tmp_path).out)) == 20
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    for name in ("tab\there.png", "line\nhere.png", os.fsdecode(b"\xff.png")):
+        shutil.copy(images / "digit0" / "00.png", odd / name)
+    assert {len(line) for line in lines(dsonas("predict", "--run", run, odd).out)} == {3}
+    (odd / "bad.png").write_bytes(b"nonsense")
+    caplog.clear()
+    assert len(lines(dsonas("predict", "--run", run, odd).out)) == 3
+    assert "bad.png: cannot identify image file: skipped" in caplog.text
+    assert "1 unreadable image files skipped of 4" in caplog.text
+
+
+def test_a_run_writes_metrics_of_each_class_and_its_predictions(grey):
+    from sklearn.metrics import balanced_accuracy_score, classification_report, confusion_matrix
+
+    images, run = grey
+    rows = list(csv.DictReader((run / "predictions.csv").open(newline="")))
+    true, predicted = ([row[name] for row in rows] for name in ("class", "predicted"))
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert all((images / row["file"]).is_file() for row in rows)
+    assert all(row["file"].split("/")[0] == row["class"] for row in rows)
+    assert metrics["images"] == len(rows)
+    wrong = sum(a != b for a, b in zip(true, predicted, strict=True))
+    assert metrics["test_error"] == pytest.approx(100 * wrong / len(rows), abs=1e-4)
+    assert metrics["confusion"] == confusion_matrix(true, predicted).tolist()
+    expected = balanced_accuracy_score(true, predicted)
+    assert metrics["balanced_accuracy"] == pytest.approx(expected, abs=1e-5)
+    report = classification_report(true, predicted, output_dict=True, zero_division=0)
+    for row in metrics["classes"]:
+        for name, other in (("precision",) * 2, ("recall",) * 2, ("f1", "f1-score")):
+            assert row[name] == pytest.approx(report[row["name"]][other], abs=1e-5)
+    parts = {row["path"]: row["part"] for row in csv.DictReader((run / "split.csv").open())}
+    assert {row["file"] for row in rows} == {n for n, part in parts.items() if part == "test"}
+
+
+def test_evaluate_says_what_the_error_is_worth(dsonas, grey):
+    found = json.loads(dsonas("evaluate", "--run", grey[1], "--json").out)
+    stored = json.loads((grey[1] / "metrics.json").read_text())
+    assert {name: stored[name] for name in found} == found
+    said = dsonas("evaluate", "--run", grey[1]).out
+    assert f"balanced accuracy {100 * found['balanced_accuracy']:.2f} %" in said
+
+
+def test_a_run_is_used_from_any_directory(dsonas, digit_folder, tmp_path, monkeypatch):
+    images = digit_folder("L")
+    monkeypatch.chdir(images.parent)
+    run, again = tmp_path / "run", tmp_path / "again"
+    assert dsonas("run", "--data.name", f"folder:{images.name}", *SMALL, "--out", run).code == 0
+    monkeypatch.chdir(tmp_path)
+    assert dsonas("evaluate", "--run", "run").code == 0
+    assert dsonas("export", "run", "--format", "pt2").out.count("test images of folder") == 1
+    (tmp_path / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    assert dsonas("run", "--config", "config.yaml", "--out", again).code == 0
+    assert (again / "network.safetensors").read_bytes() == (
+        run / "network.safetensors"
+    ).read_bytes()
+
+
+def test_few_images_lower_the_batch_and_it_is_said_once(dsonas, digit_folder, tmp_path):
+    images = digit_folder("L", 3, 30)
+    options = ["--data.image_size", "8", "--network.levels", "1", "--network.channels", "4",
+               "--network.blocks", "[1]", "--epochs", "1", "--engine.threads", "1"]  # fmt: skip
+    run = tmp_path / "run"
+    ended = dsonas("run", "--data.name", f"folder:{images}", *options, "--out", run)
+    assert ended.code == 0, ended.err
+    assert ended.out.count("lowered for so few images") == 1
+    assert "pretrain 128 to 8" in ended.out or "pretrain 64 to 8" in ended.out
+    stages = [row["stage"] for row in csv.DictReader((run / "log.csv").open())]
+    assert stages == ["pretrain", "search", "train"]  # one --epochs for all
+
+
+def test_the_epoch_that_validation_prefers_is_kept(dsonas, digit_folder, tmp_path):
+    images, run = digit_folder("L", 3, 60), tmp_path / "run"
+    options = ["--data.name", f"folder:{images}", *SMALL, "--data.val", "0.3", "--train.patience",
+               "4", "--train.lr", "0.3", "--out", run]  # fmt: skip
+    ended = dsonas("run", *options)
+    assert ended.code == 0, ended.err
+    assert "validation and" in ended.out
+    rows = [row for row in csv.DictReader((run / "log.csv").open()) if row["stage"] == "train"]
+    errors = [(float(row["val_error"]), float(row["val_loss"])) for row in rows]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["best_epoch"] == 1 + errors.index(min(errors))
+    assert metrics["val_error"] == pytest.approx(min(errors)[0], abs=1e-4)
+    assert len(rows) == min(40, metrics["best_epoch"] + 4)
+    parts = {row["part"] for row in csv.DictReader((run / "split.csv").open())}
+    assert parts == {"train", "val", "test"}
+    assert dsonas("evaluate", "--run", run, "--json").code == 0
+
+
+def test_a_huge_budget_widens_the_network_fourfold_at_most(dsonas, digit_folder, tmp_path, caplog):
+    images, run = digit_folder("L"), tmp_path / "run"
+    options = [*SMALL, "--train.epochs", "1", "--budget.macs", "1G", "--out", run]
+    assert dsonas("run", "--data.name", f"folder:{images}", *options).code == 0
+    assert json.loads((run / "metrics.json").read_text())["channels"] == [16]
+    assert "budget.macs 1e+09 is not used up" in caplog.text
+    assert "4 times as wide as the supernet" in caplog.text
+    wide = [*options[:-1], tmp_path / "wide", "--network.growth", "10"]
+    assert dsonas("run", "--data.name", f"folder:{images}", *wide).code == 0
+    metrics = json.loads((tmp_path / "wide" / "metrics.json").read_text())
+    assert metrics["channels"] == [40]
+
+
+def test_padded_networks_see_the_same_everywhere(dsonas, grey, tmp_path):
+    images, run = grey[0], tmp_path / "run"
+    wide = tmp_path / "wide"
+    for file in images.rglob("*.png"):
+        (wide / file.parent.name).mkdir(parents=True, exist_ok=True)
+        Image.open(file).resize((24, 8)).save(wide / file.parent.name / file.name)
+    options = ["--data.fit", "pad", *SMALL, "--train.epochs", "2", "--out", run]
+    assert dsonas("run", "--data.name", f"folder:{wide}", *options).code == 0
+    assert dsonas("export", run, "--format", "python,onnx").code == 0
+    files = sorted(map(str, wide.rglob("*.png")))[:6]
+    expected = lines(dsonas("predict", "--run", run, *files).out)
+    classify = Path(__file__).parents[2] / "examples" / "walkthrough_classify.py"
+    exported = run / "export"
+    for program in ([exported / "network.py"], [classify, exported / "network.onnx"]):
+        done = subprocess.run([sys.executable, *program, *files], capture_output=True, text=True)
+        found = lines(done.stdout)
+        assert [row[:2] for row in found] == [row[:2] for row in expected], done.stderr
+        for one, other in zip(found, expected, strict=True):
+            assert float(one[2]) == pytest.approx(float(other[2]), abs=2e-4)
+
+
+def test_check_tells_of_a_folder_without_training(dsonas, grey, tmp_path):
+    ended = dsonas("check", grey[0])
+    assert (ended.code, ended.err) == (0, "")
+    assert "3 classes" in ended.out
+    assert "proposed    dsonas run --data.name folder:" in ended.out
+    found = json.loads(dsonas("check", grey[0], "--json").out)
+    assert found["images"] == 60
+    assert found["grey"] == 60
+    ended = dsonas("check", tmp_path / "nowhere")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+
+
+def test_a_report_of_two_classes_names_the_wrong_files(dsonas, digit_folder, tmp_path):
+    images, run = digit_folder("L", 2, 40), tmp_path / "run"
+    options = [*SMALL, "--train.epochs", "1", "--train.lr", "1e-6", "--out", run]
+    assert dsonas("run", "--data.name", f"folder:{images}", *options).code == 0
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["mistakes"]
+    page = (run / "report.html").read_text()
+    for mistake in found["mistakes"][:3]:
+        assert (images / mistake["file"]).is_file()
+        assert f'title="{mistake["file"]}"' in page
+    assert "balanced accuracy" in page

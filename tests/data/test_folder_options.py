@@ -1,0 +1,229 @@
+"""What a user says about a folder: labels in a file, parts elsewhere, shapes, balance, a check."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dsonas.data import Augmentation, Batches, DataConfig, DataError, check_folder, load_data
+from dsonas.data.decoding import decode
+from dsonas.data.pixels import read_pixels
+
+RNG = np.random.default_rng(0)
+
+
+def picture(path: Path, width: int = 20, height: int = 16) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def pictures(root: Path, classes: str = "cat dog", count: int = 10, **size: int) -> Path:
+    for name in classes.split():
+        for number in range(count):
+            picture(root / name / f"{number}.png", **size)
+    return root
+
+
+def load(root: Path, **options):
+    return load_data(DataConfig(name=f"folder:{root}", **options))
+
+
+def names(images) -> set[str]:
+    return set(images.names or ()) if images is not None else set()
+
+
+# labels in a file
+
+
+@pytest.mark.parametrize("mark", [",", "\t", ";"])
+@pytest.mark.parametrize("header", ["path{}label\n", "filename{}class\n", ""])
+def test_labels_come_from_a_file(tmp_path, caplog, mark, header):
+    for number in range(20):
+        picture(tmp_path / "all" / f"{number}.png")
+    rows = [f"all/{n}.png{mark}{'cat' if n % 2 else 'dog'}\n" for n in range(18)]
+    file = tmp_path / "labels.csv"
+    file.write_text("\ufeff" + header.format(mark) + "".join(rows), encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        data = load(tmp_path, labels=str(file))
+    assert data.class_names == ("cat", "dog")
+    assert names(data.train) | names(data.test) == {f"all/{n}.png" for n in range(18)}
+    assert not names(data.train) & names(data.test)
+    for images in (data.train, data.test):
+        for name, label in zip(images.names or (), images.labels.tolist(), strict=True):
+            assert label == (0 if int(Path(name).stem) % 2 else 1)
+    assert "2 images without a class in labels.csv left out: all/18.png, all/19.png" in caplog.text
+
+
+def test_a_file_of_labels_may_name_the_parts(tmp_path):
+    parts = ["train"] * 8 + ["Validation"] * 4 + ["testing"] * 4
+    rows = [f"{picture(tmp_path / f'{n}.png').name},{'ab'[n % 2]},{p}" for n, p in enumerate(parts)]
+    (tmp_path / "l.csv").write_text("\n".join(["image,category,split", *rows]))
+    data = load(tmp_path, labels=str(tmp_path / "l.csv"))
+    assert [len(part) for part in (data.train, data.val, data.test)] == [8, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\n0.png,a\n0.png,b\n", "0.png has two classes or parts"),
+        ("path,label,part\n0.png,a,later\n", "part must be train, val or test, got 'later'"),
+        ("0.png\n1.png\n", "lines of path and class"),
+        ("path,label\n", "names no image"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_bad_file_of_labels_is_refused(tmp_path, text, message):
+    picture(tmp_path / "0.png")
+    if text is not None:
+        (tmp_path / "l.csv").write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        load(tmp_path, labels=str(tmp_path / "l.csv"))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_labels_name_and_that_are_not_there_are_said(tmp_path, caplog):
+    rows = [f"{picture(tmp_path / f'{n}.png').name},{'ab'[n % 2]}" for n in range(12)]
+    (tmp_path / "l.csv").write_text("\n".join(["path,label", *rows, "gone.png,a"]))
+    with caplog.at_level(logging.WARNING):
+        data = load(tmp_path, labels=str(tmp_path / "l.csv"))
+    assert data.skipped == ("gone.png",)
+    assert data.split is not None
+    assert data.split.rows["gone.png"].part == "unreadable"
+    assert "1 unreadable image files skipped: gone.png" in caplog.text
+
+
+# parts elsewhere, or held out
+
+
+def test_a_test_part_may_lie_elsewhere(tmp_path):
+    root = pictures(tmp_path / "train_images")
+    other = pictures(tmp_path / "elsewhere", count=3)
+    data = load(root, test=str(other))
+    assert (len(data.train), len(data.test)) == (20, 6)
+    assert f"{other}/ used as test" in data.layout
+    with pytest.raises(DataError, match=r"data\.test .*gone not found"):
+        load(root, test=str(tmp_path / "gone"))
+    pictures(other, "owl", count=1)
+    with pytest.raises(DataError, match=r"only in the second \['owl'\]"):
+        load(root, test=str(other))
+
+
+@pytest.mark.parametrize("name", ["digits", "folder"])
+def test_a_share_is_held_out_for_validation(tmp_path, name):
+    place = "digits" if name == "digits" else f"folder:{pictures(tmp_path, count=60)}"
+    plain = load_data(DataConfig(name=place))
+    data = load_data(DataConfig(name=place, val=0.25))
+    assert plain.val is None
+    assert data.val is not None
+    assert len(data.train) + len(data.val) == len(plain.train)
+    assert 0.1 < len(data.val) / len(plain.train) < 0.4
+    assert torch.equal(data.test.labels, plain.test.labels)
+    assert not names(data.val) & (names(data.train) | names(data.test))
+
+
+def test_copies_of_test_images_are_not_learned(tmp_path):
+    root = pictures(tmp_path)
+    for number in range(10):
+        shutil.copy(root / "cat" / f"{number}.png", root / "cat" / f"copy {number}.png")
+    data = load(root)
+    content = {name: (root / name).read_bytes() for name in names(data.train) | names(data.test)}
+    assert not {content[n] for n in names(data.train)} & {content[n] for n in names(data.test)}
+    assert len(content) == 30  # copies stay together, so that none is lost
+
+
+def test_a_change_of_content_alone_is_noticed(tmp_path):
+    root = pictures(tmp_path)
+    file = root / "cat" / "3.png"
+    before = load(root)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    after = load(root)
+    assert before.split is not None
+    assert after.split is not None
+    assert before.split.changes(after.split).endswith("1 files changed: cat/3.png")
+    assert before.identity != after.identity
+
+
+def test_classes_divided_each_for_itself_are_refused(tmp_path):
+    for name in ("cat", "dog"):
+        for part in ("train", "test"):
+            picture(tmp_path / name / part / "1.png")
+    with pytest.raises(DataError, match="look like parts of a split inside of a class"):
+        load(tmp_path)
+
+
+# shapes
+
+
+def test_an_image_is_padded_or_stretched(tmp_path):
+    path = tmp_path / "wide.png"
+    Image.fromarray(np.full((10, 40, 3), 200, np.uint8)).save(path)
+    padded = read_pixels(path, 20, 1, fit="pad")[0]
+    assert (padded[:7] == 0).all()
+    assert (padded[8:12] == 200).all()
+    assert (padded[13:] == 0).all()
+    assert (read_pixels(path, 20, 1, fit="stretch") == 200).all()
+    for fit in ("pad", "stretch"):
+        half = np.zeros((10, 40), np.uint8)
+        half[:, 20:] = 255
+        Image.fromarray(half).save(tmp_path / "half.png")
+        found = decode(str(tmp_path / "half.png"), 20, 1, fit=fit)[0, 10]
+        assert found[0] == 0
+        assert found[-1] == 255
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("size", [(1, 500), (500, 1), (1, 1), (33, 20)])
+@pytest.mark.parametrize("augment", ["shift", "crop"])
+def test_every_shape_becomes_a_square(tmp_path, fit, size, augment):
+    root = pictures(tmp_path, count=6)
+    picture(root / "cat" / "odd.png", *size)
+    data = load(root, fit=fit, augment=augment, image_size=8)
+    batches = Batches(data.train, data, batch_size=len(data.train), shuffle=False, seed=0,
+                      augmentation=data.train_augmentation, drop_last=True)  # fmt: skip
+    images, _ = next(batches.epoch(0))
+    assert images.shape[1:] == (3, 8, 8)
+    assert images.isfinite().all()
+    assert data.fit == fit
+
+
+# classes of different size
+
+
+def test_balanced_draws_show_all_classes_equally_often(tmp_path, caplog):
+    root = pictures(tmp_path, "many", count=60)
+    pictures(root, "few", count=6)
+    with caplog.at_level(logging.WARNING):
+        load(root)
+    assert "classes differ in size" in caplog.text
+    data = load(root, balance=True)
+    batches = Batches(data.train, data, batch_size=8, augmentation=Augmentation(), shuffle=True,
+                      drop_last=False, seed=0)  # fmt: skip
+    labels = torch.cat([labels for epoch in range(20) for _, labels in batches.epoch(epoch)])
+    assert labels.float().mean() == pytest.approx(0.5, abs=0.06)
+
+
+# the check
+
+
+def test_a_check_tells_what_a_run_would_do(tmp_path):
+    root = pictures(tmp_path / "photos", count=30, width=96, height=48)
+    shutil.copy(root / "cat" / "1.png", root / "dog" / "again.png")
+    (root / "dog" / "bad.png").write_bytes((root / "dog" / "2.png").read_bytes()[:300])
+    (root / "dog" / "notes.txt").write_text("no image")
+    found = check_folder(DataConfig(name=f"folder:{root}"))
+    assert found.num_images == 61
+    assert "dog/bad.png" in found.unreadable
+    assert found.copies == {"dog/again.png": "cat/1.png"}
+    assert any("1 .txt" in note for note in found.notes)
+    assert found.image_size == 64
+    assert found.proposed["data.fit"] == "pad"
+    assert found.sizes["long"] == 61
+    assert {name: sum(found.counts[part].get(name, 0) for part in found.counts)
+            for name in found.class_names} == {"cat": 30, "dog": 31}  # fmt: skip
