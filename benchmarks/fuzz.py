@@ -110,7 +110,7 @@ def fuzz(target: Target, seconds: float, seed: int) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    names = ("config", "options", "architecture", "images", "checkpoints", "folder")
+    names = ("config", "options", "architecture", "images", "checkpoints", "folder", "folders")
     parser.add_argument("--target", choices=names, required=True)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import fuzz_cases as cases
+import fuzz_folders
 from dsonas.commands.cli import main as dsonas
 from dsonas.commands.configuring import config_parser
 from dsonas.data.decoding import UnreadableImageError, decode, read_header
@@ -152,6 +153,15 @@ def check_folder(case: tuple[str, bytes]) -> None:
         command("run", *TINY, "--out", "out")
 
 
+def check_tree(case: Any) -> None:
+    """A random image folder: what is loaded from it, and now and then the commands themselves."""
+    fuzz_folders.check_tree(case)
+    if len(case[0]) % 10 == 0:
+        command("predict", "--run", "finished", str(fuzz_folders.ROOT))
+        command("check", str(fuzz_folders.ROOT))
+        work("run", *TINY, "--data.name", f"folder:{fuzz_folders.ROOT}")
+
+
 def prepare() -> None:
     """A finished run, one stopped in its last step, and a few images, in the present folder."""
     command("run", *TINY, "--out", "finished", codes=(0,))
@@ -183,6 +193,7 @@ def targets() -> dict[str, Target]:
               for stage, path in last.items()]  # fmt: skip
     files = [path.name for path in Path("finished").iterdir() if path.is_file()]
     return {
+        "folders": Target(fuzz_folders.trees, check_tree),
         "config": Target(cases.settings_text(keys, recipes), check_config),
         "options": Target(cases.options(keys), check_options),
         "architecture": Target(

@@ -15,14 +15,12 @@ from .data_config import (
     DataConfig as DataConfig,
     DataError as DataError,
     crop_share as crop_share,
+    plain_name as plain_name,
     short_name as short_name,
 )
 from .folder_images import (
     choose_image_size as choose_image_size,
     scan as scan,
-)
-from .folder_layout import (
-    plain_name as plain_name,
 )
 from .folders import (
     list_contents as list_contents,

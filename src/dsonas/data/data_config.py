@@ -190,6 +190,16 @@ def crop_share(fit: str) -> float:
     return float(fit.partition(":")[2] or 1)
 
 
+def plain_name(name: str) -> str:
+    """Write a file's name in one line of text: what cannot be printed is escaped.
+
+    Example:
+        >>> print(plain_name("a" + chr(9) + "cat.png").replace(chr(92), "/"))
+        a/tcat.png
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
 def short_name(name: str) -> str:
     """Say briefly what ``data.name`` gives: the last part of its place, if it has one.
 

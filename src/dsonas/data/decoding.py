@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from .augmentation import RandomCrop
-from .data_config import DataError, crop_share
+from .data_config import DataError, crop_share, plain_name
 from .pixels import check_range, read_pixels, to_8bit
 
 with suppress(ImportError):  # extra ``formats``: HEIC, as telephones write it
@@ -151,7 +151,7 @@ def _open(file: str | bytes) -> Image.Image:
 def _unreadable(name: str | bytes, error: Exception) -> UnreadableImageError:
     # the object in memory, or the name once more, say nothing to a user
     reason = " ".join(re.sub(r" (<_io\S* .*>|'.*')$", "", str(error)).split())
-    called = "in memory" if isinstance(name, bytes) else name
+    called = "in memory" if isinstance(name, bytes) else plain_name(str(name))
     return UnreadableImageError(f"cannot read image {called}: {reason}", reason)
 
 

@@ -42,9 +42,10 @@ def read_folder(config: DataConfig, seed: int) -> SourceData:
     for part, listing in contents.parts.items():
         found, bad = scan(listing, max(1, config.workers))
         if listing.paths and not found:
+            path = listing.paths[0]
             raise DataError(
                 f"none of the {len(listing.paths)} {part} images can be read, the first is "
-                f"{listing.paths[0]} ({bad[listing.paths[0]]}): check that they are complete images"
+                f"{contents.name(path)} ({bad[path]}): check that they are complete images"
             )
         headers |= found
         reasons |= bad

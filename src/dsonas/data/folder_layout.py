@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from . import decoding as decoding  # which makes Pillow read what is installed
-from .data_config import DataError
+from .data_config import DataError, plain_name
 
 SYSTEM_NAMES = frozenset((
     "@eadir", "__macosx", "__pycache__", "#recycle", "#snapshot", "@recycle", "$recycle.bin",
@@ -44,16 +44,6 @@ class Layout:
     root: Path
     parts: dict[str, Path]
     unused: tuple[str, ...] = ()
-
-
-def plain_name(name: str) -> str:
-    """Write a file's name in one line of text: what cannot be printed is escaped.
-
-    Example:
-        >>> print(plain_name("a" + chr(9) + "cat.png").replace(chr(92), "/"))
-        a/tcat.png
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def first(names: Sequence[str], most: int = 3) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .data_config import DataConfig, DataError
+from .data_config import DataConfig, DataError, plain_name
 from .folder_layout import (
     LAYOUT,
     PARTS,
@@ -24,7 +24,6 @@ from .folder_layout import (
     is_image,
     is_readable,
     is_visible,
-    plain_name,
     subfolders,
     walk_files,
 )
