@@ -300,3 +300,9 @@ def test_a_corrected_run_equals_one_that_never_failed(dsonas, tiny, finished, tm
     assert dsonas("run", *tiny, *out).code == 0
     new, old = (load_file(run / "network.safetensors") for run in (out[1], finished))
     assert all((new[name] == old[name]).all() for name in old)
+
+
+@pytest.mark.parametrize("case", ["pretrain", "network empty", "budget", "data", "data name"])
+def test_a_printed_configuration_is_checked(dsonas, case):
+    arguments, *fragments = OPTIONS[case]
+    check_refused(dsonas("run", "--print_config", *arguments.split()), *fragments)

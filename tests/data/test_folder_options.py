@@ -9,7 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from dsonas.data import Augmentation, Batches, DataConfig, DataError, check_folder, load_data
+from dsonas.data import (
+    Augmentation,
+    Batches,
+    DataConfig,
+    DataError,
+    check_folder,
+    images,
+    load_data,
+    load_test,
+    sources,
+)
 from dsonas.data.decoding import decode
 from dsonas.data.pixels import read_pixels
 
@@ -53,8 +63,8 @@ def test_labels_come_from_a_file(tmp_path, caplog, mark, header):
     assert data.class_names == ("cat", "dog")
     assert names(data.train) | names(data.test) == {f"all/{n}.png" for n in range(18)}
     assert not names(data.train) & names(data.test)
-    for images in (data.train, data.test):
-        for name, label in zip(images.names or (), images.labels.tolist(), strict=True):
+    for part in (data.train, data.test):
+        for name, label in zip(part.names or (), part.labels.tolist(), strict=True):
             assert label == (0 if int(Path(name).stem) % 2 else 1)
     assert "2 images without a class in labels.csv left out: all/18.png, all/19.png" in caplog.text
 
@@ -227,3 +237,34 @@ def test_a_check_tells_what_a_run_would_do(tmp_path):
     assert found.sizes["long"] == 61
     assert {name: sum(found.counts[part].get(name, 0) for part in found.counts)
             for name in found.class_names} == {"cat": 30, "dog": 31}  # fmt: skip
+
+
+# said, and said once
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_file_is_warned_of_once_in_all_epochs(tmp_path, caplog, monkeypatch, workers):
+    root = pictures(tmp_path)
+    data = load(root)
+    bad = sorted(names(data.train))[0]
+    monkeypatch.setattr(sources, "MEMORY_LIMIT", 0)
+    monkeypatch.setattr(images, "_said", set())
+    (root / bad).write_bytes((root / bad).read_bytes()[:200])  # its head is whole
+    data = load(root, workers=workers)
+    assert bad in names(data.train)
+    batches = Batches(data.train, data, batch_size=4, augmentation=Augmentation(), shuffle=True,
+                      drop_last=False, seed=0, workers=workers)  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        for epoch in range(3):
+            assert sum(len(labels) for _, labels in batches.epoch(epoch)) == len(data.train)
+    assert caplog.text.count("takes its place") == 1
+
+
+def test_a_run_without_a_split_is_measured_with_a_warning(tmp_path, caplog):
+    root = pictures(tmp_path)
+    options = {"class_names": ("cat", "dog"), "image_size": 8, "input_channels": 3,
+               "mean": [0.5] * 3, "std": [0.5] * 3, "split": None}  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        data = load_test(DataConfig(name=f"folder:{root}"), **options)
+    assert len(data.test) == 20
+    assert "which images were in training is not known, as the run has no split.csv" in caplog.text
