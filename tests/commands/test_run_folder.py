@@ -186,7 +186,8 @@ def test_evaluate_reproduces_the_test_error(dsonas, finished):
     assert ended.out.startswith(f"test error {metrics['test_error']} %")
     measured = json.loads(dsonas("evaluate", "--run", finished, "--json").out)
     assert measured.pop("images") == 50
-    assert measured == {name: metrics[name] for name in ("test_error", "test_loss")}
+    assert {"test_error", "test_loss", "balanced_accuracy"} <= measured.keys()
+    assert measured == {name: metrics[name] for name in measured}
 
 
 def test_evaluate_can_look_elsewhere(dsonas, finished):

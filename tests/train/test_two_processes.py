@@ -62,7 +62,7 @@ def test_a_search_has_the_same_losses_and_architecture(steps, dtype, atol):
     assert two["losses"] == pytest.approx(one["losses"], abs=atol, rel=0)
     assert two["architecture"] == one["architecture"]
     live = [row["live_connections"] for row in one["rows"]]
-    assert live[0] < 58, "the first rebuild, after ten steps, has removed something"
+    assert live[-1] < 58, "something has been removed"
     assert [row["live_connections"] for row in two["rows"]] == live
 
 

@@ -24,6 +24,7 @@ def choices_of(model: nn.Module) -> dict[str, list[tuple[str, Choice]]]:
         ValueError: if places with one label differ in their candidates or in ``keep``.
 
     Example:
+        >>> from dsonas.sparse import Zero
         >>> model = nn.Sequential(LayerChoice([nn.Identity(), Zero()], label="first"))
         >>> [(label, [place for place, _ in places]) for label, places in choices_of(model).items()]
         [('first', ['0'])]

@@ -47,7 +47,7 @@ class TrainConfig:
         drop_path: probability of dropping a branch of the last block at the end, in [0, 1).
         dropout: probability of dropping a feature before the classifier, in [0, 1).
         patience: end after so many epochs without a lower error on the validation part
-            (``data.val``), > 0; None: never.
+            (``data.val``), > 0. None: never.
 
     Example:
         >>> learning_rate = TrainConfig(epochs=2).learning_rate(steps_per_epoch=4)

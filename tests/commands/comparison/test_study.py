@@ -93,7 +93,7 @@ def test_networks_of_random_factors_are_as_sparse_as_the_plan_and_differ(study):
 def test_networks_that_meet_the_budget_at_no_width_are_drawn_anew(study, run_config):
     """The fit would have taken operations from them, down to what meets it."""
     network = replace(run_config.network, channel_multiple=4)
-    budget = Budget(macs="9k")
+    budget = Budget(macs="12k")
     tight = study(run=replace(run_config, network=network), budgets=(budget,), random=8)
     with pytest.raises(InfeasibleBudgetError):
         fit_width(tight.spaces["share"].complete(), budget, multiple=4)
