@@ -79,6 +79,7 @@ class ChoiceSupernet:
         for places in self.places.values():
             for _, choice in places[1:]:
                 choice.factors = places[0][1].factors
+        self._vectors = [places[0][1].factors for places in self.places.values()]
 
     def _count(self, example: Any) -> None:
         if example is None:
@@ -147,7 +148,7 @@ class ChoiceSupernet:
 
     def vectors(self) -> list[nn.Parameter]:
         """List the factors of every label."""
-        return [places[0][1].factors for places in self.places.values()]
+        return self._vectors
 
     def flags(self, structure: Structure) -> list[Sequence[bool]]:
         """Tell which candidates a structure has."""

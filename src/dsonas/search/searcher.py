@@ -246,6 +246,7 @@ class Searcher(Generic[S]):
             clip=CLIP,
         )
         self._press(self.penalty)
+        self._parameters = list(self.supernet.model.parameters())
         self.optimizers = OptimizerWatch(
             self.weights, self.supernet.vectors(), self.optimizer, self._forget_factor_gradients
         )
@@ -308,7 +309,7 @@ class Searcher(Generic[S]):
         self._check_finite(gradients)
         set_lr(self.optimizer, self._schedule(self.done) if lr is None else lr)
         self.optimizer.step()
-        for parameter in self.supernet.model.parameters():
+        for parameter in self._parameters:
             parameter.grad = None
         if self.config.normalise:
             self.supernet.normalise(self.optimizer, self._staying)
@@ -318,7 +319,7 @@ class Searcher(Generic[S]):
 
     def _check_finite(self, gradients: list[Tensor]) -> None:
         """Refuse gradients that are not finite, without making an accelerator wait each time."""
-        finite = torch.stack([gradient.sum() for gradient in gradients]).isfinite().all()
+        finite = torch.cat([gradient.flatten() for gradient in gradients]).sum().isfinite()
         self._bad = ~finite if self._bad is None else self._bad | ~finite
         due = finite.device.type == "cpu" or self.done % CHECK_EVERY == 0
         if due and self._bad.item():
@@ -396,6 +397,11 @@ class Searcher(Generic[S]):
             self.removals.by_budget += len(gone) - gone.count(0.0)
         self.supernet.remove(structure, self.optimizers)
         mask_factors(self.supernet.vectors(), after, self.optimizer)
+        self._take_note()
+
+    def _take_note(self) -> None:
+        """Know which parameters there are after a removal; to walk the model takes long."""
+        self._parameters = list(self.supernet.model.parameters())
         self.optimizers.refresh()
 
     def finish(self) -> SearchResult[S]:
@@ -455,4 +461,4 @@ class Searcher(Generic[S]):
         for vector, values in zip(vectors, state["factors"], strict=True):
             vector.copy_(values)
         restore(self.optimizer, state["optimizer"])
-        self.optimizers.refresh()
+        self._take_note()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dsonas._utils import mask_like, send
+from dsonas.sparse.proximal import write_back
 
 
 class ScaledSum(nn.Module):
@@ -157,31 +158,29 @@ def normalise_factors(
         return
     sizes = [vector.numel() for vector in vectors]
     flat = torch.cat([vector.reshape(-1) for vector in vectors])
-    index = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    index = send(index, flat.device)
+    index = send(torch.repeat_interleave(torch.tensor(sizes)), flat.device)
 
     def sums(values: Tensor) -> Tensor:
         return flat.new_zeros(len(sizes)).index_add(0, index, values)
 
     squares = sums(flat.square()).clamp(min=torch.finfo(flat.dtype).tiny)
     state = {} if optimizer is None else optimizer.state
-    momenta = [state.get(vector, {}).get("momentum_buffer") for vector in vectors]
+    momenta = [
+        state[vector].get("momentum_buffer") if vector in state else None for vector in vectors
+    ]
     moved = [momentum for momentum in momenta if momentum is not None]
     if moved:
         found = zip(momenta, vectors, strict=True)
         moving = torch.cat(
-            [torch.zeros_like(v).reshape(-1) if m is None else m.reshape(-1) for m, v in found]
+            [(torch.zeros_like(v) if m is None else m).reshape(-1) for m, v in found]
         )
         moving -= flat * (sums(moving * flat) / squares)[index]
-        pieces = zip(momenta, _pieces(moving, vectors), strict=True)
-        for momentum, piece in pieces:
-            if momentum is not None:
-                momentum.copy_(piece)
+        if len(moved) == len(vectors):
+            write_back(moving, moved)
+        else:
+            pieces = zip(momenta, moving.split(sizes), strict=True)
+            kept = [piece for momentum, piece in pieces if momentum is not None]
+            write_back(torch.cat(kept), moved)
     counts = send(torch.tensor(sizes, dtype=flat.dtype), flat.device)
     flat *= (counts / squares).sqrt()[index]
-    torch._foreach_copy_(vectors, _pieces(flat, vectors))  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _pieces(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    pieces = flat.split([tensor.numel() for tensor in like])
-    return [piece.view_as(tensor) for piece, tensor in zip(pieces, like, strict=True)]
+    write_back(flat, vectors)

@@ -122,12 +122,12 @@ class ProximalNAG(Optimizer):
         params = [param for param, _ in found]
         buffers = [self._momentum(param) for param in params]
         flat, momenta = _flat(params), _flat(buffers)
-        penalty = _flat([torch.as_tensor(g["penalty"]).to(p).expand_as(p) for p, g in found])
-        _proximal_step(flat, _flat([p.grad for p in params]), momenta, penalty, found[0][1])
         sizes = [param.numel() for param in params]
+        _proximal_step(
+            flat, _flat([p.grad for p in params]), momenta, _penalties(found, sizes), found[0][1]
+        )
         for targets, values in ((params, flat), (buffers, momenta)):
-            pieces = zip(targets, values.split(sizes), strict=True)
-            torch._foreach_copy_(targets, [piece.view_as(target) for target, piece in pieces])  # pyright: ignore[reportPrivateImportUsage]
+            write_back(values, targets)
 
     def _momentum(self, param: Tensor) -> Tensor:
         state = self.state[param]
@@ -161,4 +161,29 @@ def _alike(param: Tensor, group: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _flat(tensors: Sequence[Tensor | None]) -> Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in tensors if tensor is not None])
+    found = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(found if _are_vectors(found) else [tensor.reshape(-1) for tensor in found])
+
+
+def _are_vectors(tensors: Sequence[Tensor]) -> bool:
+    return {tensor.ndim for tensor in tensors} == {1}
+
+
+def _penalties(found: Sequence[tuple[Tensor, dict[str, Any]]], sizes: Sequence[int]) -> Tensor:
+    """The penalty of every entry, of all vectors one after the other."""
+    values = [group["penalty"] for _, group in found]
+    if any(isinstance(value, Tensor) for value in values):
+        pairs = zip(values, (param for param, _ in found), strict=True)
+        return _flat([torch.as_tensor(v).to(p).expand_as(p) for v, p in pairs])
+    like = found[0][0]
+    repeated = [value for value, size in zip(values, sizes, strict=True) for _ in range(size)]
+    return torch.tensor(repeated, dtype=like.dtype).to(like.device, non_blocking=True)
+
+
+@torch.no_grad()
+def write_back(flat: Tensor, targets: Sequence[Tensor]) -> None:
+    """Copy the pieces of one long vector into tensors of any shapes, in place."""
+    pieces = flat.split([target.numel() for target in targets])
+    if not _are_vectors(targets):
+        pieces = [piece.view_as(target) for piece, target in zip(pieces, targets, strict=True)]
+    torch._foreach_copy_(list(targets), list(pieces))  # pyright: ignore[reportPrivateImportUsage]
