@@ -14,7 +14,8 @@ from torch import nn
 
 import dsonas
 from dsonas import InputChoice, LayerChoice, Searcher, Zero
-from dsonas.sparse.applying import choices_of
+from dsonas.search.searcher import Removals
+from dsonas.sparse.applying import Choices, choices_of
 
 HERE = Path(__file__).parent
 
@@ -236,3 +237,39 @@ class TestCandidates:
             LayerChoice([nn.Identity()])(torch.zeros(3, 4, dtype=torch.complex64))
         plain = LayerChoice([nn.Identity()], normalise=False)
         assert plain(torch.zeros(3, 4, dtype=torch.complex64)).is_complex()
+
+
+class TestNotebook:
+    """What a notebook shows of a result."""
+
+    def test_choices_and_cost(self) -> None:
+        model = nn.Sequential(LayerChoice({"<b>": nn.Linear(4, 4), "skip": nn.Identity()}))
+        budget = dsonas.Budget(macs="50%", params=1000)
+        searcher = Searcher(model, torch.zeros(1, 4), steps=2, budget=budget)
+        result = searcher.finish()
+        page = result._repr_html_()
+        assert "&lt;b&gt;" in page
+        assert "<b>" not in page.replace("<b>0</b>", "")
+        assert "0 % of the budget 8, 0 % of the supernet 16" in page
+
+    def test_blocks_are_drawn(self) -> None:
+        skeleton = dsonas.Skeleton(input_channels=1, image_size=8, blocks=(1,), channels=(4,))
+        space = dsonas.SearchSpace(skeleton=skeleton, num_levels=2)
+        network = dsonas.Network(space.complete(), scaled=True)
+        page = Searcher(network, steps=1).finish()._repr_html_()
+        assert "level 1" in page
+
+    def test_traced_models_and_results_made_by_hand(self) -> None:
+        model = dsonas.scale_connections(Sum(), torch.zeros(1, 4))
+        assert "multiply-adds" in Searcher(model, torch.zeros(1, 4), steps=1).finish()._repr_html_()
+        chosen = dsonas.SearchResult(nn.Identity(), Choices({"x": ["a"]}), 2.0, None, Removals())
+        assert "no budget" in chosen._repr_html_()
+
+
+class Sum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.a(x) + self.b(x)

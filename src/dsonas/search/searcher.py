@@ -19,6 +19,7 @@ from dsonas._utils import mask_like
 from dsonas.cost import Budget
 from dsonas.search.optimizer_watch import OptimizerWatch
 from dsonas.search.search_config import CLIP, MOMENTUM, SearchConfig
+from dsonas.search.showing import result_html
 from dsonas.search.supernets import supernet_of
 from dsonas.sparse import Choices, ProximalNAG, mask_factors, save_choices
 from dsonas.train import Processes, restore, running, set_lr
@@ -139,6 +140,9 @@ class SearchResult(Generic[S]):
         cost: of the network, in the measure that the budget bounds first.
         structure: what is left, as the kind of supernet has it.
         removals: how many factors have gone, and whether they were 0.
+        supernet: what there was to choose from; None: not known.
+        supernet_cost: what that costs.
+        budget: as it was given; None: there was none.
 
     Example:
         >>> model, chosen = nn.Sequential(nn.Linear(2, 2)), Choices({"layer": ["linear"]})
@@ -151,6 +155,16 @@ class SearchResult(Generic[S]):
     cost: float
     structure: S
     removals: Removals
+    supernet: S | None = None
+    supernet_cost: float | None = None
+    budget: Budget | None = None
+
+    def _repr_html_(self) -> str:
+        """Show choices, blocks, and cost against budget in a notebook."""
+        budget, whole = self.budget or Budget(), self.supernet_cost
+        bounds = budget.of(lambda name: whole or self.cost).bounds
+        costs = (budget.leading, self.cost, bounds.get(budget.leading), whole)
+        return result_html(self.choices, self.supernet, self.structure, costs)
 
     def save(self, path: str | Path) -> None:
         """Write the choices and the weights of the final network to one file.
@@ -227,6 +241,7 @@ class Searcher(Generic[S]):
         self.config, self.steps, self.seed = config or SearchConfig(), steps, seed
         self.processes = processes or running()
         self.supernet: Supernet[S] = supernet_of(model, example, budget, self.config, cost, seed)
+        self.budget = budget
         given = self.config.penalty
         idle = IDLE_DISTANCE * (1 - MOMENTUM) / (self.config.lr * steps)
         self.penalty = idle if given is None else given
@@ -423,6 +438,9 @@ class Searcher(Generic[S]):
             cost=self.cost(),
             structure=self.live,
             removals=self.removals,
+            supernet=self.passed[0],
+            supernet_cost=self.supernet.cost(self.passed[0]),
+            budget=self.budget,
         )
 
     def state_dict(self) -> dict[str, Any]:
