@@ -68,6 +68,13 @@ def two_runs() -> dict[str, Any]:
 PREPARED: dict[str, Callable[[], dict[str, Any]]] = {"budgets.md": a_search, "report.md": two_runs}
 
 
+def test_the_loop_of_the_readme_is_short():
+    (loop,) = (b for b in blocks(ROOT / "README.md", "python", "py") if "searcher.step()" in b.code)
+    lines = [line for line in loop.code.splitlines() if line.strip()]
+    assert len(lines) <= 15
+    assert sum("dsonas" in line for line in lines) <= 5
+
+
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
 def test_the_python_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)

@@ -2,13 +2,17 @@
 
 import ast
 import importlib.util
+import io
 import json
 import re
 import sys
+import tarfile
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from torchvision.transforms.v2.functional import to_pil_image
 
 import dsonas
 from dsonas.commands.cli import main
@@ -218,3 +222,42 @@ def test_the_space_of_nas_bench_201():
     nodes = page.cell_string(result.choices).split("+")
     assert [node.count("~") for node in nodes] == [1, 2, 3]
     assert len(Path(page.__file__).read_text().splitlines()) <= 100
+
+
+def camvid_like(folder: Path) -> None:
+    """An archive as that of CamVid: a road below a sky, void in a corner."""
+    generator = torch.Generator().manual_seed(0)
+    with tarfile.open(folder / "camvid-180x240.tar.xz", "w:xz", preset=0) as archive:
+        for part, kind, i in product(("train", "val", "test"), ("images", "masks"), range(6)):
+            mask = torch.full((1, 180, 240), 3, dtype=torch.uint8)
+            mask[:, : 40 + 20 * i] = 0
+            mask[:, :10, :10] = 11
+            noise = torch.randint(0, 40, (3, 180, 240), generator=generator, dtype=torch.uint8)
+            pixels, content = mask if kind == "masks" else mask * 40 + noise, io.BytesIO()
+            to_pil_image(pixels).save(content, "PNG")
+            entry = tarfile.TarInfo(f"camvid-180x240/{part}/{kind}/{i}.png")
+            entry.size = content.tell()
+            content.seek(0)
+            archive.addfile(entry, content)
+
+
+def test_segmentation(tmp_path, monkeypatch):
+    pytest.importorskip("torchmetrics")
+    camvid_like(tmp_path)
+    example = load("segmentation")
+    monkeypatch.setattr(example, "ARCHIVE", tmp_path / "camvid-180x240.tar.xz")
+    monkeypatch.setattr(example, "BATCH", 2)
+    example.main(seeds=(0, 1), epochs=1, out=tmp_path / "out.json")
+    value = json.loads((tmp_path / "out.json").read_text())
+    whole = dsonas.Searcher(example.EncoderDecoder(), torch.zeros(1, 3, 180, 240), steps=1).cost()
+    for row in value["seeds"]:
+        assert row["macs"] <= 0.3 * whole
+        assert len(row["random"]) == 3
+    assert 0 < value["found"]["mean"] < 100
+    assert value["part"] == "test"
+    assert len(Path(example.__file__).read_text().splitlines()) <= 150
+
+
+def test_no_file_of_the_package_mentions_segmentation():
+    files = (ROOT / "src").rglob("*.py*")
+    assert not [path for path in files if b"segmentation" in path.read_bytes().lower()]
