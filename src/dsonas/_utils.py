@@ -343,3 +343,14 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
     import torch
 
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def write_back(flat: Tensor, targets: Sequence[Tensor]) -> None:
+    """Copy the pieces of one long vector into tensors of any shapes, in place: see ``flatten``."""
+    import torch
+
+    pieces = flat.split([target.numel() for target in targets])
+    if any(target.ndim != 1 for target in targets):
+        pieces = [piece.view_as(target) for piece, target in zip(pieces, targets, strict=True)]
+    with torch.no_grad():
+        torch._foreach_copy_(list(targets), list(pieces))  # pyright: ignore[reportPrivateImportUsage]

@@ -96,6 +96,16 @@ def test_a_bad_file_of_labels_is_refused(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_short_line_of_labels_is_left_out_and_said(tmp_path, caplog):
+    pictures(tmp_path / "all", count=6)
+    rows = [f"{n},all/{kind}/{n}.png,{kind}" for kind in ("cat", "dog") for n in range(6)]
+    file = tmp_path / "labels.csv"
+    file.write_text("\n".join(["id,path,label", *rows[:-1], "5,all/dog/5.png", "6"]))
+    data = load(tmp_path, labels=str(file))
+    assert len(data.train) + len(data.test) == 11
+    assert "2 lines without a path or class left out" in caplog.text
+
+
 def test_files_that_labels_name_and_that_are_not_there_are_said(tmp_path, caplog):
     rows = [f"{picture(tmp_path / f'{n}.png').name},{'ab'[n % 2]}" for n in range(12)]
     (tmp_path / "l.csv").write_text("\n".join(["path,label", *rows, "gone.png,a"]))

@@ -306,6 +306,21 @@ def test_a_traced_model_is_searched_by_the_same_searcher() -> None:
         Searcher(fresh, example, budget=Budget(macs=10), steps=1)
 
 
+def test_a_sum_of_which_nothing_stays_is_not_normalised():
+    example = torch.zeros(2, 1, 8, 8)
+    searcher = Searcher(dsonas.scale_connections(Branches(), example), example, steps=20)
+    vectors = searcher.supernet.vectors()
+    with torch.no_grad():
+        for vector in vectors:
+            vector.copy_(torch.linspace(0.1, 0.2, len(vector)))
+    before = [vector.tolist() for vector in vectors]
+    staying = tuple((i > 0,) * len(vector) for i, vector in enumerate(vectors))
+    searcher.supernet.normalise(searcher.optimizer, staying)
+    assert vectors[0].tolist() == before[0]
+    for vector in vectors[1:]:
+        assert float(vector.detach().square().mean()) == pytest.approx(1, abs=1e-5)
+
+
 class TestMistakes:
     """Each gets one clear line."""
 

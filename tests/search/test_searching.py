@@ -281,6 +281,25 @@ def test_what_a_rebuild_removed_never_comes_back(data, normalise: bool):
         assert [value == 0 for value in values] == [not alive for alive in live]
 
 
+def test_what_a_rebuild_leaves_is_normalised_alone(data):
+    """Without a plan too: what has gone does not count in the mean square."""
+    stage = stage_of(data, {(1, 5), (0, 6)}, normalise=True)
+    stage.searcher._rebuild()
+    stage.step(next(stage.batches(1, 0)), 1, 0)
+    kind, *batch = next(b for b in stage.batches(1, 0) if b[0] == "factors")
+    stage.step((kind, *batch), 1, 1)
+    vector, graph = stage.supernet.scaling.blocks[0], stage.searcher.live.blocks[0]
+    for target in {t for (_, t), alive in zip(graph.connections, graph.live, strict=True) if alive}:
+        into = [
+            value**2
+            for value, (_, t), alive in zip(
+                vector.tolist(), graph.connections, graph.live, strict=True
+            )
+            if t == target and alive
+        ]
+        assert sum(into) / len(into) == pytest.approx(1, abs=1e-4)
+
+
 def test_a_rebuild_keeps_the_outputs_in_evaluation_mode(data):
     """Node 5 has lost its inputs; the constant that it still gives must not be lost."""
     stage = stage_of(data, {(source, 5) for source in range(5)})

@@ -271,8 +271,8 @@ def _evaluate(command: str, arguments: list[str], stop: StopSignal) -> int:
     if first.json:
         print(json.dumps(measured))
     else:
-        print(f"test error {measured['test_error']} %  test loss {measured['test_loss']}"
-              f"{_beside(measured)}  {measured['images']} images")  # fmt: skip
+        print(f"test error {measured['test_error']} %  test loss {measured['test_loss']}  "
+              f"{measured['images']} images\n{_beside(measured)}")  # fmt: skip
     return EXIT_DONE
 
 
@@ -306,10 +306,13 @@ def _listed() -> list[str]:
     return [name for name in (text.split("\0") if "\0" in text else text.splitlines()) if name]
 
 
+def _cells(classes: list[tuple[str, float]]) -> list[str]:
+    return [cell for label, value in classes for cell in (label, f"{value:.4f}")]
+
+
 def _print_lines(found: Predictions, top: int) -> None:
     for name, classes in found:
-        cells = [cell for label, value in classes for cell in (label, f"{value:.4f}")]
-        print(plain_name(name), *cells, sep="\t")
+        print(plain_name(name), *_cells(classes), sep="\t")
 
 
 def _print_csv(found: Predictions, top: int) -> None:
@@ -320,8 +323,7 @@ def _print_csv(found: Predictions, top: int) -> None:
             more = [f"{column}_{k}" for k in range(2, len(classes) + 1) for column in columns]
             writer.writerow(["file", *columns, *more])
             columns = []
-        cells = [cell for label, value in classes for cell in (label, f"{value:.4f}")]
-        writer.writerow([plain_name(name), *cells])
+        writer.writerow([plain_name(name), *_cells(classes)])
 
 
 def _print_json(found: Predictions, top: int) -> None:

@@ -24,7 +24,7 @@ from .augmentation import (
     transform_each,
 )
 from .data_config import DataError
-from .images import ImageSet, say_once
+from .images import ImageSet, KeptWarnings, say_once
 from .loading import ImageData
 from .normalisation import normalise
 
@@ -258,24 +258,6 @@ def part_of(chunk: Tensor, part: int, num_parts: int) -> Tensor:
     return chunk[start:end]
 
 
-class _Warnings(logging.Handler):
-    """Keeps warnings instead of printing them: a worker hands them over with its next batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: list[tuple[str, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a warning, and what it is about: its own text or that of its kind."""
-        text = record.getMessage()
-        self.kept.append((text if record.msg == "%s" else record.msg, text))
-
-    def taken(self) -> list[tuple[str, str]]:
-        """Those since the last call."""
-        kept, self.kept = self.kept, []
-        return kept
-
-
 class _Parts(IterableDataset[_Part | DataError]):
     """What a worker delivers: its part of every batch, and what it has to warn of."""
 
@@ -283,7 +265,7 @@ class _Parts(IterableDataset[_Part | DataError]):
         self._source, self._chunks, self._num_parts = source, chunks, num_parts
 
     def __iter__(self) -> Iterator[_Part | DataError]:
-        worker, warnings = get_worker_info(), _Warnings()
+        worker, warnings = get_worker_info(), KeptWarnings()
         part = worker.id if worker else 0
         of_data = logging.getLogger(__package__)
         of_data.handlers, of_data.propagate = [warnings], False  # in this process alone

@@ -13,6 +13,7 @@ from .data_config import DataConfig
 from .decoding import ImageHeader
 from .folder_images import choose_image_size, scan
 from .folders import Contents, list_contents
+from .images import KeptWarnings
 from .loading import SKEWED
 
 LONG = 1.5  # longer side over shorter, from which cutting out a square loses much
@@ -76,7 +77,7 @@ def check_folder(config: DataConfig) -> FolderCheck:
     Raises:
         DataError: if the folder is unsuitable; the message says what to do.
     """
-    with _heard() as notes:
+    with _heard() as heard:
         contents = list_contents(config)
     headers: dict[str, ImageHeader] = {}
     unreadable: dict[str, str] = {}
@@ -109,7 +110,7 @@ def check_folder(config: DataConfig) -> FolderCheck:
         image_size=size,
         unreadable={contents.name(path): reason for path, reason in unreadable.items()},
         copies=_copies(contents),
-        notes=notes,
+        notes=[text for _, text in heard.taken()],
         proposed={"data.image_size": str(size), **proposed},
     )
 
@@ -136,16 +137,14 @@ def _copies(contents: Contents) -> dict[str, str]:
 
 
 @contextmanager
-def _heard() -> Iterator[list[str]]:
-    """Collect what is warned of, instead of printing it."""
-    told: list[str] = []
-    logger, handler = logging.getLogger(__package__), logging.Handler()
-    handler.emit = lambda record: told.append(record.getMessage())
+def _heard() -> Iterator[KeptWarnings]:
+    """Keep what is warned of, instead of printing it."""
+    logger, kept = logging.getLogger(__package__), KeptWarnings()
     before = logger.propagate
-    logger.addHandler(handler)
+    logger.addHandler(kept)
     logger.propagate = False
     try:
-        yield told
+        yield kept
     finally:
-        logger.removeHandler(handler)
+        logger.removeHandler(kept)
         logger.propagate = before

@@ -190,6 +190,16 @@ def crop_share(fit: str) -> float:
     return float(fit.partition(":")[2] or 1)
 
 
+def with_share(kind: str, share: float) -> str:
+    """Write how images become squares: the inverse of ``crop_share``.
+
+    Example:
+        >>> with_share("crop", 0.875), with_share("pad", 1.0)
+        ('crop:0.875', 'pad')
+    """
+    return kind if share == 1 else f"{kind}:{share}"
+
+
 def plain_name(name: str) -> str:
     """Write a file's name in one line of text: what cannot be printed is escaped.
 

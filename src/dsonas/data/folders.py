@@ -8,7 +8,7 @@ import logging
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -188,13 +188,19 @@ def list_images(folder: Path) -> list[str]:
     """The image files below a folder, each once; says which other files are left out."""
     reals: dict[str, str] = {}
     others: Counter[str] = Counter()
-    for path, real in walk_files(folder):
-        if is_image(path):
-            reals.setdefault(real, path)
-        else:
-            others[os.path.splitext(path)[1].lower() or "without an ending"] += 1
+    for path, real in _image_files(folder, others):
+        reals.setdefault(real, path)
     _say_others(folder, others)
     return list(reals.values())
+
+
+def _image_files(folder: Path, others: Counter[str]) -> Iterator[tuple[str, str]]:
+    """The image files below a folder with their real paths; the endings of others are counted."""
+    for path, real in walk_files(folder):
+        if is_image(path):
+            yield path, real
+        else:
+            others[os.path.splitext(path)[1].lower() or "without an ending"] += 1
 
 
 def _say_others(folder: Path, others: Counter[str]) -> None:
@@ -218,12 +224,7 @@ def _list_classes(folder: Path) -> Classes:
     classes: Classes = defaultdict(list)
     others: Counter[str] = Counter()
     for name in subfolders(folder):
-        own = classes[class_name(name)]
-        for path, real in walk_files(folder / name):
-            if is_image(path):
-                own.append((path, real))
-            else:
-                others[os.path.splitext(path)[1].lower() or "without an ending"] += 1
+        classes[class_name(name)] += _image_files(folder / name, others)
     _say_others(folder, others)
     loose = [entry.name for entry in os.scandir(folder) if entry.is_file() and is_image(entry.path)]
     if loose := sorted(filter(is_visible, loose)):
@@ -253,12 +254,11 @@ def _read_labels(file: Path, root: Path) -> dict[str, Classes]:
     parts: dict[str, Classes] = {}
     seen: dict[str, tuple[str, str]] = {}
     variants = {variant: part for part, names in PARTS.items() for variant in (part, *names)}
-    empty = [row for row in rows if len(row) < 2 or not (row[header[0]] and row[header[1]])]
-    if empty:
-        logger.warning("%s: %d lines without a path or class left out", file, len(empty))
-    for row in rows:
-        if row in empty:
-            continue
+    columns = header[:2]
+    whole = [row for row in rows if len(row) > max(columns) and all(row[c] for c in columns)]
+    if empty := len(rows) - len(whole):
+        logger.warning("%s: %d lines without a path or class left out", file, empty)
+    for row in whole:
         name, label = row[header[0]], class_name(row[header[1]])
         given = row[header[2]].lower() if len(header) > 2 and len(row) > header[2] else "train"
         if (part := variants.get(given or "train")) is None:

@@ -29,6 +29,24 @@ def say_once(message: str, kind: str = "") -> None:
         logger.warning("%s", message)
 
 
+class KeptWarnings(logging.Handler):
+    """Keeps warnings for somebody else to say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[tuple[str, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning, and what it is about: its own text or that of its kind."""
+        text = record.getMessage()
+        self.kept.append((text if record.msg == "%s" else record.msg, text))
+
+    def taken(self) -> list[tuple[str, str]]:
+        """Those since the last call."""
+        kept, self.kept = self.kept, []
+        return kept
+
+
 class ImageSet(ABC):
     """A sequence of labelled images of one shape.
 

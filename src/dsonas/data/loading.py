@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .augmentation import JITTER, LEAST_AREA, Augmentation
-from .data_config import PLACED, DataConfig, DataError
+from .data_config import PLACED, DataConfig, DataError, with_share
 from .folder_images import read_folder, read_test_images
 from .folder_layout import first
 from .images import ImageSet
@@ -182,7 +182,7 @@ def load_test(
         DataError: if the data are missing or have other classes.
     """
     color = "grey" if input_channels == 1 else "auto"
-    fit = fit if crop == 1 else f"{fit}:{crop}"
+    fit = with_share(fit, crop)
     config = replace(config, image_size=image_size, color=color, fit=fit)
     if config.source == "folder":
         test = read_test_images(config, class_names, input_channels, split)

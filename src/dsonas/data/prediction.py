@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .data_config import DataError
+from .data_config import DataError, with_share
 from .decoding import UnreadableImageError, decode
 from .folders import list_images
 from .normalisation import normalise
@@ -64,9 +64,7 @@ def load_images(
     files = [file for path in paths for file in _list_files(Path(path))]
     if not files:
         raise DataError("no images given: name image files or folders")
-    decoded = _decode_files(
-        files, image_size, input_channels, fit if crop == 1 else f"{fit}:{crop}"
-    )
+    decoded = _decode_files(files, image_size, input_channels, with_share(fit, crop))
     return _collect(decoded, mean, std, batch_size)
 
 

@@ -71,6 +71,7 @@ class ChoiceSupernet:
         self.leading = (budget or Budget()).leading
         self._own_cost = cost
         self._table: list[tuple[Structure, float]] | None = None
+        self._solved: tuple[object, Structure | None] = (None, None)
         self._bounds = self._make_bounds(budget)
         self._check_reachable()
 
@@ -181,7 +182,10 @@ class ChoiceSupernet:
         is held. What goes is outside of the best structure by today's scores, lowest scores first.
         """
         scores = self.scores()
-        best = self._best(scores, self.live)
+        question = scores, self.live  # the same at every progress that a rebuild looks at
+        if question != self._solved[0]:
+            self._solved = question, self._best(*question)
+        best = self._solved[1]
         assert best is not None
         now = (progress - BEGIN) / max(1e-9, self.config.hold_from - BEGIN)
         start = sum(len(places[0][1].names) for places in self.places.values())

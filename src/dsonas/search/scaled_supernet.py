@@ -112,8 +112,9 @@ class ScaledSupernet:
         return [gamma for _ in self.live]
 
     def normalise(self, optimizer: ProximalNAG, staying: Structure) -> None:
-        """Give the factors of every sum a mean square of 1."""
-        normalise_factors(self.vectors(), optimizer)
+        """Give the factors of every sum of which something stays a mean square of 1."""
+        sums = zip(self.vectors(), staying, strict=True)
+        normalise_factors([vector for vector, flags in sums if any(flags)], optimizer)
 
     def alive(self, planned: Structure | None = None) -> Structure:
         """Find the live inputs with positive factors or in a plan; at least one path stays."""

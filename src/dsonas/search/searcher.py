@@ -198,7 +198,7 @@ class Searcher(Generic[S]):
     Attributes:
         penalty: gamma, the strength of the L1 penalty on factors.
         penalty_scale: under a plan, how often a factor without gradient would travel its distance
-            to 0 until it is due; it grows while the zeros lag behind the plan.
+            to 0 until it is due; it grows while the zeros lag behind the plan. Without one, 1.
         live: the structure now.
         removals: how many factors have gone, and whether they were 0.
         passed: the structures that the search has passed through, from the supernet on.
@@ -245,13 +245,14 @@ class Searcher(Generic[S]):
         given = self.config.penalty
         idle = IDLE_DISTANCE * (1 - MOMENTUM) / (self.config.lr * steps)
         self.penalty = idle if given is None else given
-        self.penalty_scale = FADE
+        planned = self.supernet.planned(0) is not None
+        self.penalty_scale = FADE if planned else 1.0
         self.done, self.finished = 0, False
         self.removals = Removals()
         self.passed: list[S] = [self.supernet.live]
         self._staying: S = self.supernet.live
         self._bad: Tensor | None = None
-        self._rebuilds = self._rebuild_steps()
+        self._rebuilds = self._rebuild_steps(planned)
         self._schedule = self.config.learning_rate(max(1, steps // self.config.epochs))
         self.optimizer = ProximalNAG(
             [{"params": [vector]} for vector in self.supernet.vectors()],
@@ -266,10 +267,10 @@ class Searcher(Generic[S]):
             self.weights, self.supernet.vectors(), self.optimizer, self._forget_factor_gradients
         )
 
-    def _rebuild_steps(self) -> list[int]:
+    def _rebuild_steps(self, planned: bool) -> list[int]:
         """The steps after which to rebuild: as often as configured, under a plan not too rarely."""
         config = self.config
-        if self.supernet.planned(0) is None:
+        if not planned:
             epochs = [e for e in range(1, config.epochs + 1) if config.rebuilds_after(e)]
             return [round(self.steps * epoch / config.epochs) for epoch in epochs]
         count = max(REBUILDS, config.epochs // config.rebuild_every)
@@ -360,6 +361,7 @@ class Searcher(Generic[S]):
         if self.live != self.passed[-1]:
             self.passed.append(self.live)
         self._press(self.penalty)
+        self._staying = self.live
         if planned is not None:
             lags = self.live != planned
             scale = self.penalty_scale * (FADE_STEP if lags else 1 / FADE_STEP)
@@ -374,7 +376,6 @@ class Searcher(Generic[S]):
         may hold it, and then another one is due at the next look.
         """
         groups, vectors = self.optimizer.param_groups, self.supernet.vectors()
-        self._staying = self.live
         if self.penalty == 0:
             return
         later = [step for step in self._rebuilds if step > self.done]
@@ -412,10 +413,10 @@ class Searcher(Generic[S]):
             self.removals.by_budget += len(gone) - gone.count(0.0)
         self.supernet.remove(structure, self.optimizers)
         mask_factors(self.supernet.vectors(), after, self.optimizer)
-        self._take_note()
+        self._list_parameters()
 
-    def _take_note(self) -> None:
-        """Know which parameters there are after a removal; to walk the model takes long."""
+    def _list_parameters(self) -> None:
+        """List the parameters after a removal: to walk the model at every step takes long."""
         self._parameters = list(self.supernet.model.parameters())
         self.optimizers.refresh()
 
@@ -479,4 +480,4 @@ class Searcher(Generic[S]):
         for vector, values in zip(vectors, state["factors"], strict=True):
             vector.copy_(values)
         restore(self.optimizer, state["optimizer"])
-        self._take_note()
+        self._list_parameters()

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dsonas._utils import mask_like, send
-from dsonas.sparse.proximal import write_back
+from dsonas._utils import mask_like, send, write_back
 
 
 class ScaledSum(nn.Module):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dsonas._utils import write_back
+
 
 def soft_threshold(values: Tensor, threshold: float | Tensor) -> Tensor:
     """Proximal operator of ``threshold * ||x||_1``, elementwise.
@@ -162,11 +164,8 @@ def _alike(param: Tensor, group: dict[str, Any]) -> tuple[Any, ...]:
 
 def _flat(tensors: Sequence[Tensor | None]) -> Tensor:
     found = [tensor for tensor in tensors if tensor is not None]
-    return torch.cat(found if _are_vectors(found) else [tensor.reshape(-1) for tensor in found])
-
-
-def _are_vectors(tensors: Sequence[Tensor]) -> bool:
-    return {tensor.ndim for tensor in tensors} == {1}
+    vectors = all(tensor.ndim == 1 for tensor in found)
+    return torch.cat(found if vectors else [tensor.reshape(-1) for tensor in found])
 
 
 def _penalties(found: Sequence[tuple[Tensor, dict[str, Any]]], sizes: Sequence[int]) -> Tensor:
@@ -178,12 +177,3 @@ def _penalties(found: Sequence[tuple[Tensor, dict[str, Any]]], sizes: Sequence[i
     like = found[0][0]
     repeated = [value for value, size in zip(values, sizes, strict=True) for _ in range(size)]
     return torch.tensor(repeated, dtype=like.dtype).to(like.device, non_blocking=True)
-
-
-@torch.no_grad()
-def write_back(flat: Tensor, targets: Sequence[Tensor]) -> None:
-    """Copy the pieces of one long vector into tensors of any shapes, in place."""
-    pieces = flat.split([target.numel() for target in targets])
-    if not _are_vectors(targets):
-        pieces = [piece.view_as(target) for piece, target in zip(pieces, targets, strict=True)]
-    torch._foreach_copy_(list(targets), list(pieces))  # pyright: ignore[reportPrivateImportUsage]

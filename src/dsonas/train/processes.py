@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dsonas._utils import answering, flatten, sum_over_processes
+from dsonas._utils import answering, flatten, sum_over_processes, write_back
 from dsonas.train.world import World
 
 Result = TypeVar("Result")
@@ -110,7 +110,7 @@ class Processes:
             return
         for some in _by_type(tensors):
             flat = sum_over_processes(flatten(some)).div_(self.world.size)
-            _write_back(flat, some)
+            write_back(flat, some)
 
     @torch.no_grad()
     def align(self, module: nn.Module) -> None:
@@ -121,7 +121,7 @@ class Processes:
             flat = flatten(some)
             with answering():
                 torch.distributed.broadcast(flat, 0)
-            _write_back(flat, some)
+            write_back(flat, some)
 
 
 def running() -> Processes:
@@ -192,9 +192,3 @@ def _part() -> None:
 def _by_type(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     types = dict.fromkeys(tensor.dtype for tensor in tensors)
     return [[tensor for tensor in tensors if tensor.dtype == kind] for kind in types]
-
-
-def _write_back(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    for tensor, part in zip(tensors, parts, strict=True):
-        tensor.detach().copy_(part.view(tensor.shape))

@@ -42,12 +42,15 @@ def charts(record: RunRecord, most: Mapping[str, int]) -> Iterator[Chart]:
             line = Line(title.lower(), points)
             svg = lines(title, [line], "count", levels=levels, x_label=x_label)
             yield Chart(title, "at the supernet's width; it is fitted afterwards", svg)
-    named = (("mean factor", "mean_factor", "k0"), ("penalty scale", "penalty_scale", "k2"))
-    series = [Line(name, points, shade) for name, key, shade in named
-              if (points := _points(epochs, key, 1.0))]  # fmt: skip
+    named = (
+        ("mean factor", "mean_factor", "k0", 1.0),
+        ("penalty scale", "penalty_scale", "k2", None),
+    )
+    series = [Line(name, points, shade) for name, key, shade, first in named
+              if (points := _points(epochs, key, first))]  # fmt: skip
     if series:
         svg = lines("factors and penalty", series, log=True, x_label=x_label)
-        note = "mean λ, and the penalty against its start"
+        note = "mean λ, and how strongly what is due is pressed, in distances to 0"
         yield Chart("Factors and penalty", note, svg, [(ln.name, ln.colour) for ln in series])
     if record.complete and record.history and most["factor_lines"]:
         yield _factors(record, record.complete.blocks[0], most["factor_lines"])
