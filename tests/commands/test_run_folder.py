@@ -184,7 +184,7 @@ def test_evaluate_reproduces_the_test_error(dsonas, finished):
     ended = dsonas("evaluate", "--run", finished)
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith(f"test error {metrics['test_error']} %")
-    assert " 50 images\nbalanced accuracy " in ended.out
+    assert f"test loss {metrics['test_loss']}  balanced accuracy " in ended.out
     measured = json.loads(dsonas("evaluate", "--run", finished, "--json").out)
     assert measured.pop("images") == 50
     assert {"test_error", "test_loss", "balanced_accuracy"} <= measured.keys()

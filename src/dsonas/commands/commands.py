@@ -272,7 +272,7 @@ def _evaluate(command: str, arguments: list[str], stop: StopSignal) -> int:
         print(json.dumps(measured))
     else:
         print(f"test error {measured['test_error']} %  test loss {measured['test_loss']}  "
-              f"{measured['images']} images\n{_beside(measured)}")  # fmt: skip
+              f"{_beside(measured)}  {measured['images']} images")  # fmt: skip
     return EXIT_DONE
 
 
