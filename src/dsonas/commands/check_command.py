@@ -61,7 +61,8 @@ def _lines(found: FolderCheck) -> list[str]:
         lines.append(f"{name:<{width}}  {row}")
     if len(found.class_names) > MOST_SHOWN:
         lines.append(f"and {len(found.class_names) - MOST_SHOWN} more classes: --json has all")
-    for title, names in (("unreadable", found.unreadable), ("copies", found.copies)):
+    for title in ("unreadable", "ignored", "copies"):
+        names: dict[str, str] = getattr(found, title)
         lines.append(f"{title:<12}{len(names)}" + ":" * bool(names))
         lines += [f"  {name}: {reason}" for name, reason in list(names.items())[:MOST_SHOWN]]
         if len(names) > MOST_SHOWN:

@@ -33,6 +33,7 @@ class FolderCheck:
         grey: grey images.
         image_size: side of the squares that a run would use, in pixels.
         unreadable: files that cannot be read, and why.
+        ignored: files that are not used, and why.
         copies: files with the same content as another, and which that is.
         notes: what a run would warn of.
         proposed: settings that suit the folder and are not the defaults.
@@ -45,6 +46,7 @@ class FolderCheck:
     grey: int
     image_size: int
     unreadable: dict[str, str]
+    ignored: dict[str, str]
     copies: dict[str, str]
     notes: list[str]
     proposed: dict[str, str]
@@ -108,7 +110,8 @@ def check_folder(config: DataConfig) -> FolderCheck:
         },
         grey=sum(head.grey for head in headers.values()),
         image_size=size,
-        unreadable={contents.name(path): reason for path, reason in unreadable.items()},
+        unreadable=contents.named(unreadable),
+        ignored=contents.named(contents.ignored),
         copies=_copies(contents),
         notes=[text for _, text in heard.taken()],
         proposed={"data.image_size": str(size), **proposed},

@@ -150,7 +150,8 @@ def _open(file: str | bytes) -> Image.Image:
 
 def _unreadable(name: str | bytes, error: Exception) -> UnreadableImageError:
     # the object in memory, or the name once more, say nothing to a user
-    reason = " ".join(re.sub(r" (<_io\S* .*>|'.*')$", "", str(error)).split())
+    plain = re.sub(r" (<_io\S* .*>|'.*')$", "", str(error))
+    reason = getattr(error, "strerror", None) or " ".join(plain.split()) or type(error).__name__
     called = "in memory" if isinstance(name, bytes) else plain_name(str(name))
     return UnreadableImageError(f"cannot read image {called}: {reason}", reason)
 

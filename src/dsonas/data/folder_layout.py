@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +22,8 @@ SYSTEM_NAMES = frozenset((
 ))  # fmt: skip
 PARTS = {
     "train": ("train", "training", "trn", "trainval"),
-    "test": ("test", "testing", "tst", "eval", "evaluation", "holdout"),
-    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "tests", "testing", "tst", "eval", "evaluation", "holdout", "heldout"),
+    "val": ("val", "valid", "validate", "validation", "dev", "development"),
 }
 NEUTRAL = frozenset((  # words beside a part's name, and names of folders that only wrap others
     "data", "dataset", "set", "split", "part", "seg", "image", "images", "img", "imgs", "photos",
@@ -51,6 +52,16 @@ def first(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(map(plain_name, names[:most])) + (", ..." if len(names) > most else "")
 
 
+def class_name(name: str) -> str:
+    """A class by the name of its folder: in one line, and the same on every system.
+
+    Example:
+        >>> len(class_name("cafe" + chr(0x301)))
+        4
+    """
+    return plain_name(unicodedata.normalize("NFC", name))
+
+
 def walk_files(folder: str | Path) -> Iterator[tuple[str, str]]:
     """Files below a folder in order, each with its real path; see ``list_contents``."""
     yield from _walk(str(folder), set())
@@ -58,7 +69,7 @@ def walk_files(folder: str | Path) -> Iterator[tuple[str, str]]:
 
 def _walk(folder: str, seen: set[str]) -> Iterator[tuple[str, str]]:
     real = os.path.realpath(folder)
-    if real in seen:  # a link into itself, or two links to the same folder
+    if real in seen:  # two links to the same folder
         return
     seen.add(real)
     with os.scandir(folder) as entries:
@@ -66,11 +77,17 @@ def _walk(folder: str, seen: set[str]) -> Iterator[tuple[str, str]]:
     for entry in visible:
         linked = entry.is_symlink()
         if os.path.isdir(entry.path) if linked else entry.is_dir():
-            yield from _walk(entry.path, seen)
+            if not linked or not _is_above(entry.path, real):
+                yield from _walk(entry.path, seen)
         elif linked:  # a broken one is a file that is unreadable
             yield entry.path, os.path.realpath(entry.path)
         elif entry.is_file():
             yield entry.path, f"{real}/{entry.name}"
+
+
+def _is_above(link: str, folder: str) -> bool:
+    """Whether a link leads to a folder, by its real path, or to one that it lies in: a loop."""
+    return Path(folder).is_relative_to(os.path.realpath(link))
 
 
 def is_visible(name: str) -> bool:
@@ -102,25 +119,33 @@ def is_readable(path: str, formats: list[str] | None = None) -> bool:
         return False
 
 
-def find_layout(root: Path) -> Layout:
+def find_layout(root: Path, aside: Collection[str] = ()) -> Layout:
     """Find out what the folders in an image folder mean, by their names.
+
+    Args:
+        root: the folder. A folder in it that is the only one is seen through.
+        aside: real paths of folders in it that are parts by other means.
 
     Raises:
         DataError: if folders look like parts of a split, but cannot all be used as such.
     """
-    root = _unwrapped(root)
-    names = subfolders(root)
-    parts = {name: part for name, part in _parts(names).items() if _has_files(root / name)}
+    given, root = root, _seen_through(root)
+    names = subfolders(root, aside)
+    named = _parts(names)
+    parts = {name: part for name, part in named.items() if _has_files(root / name)}
     inner = {name: _unwrapped(root / name) for name in parts}
     whole = {name: bool(subfolders(inner[name])) for name in parts}
     trains, tests, vals = (
         [name for name in parts if parts[name] == part and whole[name]] for part in PARTS
     )
-    others = [name for name in names if name not in parts and _has_files(root / name)]
+    unused = [f"{name}/ unused (empty)" for name in named if name not in parts]
+    others = [name for name in names if name not in named and has_images(root / name)]
     only_class = len(parts) == 1 and next(iter(parts)).lower() in ("train", "trains")
     if not parts or (only_class and not trains and others):
-        _check_inside(root, names)
-        return Layout(root, {"train": root})
+        _check_inside(root, aside)
+        if root == given:
+            unused += [f"{name}/ beside it unused" for name in _parts_beside(root, aside)]
+        return Layout(root, {"train": root}, tuple(unused))
     shown = first([f"{name}/" for name in parts], 9)
     if not trains:
         raise DataError(
@@ -134,36 +159,104 @@ def find_layout(root: Path) -> Layout:
             f"{trains[0]}/ in {root} must stand alone or beside a test part, but stands beside "
             f"{first(others)}: move these away, or rename {trains[0]}/ if it is a class"
         )
+    _check_inside(inner[trains[0]], part=True)
     used = {
         part: names[0] for part, names in zip(PARTS, (trains, tests, vals), strict=True) if names
     }
-    unused = [f"{name}/ unused" for name in parts if name not in used.values() and whole[name]]
+    unused += [f"{name}/ unused" for name in parts if name not in used.values() and whole[name]]
     unused += [f"{name}/ unused (no class folders)" for name in parts if not whole[name]]
     unused += [f"{name}/ ignored" for name in others]
     return Layout(root, {part: inner[name] for part, name in used.items()}, tuple(unused))
 
 
-def _check_inside(root: Path, names: Sequence[str]) -> None:
-    """Refuse class folders that are each divided, as in ``cat/train``, ``cat/test``."""
-    for name in names:
-        parts = _parts(subfolders(root / name))
-        if {"train"} < set(parts.values()):
+def _seen_through(root: Path) -> Path:
+    """The first folder inside that has several folders with images, images itself, or parts."""
+    seen: set[str] = set()
+    while (real := os.path.realpath(root)) not in seen:
+        seen.add(real)
+        names = subfolders(root)
+        inside = [root / name for name in names if has_images(root / name)]
+        if len(inside) != 1 or _parts(names) or not (deeper := subfolders(inside[0])):
+            break
+        if loose_images(inside[0]) and not _parts(deeper):
+            break
+        root = inside[0]
+    return root
+
+
+def _parts_beside(root: Path, aside: Collection[str]) -> list[str]:
+    """The other parts beside a folder that is a training part by its name."""
+    own = _part(root.name)
+    if own is None or own[0] != "train" or not os.access(root.parent, os.R_OK):
+        return []
+    return [
+        name for name in subfolders(root.parent, aside)
+        if (found := _part(name)) and found[0] != "train" and found[1] == own[1]
+    ]  # fmt: skip
+
+
+def _check_inside(root: Path, aside: Collection[str] = (), *, part: bool = False) -> None:
+    """Refuse class folders that are divided alike, as a split is, or that hold the others again.
+
+    Args:
+        root: where they are.
+        aside: see ``find_layout``.
+        part: whether it is part of a split, so that what is in it is no other split.
+    """
+    inner = {
+        name: set(subfolders(root / name))
+        for name in subfolders(root, aside)
+        if has_images(root / name)
+    }
+    for name, folders in inner.items():
+        parts = _parts(sorted(folders))
+        if {"train"} < set(parts.values()) and not part:
             raise DataError(
                 f"{first([f'{name}/{part}' for part in parts])} in {root} look like parts of a "
                 "split inside of a class: put the parts outside, train/CLASS and test/CLASS, or "
                 "rename them"
             )
+        if len(again := sorted(folders & inner.keys() - {name})) > 1:
+            raise DataError(
+                f"{name}/ in {root} would be a class, but holds folders of the names of classes "
+                f"beside it ({first(again)}): move it away, or rename them"
+            )
+    common = sorted(set.intersection(*inner.values())) if len(inner) > 1 and not part else []
+    if len(common) > 1 and not any(loose_images(root / name) for name in inner):
+        raise DataError(
+            f"{first(list(inner))} in {root} would be classes, but look like parts of a split, as "
+            f"each holds {first(common)}: name them train/ and test/; or put them all into "
+            f"{root}/train/ if they are classes"
+        )
 
 
-def subfolders(folder: Path) -> list[str]:
-    """Names of the visible folders in a folder, in order."""
+def subfolders(folder: Path, aside: Collection[str] = ()) -> list[str]:
+    """Names of the visible folders in a folder, in order, without those of some real paths.
+
+    Links to the folder itself, or to one that it lies in, are left out too.
+    """
+    folders = (path for path in folder.iterdir() if path.is_dir() and is_visible(path.name))
+    real = os.path.realpath(folder)
     return sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and is_visible(entry.name)
-    )
+        path.name for path in folders
+        if not (path.is_symlink() and _is_above(str(path), real))
+        and os.path.realpath(path) not in aside
+    )  # fmt: skip
 
 
 def _has_files(folder: Path) -> bool:
     return next(walk_files(folder), None) is not None
+
+
+def has_images(folder: Path) -> bool:
+    """Whether there is an image file anywhere below a folder."""
+    return any(is_image(path) for path, _ in walk_files(folder))
+
+
+def loose_images(folder: Path) -> list[str]:
+    """The paths of the visible image files that lie in a folder itself, in order."""
+    files = (entry for entry in os.scandir(folder) if entry.is_file() and is_visible(entry.name))
+    return sorted(entry.path for entry in files if is_image(entry.path))
 
 
 def _unwrapped(folder: Path) -> Path:
@@ -179,7 +272,7 @@ def _unwrapped(folder: Path) -> Path:
 
 def _part(name: str) -> tuple[str, str] | None:
     """The part of a split that a folder's name stands for, and what else the name says."""
-    words = re.findall(r"[a-z]+", name.lower())
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
     words = [re.sub(r"(?<=.)(set|data|images|imgs)$", "", word) for word in words]
     known = [part for word in words for part, variants in PARTS.items() if word in variants]
     variants = {variant for variants in PARTS.values() for variant in variants}

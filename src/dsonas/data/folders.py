@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
-import unicodedata
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,28 +15,24 @@ import torch
 from .data_config import DataConfig, DataError, plain_name
 from .folder_layout import (
     LAYOUT,
-    PARTS,
     Layout,
+    class_name,
     find_layout,
     first,
     is_image,
     is_readable,
-    is_visible,
+    loose_images,
     subfolders,
     walk_files,
 )
+from .label_files import Classes, read_labels
 from .splitting import Listing, Row, Split, digests, hold_out, num_bytes
 
 logger = logging.getLogger(__name__)
 
 HINTS = {".heic": " (pip install 'dsonas[formats]')", ".heif": " (pip install 'dsonas[formats]')"}
 ORDER = ("test", "val", "train")  # whose a file is that is in several parts
-COLUMNS = {  # of a file of labels, by their usual names
-    "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "name"),
-    "label": ("label", "class", "class_name", "category", "target", "species", "y"),
-    "part": ("part", "split", "set", "subset"),
-}
-Classes = dict[str, list[tuple[str, str]]]  # by class its files, and their real paths
+NO_IMAGE = "no image"
 
 
 @dataclass(frozen=True)
@@ -53,6 +47,7 @@ class Contents:
         digests: by path, of the content of each file.
         copies: by path, files left out as they are exact copies of others in a part that matters
             more: the other file, and the label.
+        ignored: by path, files that are not used, and why.
     """
 
     root: Path
@@ -61,10 +56,15 @@ class Contents:
     parts: dict[str, Listing]
     digests: dict[str, str] = field(repr=False)
     copies: dict[str, tuple[str, int]] = field(default_factory=dict)
+    ignored: dict[str, str] = field(default_factory=dict)
 
     def name(self, path: str) -> str:
         """The path of a file in the folder, with slashes, in one line."""
         return plain_name(os.path.relpath(path, self.root).replace(os.sep, "/"))
+
+    def named(self, reasons: Mapping[str, str]) -> dict[str, str]:
+        """Something about files by their names instead of their paths."""
+        return {self.name(path): reason for path, reason in reasons.items()}
 
     def split(self, unreadable: Mapping[str, str]) -> Split:
         """Which file is for what, given why some are unreadable."""
@@ -81,7 +81,7 @@ class Contents:
         for path, label, part, reason in files:
             what = self.class_names[label], part, num_bytes(path), reason
             rows[self.name(path)] = Row(*what, self.digests.get(path, ""))
-        return Split(rows)
+        return Split(rows, self.named(self.ignored))
 
     def describe(self, config: DataConfig) -> str:
         """Say in one line how the folder was understood."""
@@ -126,13 +126,16 @@ def list_contents(config: DataConfig, *, trains: bool = True) -> Contents:
     assert root is not None, "DataConfig demands a path for folders"
     if not root.is_dir():
         raise DataError(f"image folder {root} not found: give the path of {LAYOUT}")
-    layout, found = _list_parts(root, config)
+    ignored: dict[str, str] = {}
+    layout, found = _list_parts(root, config, ignored)
     found = {part: found.get(part, {}) for part in ORDER}
-    _take_once(found, root)
+    given = {part for part, classes in found.items() if any(classes.values())}
+    _take_once(found, root, ignored)
     present = {part: {name for name in found[part] if found[part][name]} for part in ORDER}
     if trains:
-        _check_classes(layout, present)
+        _check_classes(layout, present, given)
     names = tuple(sorted(set().union(*present.values())))
+    _say_alike(names)
     parts = {part: _to_listing(classes, names) for part, classes in found.items()}
     known = _known([path for listing in parts.values() for path in listing.paths])
     begin = layout.parts["train"] if layout.parts["train"].is_dir() else root
@@ -141,99 +144,125 @@ def list_contents(config: DataConfig, *, trains: bool = True) -> Contents:
             if not parts[part].paths and isinstance(share, float | int) and share:
                 held = hold_out(parts["train"], begin, share, part, known)
                 parts["train"], parts[part] = held
-    return without_copies(Contents(root, layout, names, parts, known))
+    return without_copies(Contents(root, layout, names, parts, known, ignored=ignored))
 
 
-def _list_parts(root: Path, config: DataConfig) -> tuple[Layout, dict[str, Classes]]:
+def _list_parts(
+    root: Path, config: DataConfig, ignored: dict[str, str]
+) -> tuple[Layout, dict[str, Classes]]:
     """The classes of each part that a folder, its file of labels and the settings name."""
     found: dict[str, Classes] = {}
+    given = {"test": config.test, "val": config.val}
+    elsewhere = {part: Path(x).expanduser() for part, x in given.items() if isinstance(x, str)}
+    aside = {os.path.realpath(place) for place in elsewhere.values()}
     if config.labels is None:
-        layout = find_layout(root)
+        layout = find_layout(root, aside)
     else:
         file = Path(config.labels).expanduser()
-        found = _read_labels(file, root)
+        found = read_labels(file, root)
         layout = Layout(root, dict.fromkeys(found, file))
     parts, unused = dict(layout.parts), list(layout.unused)
-
-    def leave_out(part: str) -> None:
-        if found.pop(part, None) is None:
-            unused.append(f"{parts[part].relative_to(layout.root)}/ unused")
-
-    if "test" not in parts and "val" in parts and not isinstance(config.test, str):
+    if "test" not in parts and "val" in parts and "test" not in elsewhere:
         parts["test"] = parts.pop("val")
         if "val" in found:
             found["test"] = found.pop("val")
-    for part, given in (("test", config.test), ("val", config.val)):
-        if part in parts and (given == 0 or isinstance(given, str)):
-            leave_out(part)
-            del parts[part]
-        if isinstance(given, str):
-            parts[part], found[part] = _given_part(part, Path(given).expanduser(), root)
-    found |= {part: _list_classes(place) for part, place in parts.items() if part not in found}
+    for part in given:
+        if part in parts and (given[part] == 0 or part in elsewhere):
+            place = parts.pop(part)
+            if found.pop(part, None) is None:
+                unused.append(f"{place.relative_to(layout.root)}/ unused")
+        if part in elsewhere:
+            parts[part], found[part] = _given_part(part, elsewhere[part], root, ignored)
+    for part, place in parts.items():
+        if part not in found:
+            found[part] = _list_classes(place, ignored, aside)
+    _leave_out_rest(root, config, parts, found, ignored)
     return replace(layout, parts=parts, unused=tuple(unused)), found
 
 
-def _given_part(part: str, place: Path, root: Path) -> tuple[Path, Classes]:
+def _leave_out_rest(
+    root: Path,
+    config: DataConfig,
+    parts: Mapping[str, Path],
+    found: Mapping[str, Classes],
+    ignored: dict[str, str],
+) -> None:
+    """Say which images are in no part: those that a file of labels lacks, or beside the parts."""
+    if config.labels is None:
+        above = {folder for place in parts.values() for folder in place.parents}
+        for folder in sorted(above - {*parts.values()}):
+            if folder.is_relative_to(root):
+                _leave_out_loose(folder, ignored)
+        return
+    file = os.path.basename(config.labels)
+    known = {real for part in found.values() for files in part.values() for _, real in files}
+    unknown = [path for path, real in walk_files(root) if real not in known and is_image(path)]
+    if unknown:
+        names = [os.path.relpath(path, root) for path in unknown]
+        told = "%s: %d images without a class in %s left out: %s"
+        logger.warning(told, root, len(unknown), file, first(names))
+        ignored |= dict.fromkeys(unknown, f"no class in {file}")
+
+
+def _given_part(
+    part: str, place: Path, root: Path, ignored: dict[str, str]
+) -> tuple[Path, Classes]:
     """A part that the settings name: where its classes are, and what they hold."""
     if place.is_file():
-        return place, _merged(_read_labels(place, root))
+        return place, _merged(read_labels(place, root))
     if not place.is_dir():
         raise DataError(f"data.{part} {place} not found: give a folder or a file of labels")
     inner = find_layout(place).parts
     folder = inner.get("test", inner["train"])
-    return folder, _list_classes(folder)
+    return folder, _list_classes(folder, ignored)
 
 
 def list_images(folder: Path) -> list[str]:
     """The image files below a folder, each once; says which other files are left out."""
     reals: dict[str, str] = {}
-    others: Counter[str] = Counter()
+    others: dict[str, str] = {}
     for path, real in _image_files(folder, others):
         reals.setdefault(real, path)
     _say_others(folder, others)
     return list(reals.values())
 
 
-def _image_files(folder: Path, others: Counter[str]) -> Iterator[tuple[str, str]]:
-    """The image files below a folder with their real paths; the endings of others are counted."""
+def _image_files(folder: Path, others: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """The image files below a folder with their real paths; other files are noted."""
     for path, real in walk_files(folder):
         if is_image(path):
             yield path, real
         else:
-            others[os.path.splitext(path)[1].lower() or "without an ending"] += 1
+            others[path] = NO_IMAGE
 
 
-def _say_others(folder: Path, others: Counter[str]) -> None:
-    if others:
-        kinds = [f"{count} {kind}{HINTS.get(kind, '')}" for kind, count in others.most_common()]
+def _say_others(folder: Path, others: Iterable[str]) -> None:
+    endings = (os.path.splitext(path)[1].lower() or "without an ending" for path in others)
+    if counts := Counter(endings).most_common():
+        kinds = [f"{count} {kind}{HINTS.get(kind, '')}" for kind, count in counts]
         logger.warning("%s: files left out that are no images: %s", folder, first(kinds, 9))
 
 
-def class_name(name: str) -> str:
-    """A class by the name of its folder: in one line, and the same on every system.
-
-    Example:
-        >>> len(class_name("cafe" + chr(0x301)))
-        4
-    """
-    return plain_name(unicodedata.normalize("NFC", name))
-
-
-def _list_classes(folder: Path) -> Classes:
+def _list_classes(folder: Path, ignored: dict[str, str], aside: Collection[str] = ()) -> Classes:
     """The image files of each class folder; says which files are left out."""
     classes: Classes = defaultdict(list)
-    others: Counter[str] = Counter()
-    for name in subfolders(folder):
+    others: dict[str, str] = {}
+    for name in subfolders(folder, aside):
         classes[class_name(name)] += _image_files(folder / name, others)
     _say_others(folder, others)
-    loose = [entry.name for entry in os.scandir(folder) if entry.is_file() and is_image(entry.path)]
-    if loose := sorted(filter(is_visible, loose)):
-        told = "%s: %d images beside the class folders left out: %s"
-        logger.warning(told, folder, len(loose), first(loose))
+    ignored |= others
+    _leave_out_loose(folder, ignored)
     if empty := [name for name, files in classes.items() if not files]:
         told = "%s: %d folders without images ignored: %s"
         logger.warning(told, folder, len(empty), first(empty))
     return dict(classes)
+
+
+def _leave_out_loose(folder: Path, ignored: dict[str, str]) -> None:
+    if loose := loose_images(folder):
+        told = "%s: %d images beside the class folders left out: %s"
+        logger.warning(told, folder, len(loose), first([os.path.basename(path) for path in loose]))
+        ignored |= dict.fromkeys(loose, "beside the class folders")
 
 
 def _merged(parts: Mapping[str, Classes]) -> Classes:
@@ -244,64 +273,7 @@ def _merged(parts: Mapping[str, Classes]) -> Classes:
     return dict(found)
 
 
-def _read_labels(file: Path, root: Path) -> dict[str, Classes]:
-    """The classes of each part by a file of paths, classes and perhaps parts, with commas or tabs.
-
-    Raises:
-        DataError: if it cannot be read, or contradicts itself.
-    """
-    header, rows = _read_table(file)
-    parts: dict[str, Classes] = {}
-    seen: dict[str, tuple[str, str]] = {}
-    variants = {variant: part for part, names in PARTS.items() for variant in (part, *names)}
-    columns = header[:2]
-    whole = [row for row in rows if len(row) > max(columns) and all(row[c] for c in columns)]
-    if empty := len(rows) - len(whole):
-        logger.warning("%s: %d lines without a path or class left out", file, empty)
-    for row in whole:
-        name, label = row[header[0]], class_name(row[header[1]])
-        given = row[header[2]].lower() if len(header) > 2 and len(row) > header[2] else "train"
-        if (part := variants.get(given or "train")) is None:
-            raise DataError(f"{file}: part must be train, val or test, got {given!r} for {name}")
-        path = str(root / name)
-        if not os.path.exists(path) and os.path.exists(slashed := path.replace("\\", "/")):
-            path = slashed
-        real = os.path.realpath(path)
-        if seen.setdefault(real, (label, part)) != (label, part):
-            raise DataError(f"{file}: {name} has two classes or parts: leave it one of each")
-        parts.setdefault(part, defaultdict(list))[label].append((path, real))
-    if not parts:
-        raise DataError(f"{file} names no image: it must hold lines of path and class")
-    unknown = [path for path, real in walk_files(root) if real not in seen and is_image(path)]
-    if unknown:
-        names = [os.path.relpath(path, root) for path in unknown]
-        told = "%s: %d images without a class in %s left out: %s"
-        logger.warning(told, root, len(unknown), file.name, first(names))
-    return {"train": {}, **parts}
-
-
-def _read_table(file: Path) -> tuple[list[int], list[list[str]]]:
-    """The places of path, class and perhaps part in a line; the lines."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        mark = max(",;\t", key=text.partition("\n")[0].count)
-        rows = [
-            [cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=mark)
-        ]
-    except (OSError, ValueError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"data.labels {file} cannot be read: {reason}") from None
-    rows = [row for row in rows if any(row)]
-    head = [cell.lower() for cell in rows[0]] if rows else []
-    found = [next((head.index(n) for n in names if n in head), None) for names in COLUMNS.values()]
-    if found[0] is not None and found[1] is not None:
-        return [place for place in found if place is not None], rows[1:]
-    if max(map(len, rows), default=0) < 2:
-        raise DataError(f"{file} must hold lines of path and class with a comma between them")
-    return list(range(min(3, len(head)))), rows
-
-
-def _take_once(found: dict[str, Classes], root: Path) -> None:
+def _take_once(found: dict[str, Classes], root: Path, ignored: dict[str, str]) -> None:
     """Keep one of the paths that lead to a file: the one without links, or in the first part."""
     start, real_root = len(str(root / "x")) - 1, os.path.realpath(root)
     files = [item for part in found.values() for files in part.values() for item in files]
@@ -311,8 +283,8 @@ def _take_once(found: dict[str, Classes], root: Path) -> None:
     def plain(path: str, real: str) -> bool:
         return real == f"{real_root}/{path[start:]}"
 
-    taken: set[str] = set()
-    repeated: list[str] = []
+    taken: dict[str, str] = {}
+    repeated: dict[str, str] = {}
     linked_in = {real for path, real in files if plain(path, real)}
     for part in found.values():
         for name, items in part.items():
@@ -320,16 +292,35 @@ def _take_once(found: dict[str, Classes], root: Path) -> None:
             for path, real in items:
                 if real not in taken and (plain(path, real) or real not in linked_in):
                     kept.append((path, real))
-                    taken.add(real)
+                    taken[real] = path
                 else:
-                    repeated.append(os.path.relpath(path, root))
+                    repeated[path] = real
             part[name] = kept
-    told = "%s: %d files are reached more than once by links and taken once: %s"
-    logger.warning(told, root, len(repeated), first(repeated))
+    names = [os.path.relpath(path, root) for path in repeated]
+    told = "%s: %d files are linked or named more than once and taken once: %s"
+    logger.warning(told, root, len(names), first(names))
+    ignored |= {path: f"the file is {taken[real]}" for path, real in repeated.items()
+                if path != taken[real]}  # fmt: skip
 
 
-def _check_classes(layout: Layout, present: Mapping[str, set[str]]) -> None:
+def _say_alike(names: Sequence[str]) -> None:
+    alike = defaultdict(list)
+    for name in names:
+        alike[re.sub(r"[\s_-]+", " ", name.casefold()).strip()].append(name)
+    for group in alike.values():
+        if len(group) > 1:
+            told = "classes %s differ in case, spaces or dashes alone: if they are one, merge them"
+            logger.warning(told, ", ".join(map(repr, group)))
+
+
+def _check_classes(layout: Layout, present: Mapping[str, set[str]], given: Collection[str]) -> None:
     place, train = layout.parts["train"], present["train"]
+    if "train" in given and not train:
+        others = [str(layout.parts[part]) for part in ("test", "val") if part in layout.parts]
+        raise DataError(
+            f"all images of {place} are those of {' and '.join(others)} too: give each part "
+            "images of its own"
+        )
     if place.is_dir() and not subfolders(place):
         raise DataError(f"{place} has no class folders: it must hold {LAYOUT}")
     if len(train) < 2:
@@ -337,7 +328,13 @@ def _check_classes(layout: Layout, present: Mapping[str, set[str]]) -> None:
     for part in ("test", "val"):
         lacking, unknown = train - present[part], present[part] - train
         other = layout.parts.get(part)
-        if unknown or (other is not None and not present[part]):
+        if other is not None and not present[part]:
+            why = "no images in class folders" if part not in given else "those of another part"
+            raise DataError(
+                f"{other} must hold {part} images of the classes of {place}, but has {why}: give "
+                f"it such, or remove it; data.{part} 0.1 holds out a tenth"
+            )
+        if unknown:
             raise DataError(
                 f"classes of {place} and {other} differ: only in the first "
                 f"{sorted(lacking)}, only in the second {sorted(unknown)}: give both the "

@@ -76,7 +76,8 @@ class ImageData:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint keeps: class names, and a fingerprint of files and labels."""
-        digest = hashlib.sha256(self.split.to_csv().encode() if self.split else b"")
+        used = self.split.to_csv(ignored=False) if self.split else ""
+        digest = hashlib.sha256(used.encode())
         for part in filter(None, (self.train, self.test, self.val)):
             digest.update(part.labels.numpy().tobytes())
         return {"class_names": list(self.class_names), "fingerprint": digest.hexdigest()}

@@ -21,6 +21,7 @@ from dsonas._utils import derive_seed
 from .data_config import DataError
 from .folder_layout import first
 
+IGNORED = "ignored"
 WHOLE_BYTES = 2**20  # of a file, up to which all of it is read to tell copies; else both ends
 
 
@@ -111,7 +112,7 @@ class Row(NamedTuple):
     """What ``split.csv`` says of a file."""
 
     label: str
-    part: str  # train, val, test, copy (of a file in another part) or unreadable
+    part: str  # train, val, test, copy (of a file in another part), unreadable or ignored
     num_bytes: int
     reason: str = ""  # why it is unreadable, or of what it is a copy
     digest: str = ""  # of its content; older files have none
@@ -123,16 +124,21 @@ class Split:
 
     Args:
         rows: by the path of each file in the folder.
+        ignored: why other files are not used, by their paths; they make no difference.
     """
 
     rows: dict[str, Row] = field(repr=False)
+    ignored: dict[str, str] = field(default_factory=dict, repr=False)
 
-    def to_csv(self) -> str:
-        """Write the split as text."""
+    def to_csv(self, *, ignored: bool = True) -> str:
+        """Write the split as text, with the files that are not used or without them."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(("path", "class", "part", "bytes", "reason", "digest"))
-        writer.writerows((path, *row) for path, row in sorted(self.rows.items()))
+        rows = dict(self.rows)
+        if ignored:
+            rows |= {name: Row("", IGNORED, 0, reason) for name, reason in self.ignored.items()}
+        writer.writerows((path, *row) for path, row in sorted(rows.items()))
         return buffer.getvalue()
 
     @classmethod
@@ -142,7 +148,9 @@ class Split:
             found = list(csv.reader(io.StringIO(text)))[1:]
             if any(len(row) not in (5, 6) for row in found):
                 raise ValueError("a line has too many values or too few")
-            return cls({path: Row(a, b, int(c), *more) for path, a, b, c, *more in found})
+            rows = {path: Row(a, b, int(c), *more) for path, a, b, c, *more in found}
+            unused = {path: row.reason for path, row in rows.items() if row.part == IGNORED}
+            return cls({p: row for p, row in rows.items() if p not in unused}, unused)
         except (ValueError, csv.Error) as error:
             raise DataError(f"split.csv is damaged ({error}): train the run again") from None
 
