@@ -11,6 +11,7 @@ from dsonas.commands.charts import LIGHT, front_svg
 from dsonas.commands.pareto import FrontConfig, front_networks, mark_best, time_account
 from dsonas.cost.budgets import Budget
 from dsonas.cost.chains import fit_chain
+from dsonas.run.run_config import NetworkConfig, RunConfig
 
 
 @settings(max_examples=10)
@@ -20,7 +21,7 @@ def test_the_networks_of_a_front_are_spread_evenly_up_to_the_supernet(seed, poin
     whole = {"macs": cost(chain[0], "macs")}
     budget = Budget(macs=share * whole["macs"])
     budgets = FrontConfig(points=points).budgets(budget, whole)
-    networks = front_networks(chain, fit_chain(chain, budget), budgets)
+    networks = front_networks(chain, fit_chain(chain, budget), budgets, RunConfig())
     assert len(networks) == points
     for (network, bound), wanted in zip(networks.items(), budgets, strict=True):
         assert bound == wanted
@@ -34,7 +35,7 @@ def test_large_networks_keep_the_supernets_width_and_small_ones_the_structure_fo
     chain = searched(5, shared=True)
     whole, found = cost(chain[0], "macs"), cost(chain[-1], "macs")
     budgets = FrontConfig(points=9).budgets(Budget(macs=found / 4), {"macs": whole})
-    networks = front_networks(chain, fit_chain(chain, budgets[0]), budgets)
+    networks = front_networks(chain, fit_chain(chain, budgets[0]), budgets, RunConfig())
     for network, budget in networks.items():
         ratio = network.skeleton.channels[-1] / chain[0].skeleton.channels[-1]
         if budget.macs > found:
@@ -42,6 +43,21 @@ def test_large_networks_keep_the_supernets_width_and_small_ones_the_structure_fo
         else:
             assert ratio < 1.1
             assert cost(network.with_channels(chain[0].skeleton.channels), "macs") < 1.2 * found
+
+
+def test_no_network_of_a_front_is_wider_than_growth_allows(caplog):
+    chain = searched(5, shared=True)
+    whole = cost(chain[0], "macs")
+    budgets = FrontConfig(points=3, largest=900 * whole).budgets(
+        Budget(macs=whole), {"macs": whole}
+    )
+    networks = front_networks(chain, chain[0], budgets, RunConfig())
+    widths = [net.skeleton.channels for net in networks]
+    assert widths[-1] == tuple(4 * width for width in chain[0].skeleton.channels)
+    assert "is not used up" in caplog.text
+    wider = RunConfig(network=NetworkConfig(growth=9))
+    networks = front_networks(chain, chain[0], budgets, wider)
+    assert max(net.skeleton.channels[0] for net in networks) == 9 * chain[0].skeleton.channels[0]
 
 
 def test_all_bounds_grow_alike():

@@ -253,6 +253,26 @@ def test_predict_writes_json_and_csv_and_takes_a_list(dsonas, grey, tmp_path, mo
     assert (ended.code, ended.err.count("\n")) == (2, 1)
 
 
+@pytest.mark.parametrize("bad", [(0,), (2, 3), (1, 4), (0, 1, 2, 3)])
+def test_predict_gives_files_that_cannot_be_read_a_row_with_the_reason(dsonas, grey, tmp_path, bad):
+    files = []
+    for number, file in enumerate(sorted(grey[0].rglob("*.png"))[:5]):
+        files.append(str(shutil.copy(file, tmp_path / f"{number}.png")))
+    for number in bad:
+        Path(files[number]).write_bytes(b"no image")
+    options = ("predict", "--run", grey[1], "--top", 2, *files)
+    for rows in (
+        json.loads(dsonas(*options, "--json").out),
+        list(csv.DictReader(io.StringIO(dsonas(*options, "--csv").out))),
+    ):
+        assert [row["file"] for row in rows] == files
+        for number, row in enumerate(rows):
+            skipped, label = row.get("skipped", ""), row.get("class", "")
+            assert (skipped != "", label == "") == (number in bad, number in bad)
+            assert skipped in ("", "cannot identify image file")
+    assert len(lines(dsonas(*options).out)) == 5 - len(bad)
+
+
 def test_predict_follows_links_and_names_any_file_in_one_line(dsonas, grey, tmp_path, caplog):
     images, run = grey
     (tmp_path / "linked").symlink_to(images / "digit0", target_is_directory=True)

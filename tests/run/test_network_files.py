@@ -75,7 +75,7 @@ def test_test_images_are_measured_and_predicted_with_the_same_crop(tmp_path: Pat
     torch.testing.assert_close(images, (wanted / 255 - mean) / std)
     run = written(tmp_path / "run", expected)
     network, _ = run.load_network()
-    found = [classes[0][0] for _, classes in predict_images(run, paths)]
+    found = [found.classes[0][0] for found in predict_images(run, paths)]
     assert found == [data.class_names[i] for i in network(images).argmax(1).tolist()]
 
 

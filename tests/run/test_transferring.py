@@ -1,5 +1,6 @@
 """A block found on one data set in a network for another."""
 
+from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
 
@@ -69,3 +70,14 @@ def test_the_width_meets_the_budget_and_stays_when_a_run_goes_on():
     assert again == narrower
     another = transfer(found(6), LARGER)
     assert transferred(source, config, images, measures, held=another) == first  # type: ignore[arg-type]
+
+
+def test_a_huge_budget_widens_a_transferred_network_fourfold_at_most(caplog):
+    images: object = IMAGES
+    config = RunConfig(network=NETWORK, budget=Budget(macs="100G"))
+    first = transferred(found(5), config, images, exact_measures())  # type: ignore[arg-type]
+    assert first.skeleton.channels == (32, 64)
+    assert "budget.macs 1e+11 is not used up" in caplog.text
+    wider = replace(config, network=replace(NETWORK, growth=5))
+    first = transferred(found(5), wider, images, exact_measures())  # type: ignore[arg-type]
+    assert first.skeleton.channels == (40, 80)

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from dsonas.data import plain_name, short_name
 from dsonas.graph import Architecture, draw_architecture
 from dsonas.run import (
     Job,
+    Prediction,
     Reporter,
     RunConfig,
     RunFolder,
@@ -65,7 +67,8 @@ DESCRIPTIONS = {
     "evaluate": "Measure the network of a finished run on its test images. The options say where\n"
     "the data are now and where to compute; they default to those of the run.",
     "predict": "Classify image files; prints file, class and probability, separated by tabs.\n"
-    "Files that cannot be read are named on stderr with the reason, and the others go on.",
+    "Files that cannot be read are named on stderr with the reason, with --json and --csv there\n"
+    "too, and the others go on.",
 }
 STEPS = {
     "run": ("pretrain", "search", "train"),
@@ -297,9 +300,6 @@ def _predict(command: str, arguments: list[str], stop: StopSignal) -> int:
     return EXIT_DONE
 
 
-Predictions = Iterator[tuple[str, list[tuple[str, float]]]]
-
-
 def _listed() -> list[str]:
     """The names on standard input."""
     text = os.fsdecode(sys.stdin.buffer.read())
@@ -310,28 +310,33 @@ def _cells(classes: list[tuple[str, float]]) -> list[str]:
     return [cell for label, value in classes for cell in (label, f"{value:.4f}")]
 
 
-def _print_lines(found: Predictions, top: int) -> None:
-    for name, classes in found:
-        print(plain_name(name), *_cells(classes), sep="\t")
+def _print_lines(found: Iterator[Prediction], top: int) -> None:
+    for file, classes, skipped in found:
+        if not skipped:  # that is said on stderr
+            print(plain_name(file), *_cells(classes), sep="\t")
 
 
-def _print_csv(found: Predictions, top: int) -> None:
+def _print_csv(found: Iterator[Prediction], top: int) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    columns = ["class", "probability"]
-    for name, classes in found:
-        if columns:
-            more = [f"{column}_{k}" for k in range(2, len(classes) + 1) for column in columns]
-            writer.writerow(["file", *columns, *more])
-            columns = []
-        writer.writerow([plain_name(name), *_cells(classes)])
+    first = [next(found)]
+    while first[-1].skipped:  # one is readable, or that would have been an error
+        first.append(next(found))
+    count = len(first[-1].classes)
+    columns = [f"{name}{end}" for end in ("", *(f"_{k}" for k in range(2, count + 1)))
+               for name in ("class", "probability")]  # fmt: skip
+    writer.writerow(["file", *columns, "skipped"])
+    for file, classes, skipped in chain(first, found):
+        cells = _cells(classes) or [""] * len(columns)
+        writer.writerow([plain_name(file), *cells, skipped])
 
 
-def _print_json(found: Predictions, top: int) -> None:
+def _print_json(found: Iterator[Prediction], top: int) -> None:
     start = "["
-    for name, classes in found:
+    for file, classes, skipped in found:
         ranked = [{"class": label, "probability": round(value, 6)} for label, value in classes]
-        item = {"file": name, **ranked[0], **({"top": ranked} if top > 1 else {})}
-        print(start, json.dumps(item), sep="\n ", end="")
+        item = {"skipped": skipped} if skipped else dict(ranked[0])
+        item |= {"top": ranked} if top > 1 and ranked else {}
+        print(start, json.dumps({"file": file, **item}), sep="\n ", end="")
         start = ","
     print("\n]")
 

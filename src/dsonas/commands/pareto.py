@@ -19,7 +19,7 @@ from jsonargparse import Namespace
 
 from dsonas.commands.charts import ReportError, front_svg
 from dsonas.commands.configuring import OptionParser, to_yaml
-from dsonas.cost import Budget, Measures, fit_chain, measure_all, parse_count
+from dsonas.cost import Budget, Measures, measure_all, parse_count
 from dsonas.graph import Architecture
 from dsonas.run import (
     Job,
@@ -29,6 +29,7 @@ from dsonas.run import (
     RunFolder,
     StopSignal,
     final_latency,
+    fit_to_budget,
     load_chain,
     readable_count,
     run_measures,
@@ -128,8 +129,7 @@ def front_networks(
     chain: Sequence[Architecture],
     first: Architecture,
     budgets: Sequence[Budget],
-    *,
-    multiple: int = 1,
+    config: RunConfig,
     measures: Measures | None = None,
 ) -> dict[Architecture, Budget]:
     """The networks of a front with their budgets, cheapest first; no network twice.
@@ -141,12 +141,13 @@ def front_networks(
         chain: the nested architectures of a search.
         first: the network for the first budget.
         budgets: one for each point.
-        multiple: channels are multiples of it, >= 1.
-        measures: functions of an architecture. None: the exact counts.
+        config: of the run; the budgets stand in place of its own.
+        measures: see ``fit_to_budget``.
     """
     found = {first: budgets[0]}
     for budget in budgets[1:]:
-        fitted = fit_chain(chain, budget, multiple=multiple, measures=measures, at_full_width=True)
+        point = replace(config, budget=budget)
+        fitted = fit_to_budget(chain, point, measures, at_full_width=True)
         found.setdefault(fitted, budget)
     return found
 
@@ -219,8 +220,7 @@ class Front:
         if not budget.bounds:
             budget = Budget(macs=measures["macs"](found))
         budgets = self.front.budgets(budget, measure_all(chain[0], measures))
-        multiple = self.config.network.channel_multiple
-        return front_networks(chain, found, budgets, multiple=multiple, measures=measures)
+        return front_networks(chain, found, budgets, self.config, measures)
 
     def _point_folder(self, number: int) -> RunFolder:
         return RunFolder(self.folder.path / "pareto" / str(number))

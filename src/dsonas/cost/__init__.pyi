@@ -4,6 +4,7 @@ from .budgets import (
     check_reachable as check_reachable,
     fit_width as fit_width,
     parse_count as parse_count,
+    with_width as with_width,
 )
 from .chains import (
     chain_from_json as chain_from_json,

@@ -44,6 +44,7 @@ from .pixels import (
     RESIZE as RESIZE,
 )
 from .prediction import (
+    list_files as list_files,
     load_images as load_images,
 )
 from .shards import (

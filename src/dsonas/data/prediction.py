@@ -29,6 +29,7 @@ def load_images(
     crop: float = 1.0,
     fit: str = "crop",
     batch_size: int = 64,
+    skipped: dict[str, str] | None = None,
 ) -> Iterator[tuple[Tensor, list[str]]]:
     """Read images as a trained network expects them (see ``read_pixels``), a batch at a time.
 
@@ -44,6 +45,8 @@ def load_images(
         crop: side of the middle square that is used over the image's shorter side, in (0, 1].
         fit: how images become squares: ``crop``, ``pad`` or ``stretch``.
         batch_size: images in a batch, >= 1.
+        skipped: takes the name of each file that cannot be read, and why, before the batch in which
+            it would have been is given.
 
     Returns:
         Iterator over float32 tensors ``(batch, input_channels, image_size, image_size)`` in
@@ -61,14 +64,25 @@ def load_images(
         ...     print(images[0, :, 0, 0], [Path(name).name for name in names])
         tensor([ 1., -1., -1.]) ['red.png']
     """
-    files = [file for path in paths for file in _list_files(Path(path))]
-    if not files:
-        raise DataError("no images given: name image files or folders")
-    decoded = _decode_files(files, image_size, input_channels, with_share(fit, crop))
+    files = list_files(paths)
+    bad = {} if skipped is None else skipped
+    decoded = _decode_files(files, image_size, input_channels, with_share(fit, crop), bad)
     return _collect(decoded, mean, std, batch_size)
 
 
-def _list_files(path: Path) -> list[str]:
+def list_files(paths: Sequence[str | PathLike[str]]) -> list[str]:
+    """The image files that paths of files and folders stand for, in order.
+
+    Raises:
+        DataError: if a path does not exist, a folder has no images, or there are none.
+    """
+    files = [file for path in paths for file in _files_of(Path(path))]
+    if not files:
+        raise DataError("no images given: name image files or folders")
+    return files
+
+
+def _files_of(path: Path) -> list[str]:
     if path.is_file():
         return [str(path)]
     if not path.is_dir():
@@ -80,21 +94,22 @@ def _list_files(path: Path) -> list[str]:
 
 
 def _decode_files(
-    files: Sequence[str], image_size: int, channels: int, fit: str
+    files: Sequence[str], image_size: int, channels: int, fit: str, bad: dict[str, str]
 ) -> Iterator[tuple[Tensor, str]]:
-    skipped = 0
+    num_bad = 0
     for file in files:
         try:
             yield torch.from_numpy(decode(file, image_size, channels, fit=fit)), file
         except UnreadableImageError as error:
-            skipped += 1
-            if skipped == len(files):
+            num_bad += 1
+            bad[file] = error.reason
+            if num_bad == len(files):
                 raise DataError(
-                    f"none of the {skipped} files is a readable image: {error}"
+                    f"none of the {num_bad} files is a readable image: {error}"
                 ) from None
             logger.warning("%s: skipped", error)
-    if skipped:
-        logger.warning("%d unreadable image files skipped of %d", skipped, len(files))
+    if num_bad:
+        logger.warning("%d unreadable image files skipped of %d", num_bad, len(files))
 
 
 def _collect(

@@ -1,4 +1,5 @@
 from .classify import (
+    Prediction as Prediction,
     predict_images as predict_images,
 )
 from .console import (

@@ -5,40 +5,57 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 
-from dsonas.data import ImageData, load_images
+from dsonas.data import ImageData, list_files, load_images
 from dsonas.run.runs import RunFolder
 from dsonas.train import Engine, EngineConfig, Outcome
+
+
+class Prediction(NamedTuple):
+    """What a network makes of an image file.
+
+    Args:
+        file: its name.
+        classes: the most probable first, each with its probability in [0, 1].
+        skipped: why the file cannot be read; then there are no classes.
+    """
+
+    file: str
+    classes: list[tuple[str, float]]
+    skipped: str = ""
 
 
 @torch.inference_mode()
 def predict_images(
     folder: RunFolder, paths: Sequence[str], *, top: int = 1, device: str | None = None
-) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-    """The most probable classes of every image.
+) -> Iterator[Prediction]:
+    """The most probable classes of every image, in order; those that cannot be read between them.
 
     Args:
         folder: a finished run.
         paths: image files, and folders of them.
         top: how many classes, >= 1; all if there are not so many.
         device: where to compute, see ``EngineConfig``; None: on the CPU.
-
-    Returns:
-        Iterator over the name of each file and its classes, the most probable first, each with
-        its probability in [0, 1].
     """
     network, preprocessing = folder.load_network()
     names, pixels = preprocessing.class_names, preprocessing.pixels(network.architecture.skeleton)
     engine = Engine(EngineConfig(device=device or "cpu"))
     engine.place(network)
-    for images, files in load_images(paths, **pixels):
+    every, skipped = list_files(paths), dict[str, str]()
+    waiting = iter(every)
+    for images, files in load_images(every, **pixels, skipped=skipped):
         probabilities = network(images.to(engine.device)).softmax(1).cpu()
         best = probabilities.topk(min(top, len(names)))
         for file, values, labels in zip(files, *(part.tolist() for part in best), strict=True):
-            yield file, [(names[label], value) for label, value in zip(labels, values, strict=True)]
+            while (before := next(waiting)) != file:
+                yield Prediction(before, [], skipped[before])
+            classes = [(names[at], value) for at, value in zip(labels, values, strict=True)]
+            yield Prediction(file, classes)
+    for file in waiting:
+        yield Prediction(file, [], skipped[file])
 
 
 def class_metrics(outcome: Outcome, class_names: Sequence[str]) -> dict[str, Any]:

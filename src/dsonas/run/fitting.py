@@ -15,6 +15,7 @@ from dsonas.cost import (
     latency_from_table,
     measure_table,
     read_table,
+    with_width,
 )
 from dsonas.graph import Architecture
 from dsonas.run.run_config import RunConfig
@@ -65,14 +66,19 @@ def check_known(architecture: Architecture, config: RunConfig, measures: Measure
 
 
 def fit_to_budget(
-    chain: Sequence[Architecture], config: RunConfig, measures: Measures | None = None
+    chain: Sequence[Architecture],
+    config: RunConfig,
+    measures: Measures | None = None,
+    *,
+    at_full_width: bool = False,
 ) -> Architecture:
-    """The member of a search's chain and its width for a budget, see ``fit_chain``.
+    """The member of a chain and its width for a budget, see ``fit_chain``; a large rest is said.
 
     Args:
         chain: largest first.
-        config: its budget and channel multiple count.
+        config: its budget, channel multiple and growth count.
         measures: functions of an architecture. None: as the configuration says.
+        at_full_width: see ``fit_chain``.
 
     Raises:
         InfeasibleBudgetError: if no member meets the budget.
@@ -80,14 +86,27 @@ def fit_to_budget(
     """
     measures = measures or run_measures(config, final_latency(config))
     check_known(chain[0], config, measures)
-    multiple, growth = config.network.channel_multiple, config.network.growth
-    budget = config.budget
-    found = fit_chain(chain, budget, multiple=multiple, measures=measures, growth=growth)
-    if budget.bounds and (use := budget.used_by(found, measures)) < LEAST_USE:
+    network, budget = config.network, config.budget
+    found = fit_chain(
+        chain, budget, multiple=network.channel_multiple, growth=network.growth,
+        measures=measures, at_full_width=at_full_width,
+    )  # fmt: skip
+    say_rest(chain[0], found, config, measures)
+    return found
+
+
+def say_rest(
+    base: Architecture, found: Architecture, config: RunConfig, measures: Measures
+) -> None:
+    """Say what of a budget a network leaves since it may not be wider, if that is much."""
+    budget, network = config.budget, config.network
+    widest = with_width(base, network.growth, network.channel_multiple).skeleton.channels
+    if not budget.bounds or found.skeleton.channels != widest:
+        return
+    if (use := budget.used_by(found, measures)) < LEAST_USE:
         name, bound = budget.leading, budget.bounds[budget.leading]
         logger.warning(
             "budget.%s %s is not used up (%.3g %%): the network is %g times as wide as the "
             "supernet, the most that network.growth allows; raise network.channels, or lower the "
-            "budget", name, f"{bound:.6g}", 100 * use, growth,
+            "budget", name, f"{bound:.6g}", 100 * use, network.growth,
         )  # fmt: skip
-    return found

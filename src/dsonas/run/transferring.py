@@ -5,6 +5,7 @@ from __future__ import annotations
 from dsonas.cost import Measures, fit_width
 from dsonas.data import ImageData
 from dsonas.graph import REDUCTION_OPERATIONS, Architecture, Skeleton
+from dsonas.run.fitting import say_rest
 from dsonas.run.run_config import RunConfig
 
 
@@ -66,7 +67,7 @@ def transferred(
 
     Args:
         architecture: where the block comes from.
-        config: its network, budget and channel multiple count.
+        config: its network and budget count.
         data: for the size, channels and classes of the images.
         measures: functions of an architecture by name.
         held: what the run that goes on is about: its width stays, since a latency that is measured
@@ -79,5 +80,8 @@ def transferred(
     whole = transfer(architecture, config.space(data).skeleton)
     if held is not None and held.with_channels(whole.skeleton.channels) == whole:
         return held
-    multiple = config.network.channel_multiple
-    return fit_width(whole, config.budget, multiple=multiple, measures=measures)
+    network = config.network
+    options = {"multiple": network.channel_multiple, "growth": network.growth}
+    found = fit_width(whole, config.budget, measures=measures, **options)
+    say_rest(whole, found, config, measures)
+    return found

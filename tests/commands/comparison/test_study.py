@@ -186,3 +186,11 @@ def test_budgets_have_short_labels():
 def test_a_study_that_makes_no_sense_is_refused(study, changes, words):
     with pytest.raises(ValueError, match=words):
         study(**changes)
+
+
+def test_no_network_of_a_study_is_wider_than_growth_allows(study, tmp_path):
+    made, budget = study(budgets=(Budget(macs="1G"),)), Budget(macs="1G")
+    for name, architecture in made.known.items():
+        assert made.fit(architecture, budget).skeleton.channels == (16, 32)
+        given_now = given(made, tmp_path, name, architecture.to_json(), budget)
+        assert given_now.skeleton.channels == (16, 32)

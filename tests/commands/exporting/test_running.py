@@ -122,7 +122,7 @@ def test_files_work_without_dsonas_and_classify_as_predict_does(exported: Path, 
     assert done.stderr == ""
     found = [line.split("\t") for line in done.stdout.splitlines()]
     expected = predict_images(RunFolder(exported.parent), paths)
-    lines = [[name, label, f"{value:.4f}"] for name, [(label, value)] in expected]
+    lines = [[name, label, f"{value:.4f}"] for name, [(label, value)], _ in expected]
     assert found == [["5"], *lines]
     assert not list(exported.glob("__pycache__"))
 
@@ -178,7 +178,7 @@ def test_predict_the_python_file_and_the_onnx_program_read_images_alike(
         images, _ = next(load_images([path], **pixels))
         torch.testing.assert_close(network.read_image(path), images[0], rtol=0, atol=1e-6)
     predicted = predict_images(RunFolder(run), read)
-    expected = [f"{n}\t{classes[0][0]}\t{classes[0][1]:.4f}" for n, classes in predicted]
+    expected = [f"{n}\t{classes[0][0]}\t{classes[0][1]:.4f}" for n, classes, _ in predicted]
     assert exported["main"]([*read, *refused]) is None
     printed = capsys.readouterr()
     assert printed.out.splitlines() == expected

@@ -16,6 +16,7 @@ import numpy as np
 
 from dsonas.commands.comparison.jobs import read_json, result_file
 from dsonas.commands.comparison.study import METHODS, Study
+from dsonas.cost import with_width
 from dsonas.run import readable_count, versions
 
 FORMAT, VERSION = "dsonas-compare", 1
@@ -65,6 +66,7 @@ def comparison(study: Study, path: Path, failed: Mapping[str, str]) -> dict[str,
             {**_network(r), "validation_error": r["validation_error"]}
             for r in results if r["kind"] == "trial"
         ],
+        "widest": _widest(study, results),
         "failed": dict(failed),
         "study": {
             "seed": config.run.seed, **{name: getattr(config, name) for name in counts},
@@ -74,6 +76,14 @@ def comparison(study: Study, path: Path, failed: Mapping[str, str]) -> dict[str,
         "versions": versions(),
         "hardware": hardware(),
     }  # fmt: skip
+
+
+def _widest(study: Study, results: Iterable[Result]) -> int:
+    """How many networks are as wide as they may be, so that they may not use up their budget."""
+    network = study.config.run.network
+    widest = with_width(study.supernet, network.growth, network.channel_multiple)
+    channels = list(widest.skeleton.channels)
+    return sum(r["kind"] == "train" and list(r["channels"]) == channels for r in results)
 
 
 def compare_at(
@@ -319,7 +329,12 @@ all training images, and measured once, at the end; nothing is chosen by the tes
     rows = [row for entry in value["budgets"] for row in _rows(entry)]
     failed = [f"- failed: {name}: {reason}" for name, reason in value["failed"].items()]
     ranks = [_rank_line(entry) for entry in value["budgets"]]
-    lines = [title, *rows, "", _NOTE, "", *ranks, *_costs(value["cost"]), machine, *failed]
+    wide = [
+        f"- {value['widest']} of {len(value['networks'])} networks are as wide as network.growth "
+        "allows, so they may cost less than their budget: raise it, or lower the budget"
+    ]
+    wide = wide if value["widest"] else []
+    lines = [title, *rows, "", _NOTE, "", *ranks, *wide, *_costs(value["cost"]), machine, *failed]
     return "\n".join(lines) + "\n"
 
 

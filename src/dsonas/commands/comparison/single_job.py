@@ -14,11 +14,20 @@ from filelock import FileLock
 from dsonas._utils import derive_seed, write_atomically
 from dsonas.commands.comparison.jobs import Unit, read_json, result_file, to_json
 from dsonas.commands.comparison.study import RANKING_IMAGES, Study, numbered
-from dsonas.cost import Budget, architecture_cost, chain_to_json, fit_chain
+from dsonas.cost import Budget, architecture_cost, chain_to_json, exact_measures
 from dsonas.data import Batches, ImageData, ImageSet, load_data, split_for_search
 from dsonas.graph import Architecture
 from dsonas.nn import Network
-from dsonas.run import Job, Reporter, RunConfig, RunError, RunFolder, StopSignal, load_chain
+from dsonas.run import (
+    Job,
+    Reporter,
+    RunConfig,
+    RunError,
+    RunFolder,
+    StopSignal,
+    fit_to_budget,
+    load_chain,
+)
 from dsonas.search import blocks_macs
 from dsonas.sparse import mask_factors
 from dsonas.train import CheckpointFolder, DivergedError, Engine, Interrupted
@@ -137,8 +146,8 @@ def write_given(path: Path, task: Task, config: RunConfig) -> None:
     if task["kind"] == "train" and task["method"] == "random_search" and not subject.exists():
         best = best_trial([read_json(result_file(path, name)) for name in task["needs"]])
         write_atomically(subject, subject.with_name(f"{best['subject']}.json").read_bytes())
-    multiple = config.network.channel_multiple
-    fitted = fit_chain(load_chain(subject), Budget(**task["bounds"]), multiple=multiple)
+    config = replace(config, budget=Budget(**task["bounds"]))
+    fitted = fit_to_budget(load_chain(subject), config, exact_measures())
     write_atomically(path / "jobs" / task["name"] / "given.json", fitted.to_json().encode())
 
 

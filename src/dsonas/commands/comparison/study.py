@@ -167,8 +167,9 @@ class Study:
 
     def _fit(self, architecture: Architecture, budget: Budget) -> Architecture:
         """Bring an architecture to a budget, as the result of a search."""
-        multiple = self.config.run.network.channel_multiple
-        return fit_chain([architecture], budget, multiple=multiple)
+        network = self.config.run.network
+        options = {"multiple": network.channel_multiple, "growth": network.growth}
+        return fit_chain([architecture], budget, **options)
 
     def meets(self, architecture: Architecture, *budgets: Budget) -> bool:
         """Whether an architecture, with all its operations, meets budgets at some width."""
