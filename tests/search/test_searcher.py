@@ -166,6 +166,15 @@ def test_a_cost_of_the_users_own_is_kept(additive: bool) -> None:
         Searcher(small(), steps=30, budget=Budget(macs=0.5), cost=cost)
 
 
+def test_the_state_of_a_model_with_a_cost_of_its_own_can_be_loaded() -> None:
+    own = {"steps": 30, "budget": Budget(macs=6), "cost": lambda choices: 3.0}
+    models = [small(), small()]
+    searchers = [Searcher(model, torch.zeros(1, 4), **own) for model in models]
+    models[0](torch.rand(8, 4))
+    models[1].load_state_dict(models[0].state_dict())
+    assert searchers[1].cost() == 3
+
+
 def start(steps: int = 20, **options: Any):
     torch.manual_seed(0)
     model = small()

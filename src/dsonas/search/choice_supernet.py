@@ -39,7 +39,8 @@ class ChoiceSupernet:
 
     Args:
         model: with ``LayerChoice`` or ``InputChoice``.
-        example: an input, or a tuple of inputs, by which costs are counted.
+        example: an input, or a tuple of inputs, by which costs are counted and the candidates'
+            normalisations made; None: these are made by the first batch.
         budget: upper bounds on the result.
         config: when the structure is held, and the penalty.
         cost: the user's function of a structure, in the measure that the budget bounds first.
@@ -66,7 +67,7 @@ class ChoiceSupernet:
         self._ties = random.Random(seed)
         self._order = {label: self._ties.random() for label in self.live}
         self._counted = None
-        if cost is None or (budget and len(budget.given) > 1):
+        if example is not None or cost is None or (budget and len(budget.given) > 1):
             self._count(example)
         self.leading = (budget or Budget()).leading
         self._own_cost = cost
