@@ -229,6 +229,20 @@ def test_a_folder_of_other_files_is_not_written_into(dsonas, grey, tmp_path):
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("place", ["run", "digit0/run", "test", "../link/run"])
+def test_a_run_does_not_lie_among_its_images(dsonas, digit_folder, tmp_path, place):
+    images = shutil.copytree(digit_folder("L"), tmp_path / "images")
+    (tmp_path / "link").symlink_to(images)
+    before = sorted(images.rglob("*"))
+    for command in ("run", "search", "compare"):
+        options = SMALL if command != "compare" else [*SMALL, "--budgets", "50k", "--seeds", "1"]
+        out = images / place
+        ended = dsonas(command, "--data.name", f"folder:{images}", *options, "--out", out)
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert "--out must be outside of the image folder" in ended.err
+    assert sorted(images.rglob("*")) == before
+
+
 def test_predict_writes_json_and_csv_and_takes_a_list(dsonas, grey, tmp_path, monkeypatch):
     images, run = grey
     files = [str(file) for file in sorted(images.rglob("*.png"))[:3]]

@@ -227,6 +227,36 @@ def test_an_interrupted_training_resumes_to_the_same_result(
     assert same_result(run, finished)
 
 
+def test_a_training_that_ends_early_resumes_to_the_same_result(
+    dsonas, tiny, finished, tmp_path, monkeypatch
+):
+    """Interrupted before, at and after its best epoch, more than once."""
+    from dsonas.run.interrupts import StopSignal
+
+    options = ["--data.val", 0.3, "--train.patience", 2, "--train.epochs", 30, "--train.lr", 0.3,
+               "--engine.checkpoint_seconds", 0]  # fmt: skip
+    command = ["train", *tiny, "--architecture", finished / "architecture.json", *options]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert dsonas(*command, "--out", whole).code == 0
+    best, epochs = (
+        read_metrics(whole)["best_epoch"],
+        len((whole / "log.csv").read_text().split()) - 1,
+    )
+    assert epochs == best + 2 < 30
+    codes, steps = [], 8 * epochs // 5  # of 8 batches an epoch
+    for _ in range(4):
+        calls = iter(range(10**6))
+        with monkeypatch.context() as patch:
+            patch.setattr(StopSignal, "__call__", lambda self, n=steps, c=calls: next(c) == n - 1)
+            codes.append(dsonas(*command, "--out", run).code)
+    codes.append(dsonas(*command, "--out", run).code)
+    assert codes == [130, 130, 130, 130, 0]
+    assert same_result(run, whole)
+    assert read_metrics(run)["best_epoch"] == best
+    rows = [(row[:-1]) for row in csv.reader((run / "log.csv").open())]
+    assert rows == [(row[:-1]) for row in csv.reader((whole / "log.csv").open())]
+
+
 def test_a_search_that_begins_again_forgets_an_older_result(dsonas, tiny, tmp_path, monkeypatch):
     from dsonas.run.interrupts import StopSignal
 

@@ -75,6 +75,8 @@ class Job:
     def __post_init__(self) -> None:
         self.tracking = Tracking(self.config, self.folder, writes=self.folder.writes)
         self.engine = Engine(self.config.engine, self.world)
+        if self.config.data.source == "folder" and (root := self.config.data.root):
+            self.folder.require_outside(root)
         self.data = load_data(self.config.data, self.config.seed)
         self.resume = self.engine.processes.decide(lambda: self.folder.last_checkpoint)
         saved = self.resume or {}

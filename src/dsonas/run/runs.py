@@ -133,6 +133,18 @@ class RunFolder:
                 for folder in absent:
                     folder.rmdir()
 
+    def require_outside(self, images: Path) -> None:
+        """Refuse to lie among the images: a folder of a run is no class, nor what is in it.
+
+        Raises:
+            RunError: if this folder is in that of the images, or is it.
+        """
+        if self.path.resolve().is_relative_to(images.resolve()):
+            raise RunError(
+                f"--out must be outside of the image folder {images}, got {self.path}: choose "
+                "another"
+            )
+
     def _require_own(self) -> None:
         """Refuse a folder of somebody else's files: its config.yaml, say, would be overwritten."""
         if not self.path.is_dir():
