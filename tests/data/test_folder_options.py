@@ -86,6 +86,24 @@ def test_copies_of_test_images_are_not_learned(tmp_path):
     assert len(content) == 30  # copies stay together, so that none is lost
 
 
+def test_large_images_that_differ_in_the_middle_alone_are_no_copies(tmp_path):
+    """As scans with black margins are, when nothing compresses them."""
+    for number in range(6):
+        pixels = np.zeros((900, 900, 3), np.uint8)
+        pixels[450, 450] = number
+        path = tmp_path / ("cat" if number % 2 else "dog") / f"{number}.bmp"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    data = load(tmp_path)
+    assert len(data.train) + len(data.test) == 6
+    pixels[450, 450] = 99
+    Image.fromarray(pixels).save(path)
+    after = load(tmp_path)
+    assert data.split is not None
+    assert after.split is not None
+    assert data.split.changes(after.split) == "1 files changed: cat/5.bmp"
+
+
 def test_a_change_of_content_alone_is_noticed(tmp_path):
     root = pictures(tmp_path)
     file = root / "cat" / "3.png"

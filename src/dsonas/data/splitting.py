@@ -22,7 +22,6 @@ from .data_config import DataError
 from .folder_layout import first
 
 IGNORED = "ignored"
-WHOLE_BYTES = 2**20  # of a file, up to which all of it is read to tell copies; else both ends
 
 
 def class_quotas(counts: Tensor, total: int) -> Tensor:
@@ -241,10 +240,7 @@ def num_bytes(path: str) -> int:
 
 
 def digests(paths: Sequence[str]) -> dict[str, str]:
-    """What tells the content of files, by path; nothing for one that cannot be read.
-
-    It is a hash of a file, of a large one of its size and half of ``WHOLE_BYTES`` at either end.
-    """
+    """What tells the content of files, by path: a hash; nothing for one that cannot be read."""
     with ThreadPoolExecutor() as pool:
         return dict(zip(paths, pool.map(_digest, paths), strict=True))
 
@@ -252,10 +248,9 @@ def digests(paths: Sequence[str]) -> dict[str, str]:
 def _digest(path: str) -> str:
     try:
         with open(path, "rb") as file:
-            size = num_bytes(path)
-            content = file.read(WHOLE_BYTES // 2)
-            file.seek(max(len(content), size - WHOLE_BYTES // 2))
-            content += file.read()
+            found = hashlib.file_digest(file, "sha256")
+            size = file.tell()
     except OSError:
         return ""
-    return hashlib.sha256(content + str(size).encode()).hexdigest()[:32] if content else ""
+    found.update(str(size).encode())
+    return found.hexdigest()[:32] if size else ""
