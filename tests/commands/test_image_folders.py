@@ -139,46 +139,6 @@ def test_evaluate_uses_the_statistics_of_the_training(dsonas, digit_folder, tmp_
     assert measured["test_loss"] == metrics["test_loss"]
 
 
-def interrupted(dsonas, images: Path, run: Path, monkeypatch: pytest.MonkeyPatch, *options: object):
-    """A run that ends after its first epoch of the search; returns what goes on with it."""
-    from dsonas.run import Job
-
-    command = ["run", "--data.name", f"folder:{images}", *SMALL, "--out", run, *options]
-    with monkeypatch.context() as patch:
-        patch.setattr(Job, "train", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            dsonas(*command)
-    assert any((run / "checkpoints").rglob("*.pt"))
-    return lambda: dsonas(*command)
-
-
-CHANGES = {
-    "classes gone: digit2; classes new: two": lambda root: (root / "digit2").rename(root / "two"),
-    "classes gone: digit2; 20 files gone": lambda root: shutil.rmtree(root / "digit2"),
-    "classes new: more; 20 files new": lambda root: shutil.copytree(root / "digit0", root / "more"),
-    "1 files new: digit1/more.png": lambda root: shutil.copy(
-        root / "digit0" / "00.png", root / "digit1" / "more.png"
-    ),
-    "1 files gone: digit1/03.png": lambda root: (root / "digit1" / "03.png").unlink(),
-    "1 files changed: digit1/03.png": lambda root: (root / "digit1" / "03.png").write_bytes(b"no"),
-}
-
-
-@pytest.mark.parametrize("said", CHANGES)
-def test_a_run_does_not_go_on_with_other_images(dsonas, digit_folder, tmp_path, monkeypatch, said):
-    images, run = digit_folder("L"), tmp_path / "run"
-    kept = shutil.copytree(images, tmp_path / "kept")
-    go_on = interrupted(dsonas, images, run, monkeypatch)
-    CHANGES[said](images)
-    ended = go_on()
-    assert (ended.code, ended.err.count("\n")) == (2, 1)
-    assert f"was begun with other images ({said}" in ended.err
-    assert not (run / "network.safetensors").exists()
-    shutil.rmtree(images)
-    kept.rename(images)
-    assert go_on().code == 0
-
-
 def test_a_network_with_other_outputs_than_classes_is_not_written(grey, tmp_path):
     from dsonas.run import Preprocessing, RunError, RunFolder
 

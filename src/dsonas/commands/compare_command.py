@@ -68,11 +68,15 @@ def compare(command: str, arguments: list[str], stop: StopSignal) -> int:
         return do_job(path, task, _stored_run(path), imports, stop)
     jobs = JobsConfig(**{key: value for key, value in values.jobs.items() if value is not None})
     config = _study_config(values)
-    study = Study(config, _checked_data(config, path))
+    data = _checked_data(config, path)
+    study = Study(config, data)
     if values.dry_run:
         print("\n".join(_plan(study.units)))
         return 0
-    with RunFolder(path).lock():
+    with RunFolder(path).lock() as folder:
+        folder.require_images(data.split)
+        if data.split is not None:
+            folder.write("split.csv", data.split.to_csv())
         return _do_study(study, path, jobs, imports, stop)
 
 

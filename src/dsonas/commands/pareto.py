@@ -237,6 +237,7 @@ class Front:
         self.reporter.say(f"\n{name}, in {folder.path}")
         config = replace(self.config, budget=budget)
         job = Job(config, folder, self.reporter, self.stop)
+        self.folder.require_images(job.data.split)
         job.check(("train",), architecture)
         folder.write("architecture.json", architecture.to_json())
         origin = {"architecture": str(folder.path / "architecture.json")}

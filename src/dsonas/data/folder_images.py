@@ -228,7 +228,13 @@ def _measured(contents: Contents, split: Split | None) -> Listing:
     if 2 * len(known) > min(len(names), len(split.rows)):  # the folder of the run, here or moved
         found = set(names.values())
         changed = {name for path, name in names.items() if name in held_out and path not in known}
+        labels = (contents.class_names[label] for label in everything.labels.tolist())
+        relabelled = {
+            names[path] for path, label in zip(paths, labels, strict=True)
+            if names[path] in held_out and split.rows[names[path]].label != label
+        }  # fmt: skip
         _say(contents, "test images of the run are gone", held_out - found)
+        _say(contents, "test images of the run are of another class now", relabelled)
         _say(contents, "test images of the run have other content now", changed)
         _say(contents, "images are new and not measured", found - set(split.rows))
         return everything.where(torch.tensor([names[path] in held_out for path in paths]).bool())

@@ -63,6 +63,9 @@ def read_labels(file: Path, root: Path) -> dict[str, Classes]:
             f"none of the {len(seen)} files that {file} names is in {root}, the first is "
             f"{whole[0][0]}: paths begin in the folder of data.name and have their endings"
         )
+    for classes in parts.values():
+        for files in classes.values():
+            files.sort()  # the order of the lines makes no difference
     return {"train": {}, **parts}
 
 

@@ -101,11 +101,10 @@ class Job:
         """Refuse to go on with other classes or files than the run has used so far."""
         known, now = self._extras.get("data"), self.data.identity
         if known is not None and known != now:
-            before, after = self.folder.split, self.data.split
-            what = before.changes(after) if before and after else ""
+            self.folder.require_images(self.data.split)
             raise RunError(
-                f"{self.folder.path} was begun with other images ({what or 'files or labels'}): "
-                "put them back as they were, or choose another --out"
+                f"{self.folder.path} was begun with other images (files or labels): put them back "
+                "as they were, or choose another --out"
             )
         self._extras["data"] = now
 

@@ -145,6 +145,19 @@ class RunFolder:
                 "another"
             )
 
+    def require_images(self, now: Split | None) -> None:
+        """Refuse other files of images than those that this folder's ``split.csv`` tells of.
+
+        Raises:
+            RunError: saying what has changed.
+        """
+        before = self.split
+        if before and now and (what := before.changes(now)):
+            raise RunError(
+                f"{self.path} was begun with other images ({what}): put them back as they were, or "
+                "choose another --out"
+            )
+
     def _require_own(self) -> None:
         """Refuse a folder of somebody else's files: its config.yaml, say, would be overwritten."""
         if not self.path.is_dir():

@@ -119,6 +119,8 @@ def _work(
     from dsonas.commands.commands import COMMANDS
 
     kind, run = task["kind"], path / "jobs" / task["name"]
+    if config.data.source == "folder":
+        RunFolder(path).require_images(load_data(config.data, config.seed).split)
     if kind == "rank":
         run_ranking(config, task, run)
         return 0
