@@ -110,6 +110,13 @@ def test_an_unknown_command_is_refused(dsonas):
     check_refused(dsonas("serach"), "command must be one of run, search", "'serach'")
 
 
+def test_arguments_and_places_of_data_are_named(dsonas, tmp_path):
+    check_refused(dsonas("predict", "--run", tmp_path), "IMAGE", "is required")
+    (tmp_path / "file.png").write_bytes(b"")
+    check_refused(dsonas("check", tmp_path / "file.png"), "file.png", "is no folder")
+    check_refused(dsonas("check", tmp_path, "--data.labels", ""), "data.labels must be", "a file")
+
+
 def test_a_refusal_in_a_process_has_no_traceback(start):
     process = start("run", "--data.color", "rgb")
     out, err = process.communicate()

@@ -152,8 +152,10 @@ def test_one_option_for_all_steps(dsonas):
     epochs = [values[step]["epochs"] for step in ("pretrain", "search", "train")]
     sizes = [values[step]["batch_size"] for step in ("pretrain", "search", "train")]
     assert (epochs, sizes) == ([3, 3, 4], [16] * 3)
-    ended = dsonas("run", "--epochs", 0)
-    assert (ended.code, "--epochs" in ended.err) == (2, True)
+    for name, least in (("epochs", "> 0"), ("batch_size", ">= 2")):
+        ended = dsonas("run", f"--{name}", 0)
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert f"error: {name} must be a whole number {least}, got '0'" in ended.err
 
 
 def test_a_printed_configuration_is_checked(dsonas):

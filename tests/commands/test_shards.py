@@ -52,6 +52,24 @@ def test_what_is_written_is_said(dsonas, images, tmp_path):
     assert last == f"use them by --data.name shards:{tmp_path}/out"
 
 
+def test_what_is_not_written_is_said(dsonas, images, tmp_path, caplog):
+    root = shutil.copytree(images, tmp_path / "images")
+    shutil.copytree(root / "val", root / "test")
+    for file in (root / "test").rglob("*.png"):
+        file.write_bytes(file.read_bytes() + b"other")
+    (root / "train" / "digit0" / "00.png").rename(root / "train" / "digit0" / "no ending")
+    ended = dsonas("shards", root, root / "out")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "must be outside of the image folder" in ended.err
+    assert not (root / "out").exists()
+    ended = dsonas("shards", root, tmp_path / "out")
+    assert ended.code == 0
+    assert "val/ unused" in caplog.text
+    run = dsonas("run", "--data.name", f"shards:{tmp_path}/out", *SMALL, "--out", tmp_path / "run")
+    assert "48 training and 12 test images" in run.out
+    assert "skipped" not in caplog.text
+
+
 def test_a_whole_run_and_what_follows(dsonas, images, shards, tmp_path):
     run = tmp_path / "run"
     ended = dsonas("run", "--data.name", f"shards:{shards}", *SMALL, "--out", run)

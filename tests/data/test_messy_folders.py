@@ -167,6 +167,16 @@ def test_of_another_folder_everything_is_measured(tmp_path, caplog):
         measured(tmp_path / "photos", None, "cat dog")
 
 
+def test_a_test_image_of_which_training_had_a_copy_is_measured_anywhere(tmp_path):
+    """The copy was left out of training."""
+    root = photos(tmp_path / "data" / "train")
+    photos(tmp_path / "data" / "test", count=4, start=500)
+    shutil.copy(root / ".." / "test" / "cat" / "001.png", root / "dog" / "copy.png")
+    data = load(tmp_path / "data")
+    other = shutil.copytree(tmp_path / "data" / "test", tmp_path / "other")
+    assert len(named(measured(other, data.split))[1]) == 12
+
+
 # 3: folders that are parts of a split
 
 PAIRS = [

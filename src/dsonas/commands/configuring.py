@@ -72,8 +72,12 @@ class OptionParser(ArgumentParser):
                 value = next(filter(None, got.groups()), "")
                 message = f"{found[1]} must be {rule_of(hint)}, got {value!r}"
         elif found := re.match(r"the following arguments are required: (\S+)", message):
-            dashes = "" if found[1].isupper() else "--"  # of an argument, or an option
-            message = f"{dashes}{found[1]} is required: give it, see {self.prog} --help"
+            named = {a.dest: a.metavar or a.dest for a in self._actions if not a.option_strings}
+            name = named.get(found[1], f"--{found[1]}")
+            message = f"{name} is required: give it, see {self.prog} --help"
+        elif found := re.match(r"argument --(\w+): invalid \w+ value: ('.*')", message):
+            hint = next(a.type for a in self._actions if a.dest == found[1])
+            message = f"{found[1]} must be {rule_of(hint)}, got {found[2]}"
         elif found := re.match(r"unrecognized arguments: (\S+)", message):
             message = unknown_option(found[1].split("=")[0], self.keys, "--")
         raise UsageError(message) from None

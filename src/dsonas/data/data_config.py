@@ -87,8 +87,8 @@ class DataConfig:
         user = self.augment.rpartition(":")[0].endswith(".py")
         rules = (
             ("color", self.color in get_args(Color), "auto, grey or rgb", "choose one"),
-            ("labels", self.labels is None or self.source == "folder", "for folder:PATH alone",
-             "give data.name folder:PATH, from which its paths begin"),
+            ("labels", self.labels is None or (self.labels != "" and self.source == "folder"),
+             "a file, for folder:PATH alone", "give data.name folder:PATH, where its paths begin"),
             ("test", self._is_part(self.test) and self.test != 0,
              "above 0 and below 1, or a path with folder:PATH", "0.2 holds out a fifth"),
             ("val", self.val is None or self._is_part(self.val),

@@ -238,7 +238,7 @@ def _measured(contents: Contents, split: Split | None) -> Listing:
         _say(contents, "test images of the run have other content now", changed)
         _say(contents, "images are new and not measured", found - set(split.rows))
         return everything.where(torch.tensor([names[path] in held_out for path in paths]).bool())
-    used = {name: row for name, row in split.rows.items() if row.part not in ("test", "unreadable")}
+    used = {name: row for name, row in split.rows.items() if row.part in ("train", "val")}
     contents_used = {row.digest for row in used.values()} - {""}
     seen = {
         path for path in paths

@@ -125,7 +125,8 @@ def list_contents(config: DataConfig, *, trains: bool = True) -> Contents:
     root = config.root
     assert root is not None, "DataConfig demands a path for folders"
     if not root.is_dir():
-        raise DataError(f"image folder {root} not found: give the path of {LAYOUT}")
+        what = "is no folder" if root.exists() else "not found"
+        raise DataError(f"image folder {root} {what}: give the path of {LAYOUT}")
     ignored: dict[str, str] = {}
     layout, found = _list_parts(root, config, ignored)
     found = {part: found.get(part, {}) for part in ORDER}

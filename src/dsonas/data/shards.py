@@ -22,7 +22,8 @@ from dsonas._utils import derive_seed, write_atomically
 from .data_config import DataConfig, DataError
 from .decoding import read_header, shrink_image
 from .folder_images import choose_image_size, scan
-from .folders import list_contents
+from .folder_layout import first
+from .folders import Contents, list_contents
 from .images import FileImages
 from .normalisation import channel_statistics
 from .sources import SPLIT_SEED, Statistics
@@ -127,9 +128,7 @@ def write_shards(
             raise ValueError(f"{name} must be at least {bound}, got {value}: use a larger one")
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}: 0.2 is a fifth")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} is not empty: give a new folder for the shards, or delete it")
-    contents = list_contents(DataConfig(name=f"folder:{folder}", test=test_fraction, val=0))
+    contents = _contents(folder, out, test_fraction)
     written = {}
     for part, listing in (("val", contents.parts["test"]), ("train", contents.parts["train"])):
         (out / part).mkdir(parents=True)
@@ -139,8 +138,8 @@ def write_shards(
         if not headers:
             raise DataError(f"no image can be read, as {skipped[0]}: check that they are complete")
         if skipped:
-            first = ", ".join(skipped[:3])
-            logger.warning("%d unreadable image files skipped: %s", len(skipped), first)
+            told = "%d unreadable image files skipped: %s"
+            logger.warning(told, len(skipped), first(skipped))
         groups = _groups(len(headers), images_per_shard)
         shards: list[Shard] = []
         with ThreadPoolExecutor(workers) as pool:
@@ -162,6 +161,18 @@ def write_shards(
         write_atomically(out / part / INDEX_NAME, json.dumps(FORMAT | asdict(index)).encode())
         written[part] = index
     return written
+
+
+def _contents(folder: Path, out: Path, test_fraction: float) -> Contents:
+    """What is to be written; says what of it is not."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} is not empty: give a new folder for the shards, or delete it")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{out} must be outside of the image folder {folder}: choose another")
+    contents = list_contents(DataConfig(name=f"folder:{folder}", test=test_fraction, val=0))
+    if contents.layout.unused:
+        logger.warning("%s: %s", folder, ", ".join(contents.layout.unused))
+    return contents
 
 
 def _groups(num_images: int, most: int) -> list[list[int]]:
