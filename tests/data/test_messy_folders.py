@@ -16,6 +16,7 @@ from dsonas.data import (
     DataError,
     ImageData,
     Split,
+    check_folder,
     folder_layout,
     load_data,
     load_images,
@@ -300,6 +301,24 @@ def test_every_format_of_pillow_is_read(tmp_path, ending):
     photo(root / "cat" / f"CAPITAL.{ending.upper()}", 51)
     names = {name for part in named(load(root)) for name in part}
     assert {f"cat/other.{ending}", f"cat/CAPITAL.{ending.upper()}"} <= names
+
+
+@pytest.mark.parametrize("ending", ["gif", "tif", "webp", "png"])
+def test_files_of_several_images_are_said_and_the_first_is_used(tmp_path, caplog, ending):
+    root = photos(tmp_path, count=5)
+    frames = [PHOTO.crop((0, top, 24, top + 24)) for top in (0, 100, 200)]
+    file = root / "cat" / f"frames.{ending}"
+    frames[0].save(file, save_all=True, append_images=frames[1:], lossless=True)
+    with caplog.at_level(logging.WARNING):
+        data = load(root, image_size=24)
+    assert f"1 files hold several images, of which the first is used: cat/frames.{ending}" in (
+        caplog.text
+    )
+    whole = data.train if "cat/frames." + ending in (data.train.names or ()) else data.test
+    pixels = whole.gather(torch.tensor([(whole.names or ()).index(f"cat/frames.{ending}")]))[0]
+    assert np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - np.asarray(frames[0])).mean() < 5
+    found = check_folder(DataConfig(name=f"folder:{root}"))
+    assert "1 files hold several images, of which the first is used" in found.notes
 
 
 def test_files_without_an_ending_are_read_by_their_content(tmp_path):

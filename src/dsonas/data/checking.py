@@ -113,9 +113,14 @@ def check_folder(config: DataConfig) -> FolderCheck:
         unreadable=contents.named(unreadable),
         ignored=contents.named(contents.ignored),
         copies=_copies(contents),
-        notes=[text for _, text in heard.taken()],
+        notes=[text for _, text in heard.taken()] + _several(headers),
         proposed={"data.image_size": str(size), **proposed},
     )
+
+
+def _several(headers: dict[str, ImageHeader]) -> list[str]:
+    count = sum(head.several for head in headers.values())
+    return [f"{count} files hold several images, of which the first is used"] if count else []
 
 
 def _by_class(contents: Contents, part: str, headers: dict[str, ImageHeader]) -> dict[str, int]:

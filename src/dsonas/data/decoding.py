@@ -35,11 +35,12 @@ class UnreadableImageError(DataError):
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the head of an image file says: size in pixels; whether it is grey."""
+    """What the head of an image file says: size in pixels; whether it is grey, one of several."""
 
     width: int
     height: int
     grey: bool
+    several: bool = False
 
     @property
     def short_side(self) -> int:
@@ -63,7 +64,7 @@ def read_header(file: str | bytes, name: str | None = None) -> ImageHeader:
     try:
         with _open(file) as image:
             check_range(image)
-            return ImageHeader(*image.size, _is_grey(image))
+            return ImageHeader(*image.size, _is_grey(image), _has_frames(image))
     except Exception as error:  # a damaged file can raise almost anything in a decoder
         raise _unreadable(name or file, error) from error
 
@@ -154,6 +155,14 @@ def _unreadable(name: str | bytes, error: Exception) -> UnreadableImageError:
     reason = getattr(error, "strerror", None) or " ".join(plain.split()) or type(error).__name__
     called = "in memory" if isinstance(name, bytes) else plain_name(str(name))
     return UnreadableImageError(f"cannot read image {called}: {reason}", reason)
+
+
+def _has_frames(image: Image.Image) -> bool:
+    """Whether the file holds more than the image that is used: an animation, or pages."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # of damaged frames that are not used
+        return False
 
 
 def _is_grey(image: Image.Image) -> bool:

@@ -57,6 +57,9 @@ def read_folder(config: DataConfig, seed: int) -> SourceData:
     good = {part: listing.without(reasons) for part, listing in contents.parts.items()}
     heads = [headers[path] for path in good["train"].paths]
     size = config.image_size or choose_image_size([head.short_side for head in heads])
+    if several := sorted(contents.name(path) for path, head in headers.items() if head.several):
+        told = "%d files hold several images, of which the first is used: %s"
+        logger.warning(told, len(several), first(several))
     grey = [path for path, head in headers.items() if head.grey]
     channels = choose_channels(config, len(grey), len(headers), "".join(grey[:1]))
     seeds = {"train": derive_seed(seed, "max_train_images"), "test": SPLIT_SEED}
