@@ -120,7 +120,7 @@ class Stepper:
         images = torch.randn(shape).to(memory_format=torch.channels_last)
         self.images = images.to(engine.device)
         self.labels = torch.randint(0, 10, shape[:1], device=engine.device)
-        self.weights = sgd(self.network, 0.01, 1e-4, 0.9)
+        self.weights = sgd(self.network.weights(), 0.01, 1e-4, 0.9)
         scaling = self.network.scaling
         self.factors = ProximalNAG(scaling.parameters(), lr=0.01) if scaling else None
 

@@ -8,12 +8,15 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from importlib.util import module_from_spec, spec_from_file_location
 from operator import index
 from pathlib import Path
-from types import NoneType, UnionType
+from traceback import extract_tb
+from types import ModuleType, NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -232,6 +235,41 @@ _REMEDIES = {
     errno.EDQUOT: "free some space and repeat the command",
     errno.EFBIG: "lift the limit on the size of files and repeat the command",
 }
+
+
+def import_file(path: Path, option: str) -> ModuleType:
+    """Import a Python file of the user's, once in a process.
+
+    Args:
+        path: the file.
+        option: what has named it, for the errors.
+
+    Raises:
+        ValueError: if it is missing, or fails; naming the line.
+    """
+    if not (path.is_file() and path.suffix == ".py"):
+        raise ValueError(f"{option} must name a Python file (NAME.py) that exists, got {path}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]  # one that has changed is another
+    name = f"dsonas_import:{path.resolve()}:{digest}"
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except Exception as error:  # whatever the user's code raises
+            del sys.modules[name]
+            raise ValueError(f"{option} {path} fails{told_by(path, error)}") from error
+    return sys.modules[name]
+
+
+def told_by(path: Path, error: Exception) -> str:
+    """Say in which line of a file of the user's an error came up, and what it says."""
+    frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename == str(path)]
+    line = frames[-1].lineno if frames else getattr(error, "lineno", None)
+    place = "" if line is None else f" in line {line}"
+    return f"{place}: {type(error).__name__}: {error}"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -59,7 +59,7 @@ def test_metrics_agree_with_the_network(finished):
     metrics = read_metrics(finished)
     architecture = Architecture.load(finished / "architecture.json")
     cost = architecture_cost(architecture)
-    network, _ = RunFolder(finished).load_network()
+    network, *_ = RunFolder(finished).load_network()
     assert metrics["macs"] == cost.macs
     assert metrics["params"] == cost.params == sum(p.numel() for p in network.parameters())
     assert metrics["live_connections"] == count_connections(finished / "architecture.json")

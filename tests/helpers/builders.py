@@ -138,7 +138,7 @@ def outputs(network: Network, x, training: bool):
 
 def optimizers(network: Network):
     groups = [{"params": [vector]} for vector in network.scaling.parameters()]
-    return sgd(network, 0.05, 1e-3, 0.9), ProximalNAG(groups, lr=0.05, penalty=0.01)
+    return sgd(network.weights(), 0.05, 1e-3, 0.9), ProximalNAG(groups, lr=0.05, penalty=0.01)
 
 
 def train(network: Network, pair, seeds) -> None:

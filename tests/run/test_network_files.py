@@ -74,7 +74,7 @@ def test_test_images_are_measured_and_predicted_with_the_same_crop(tmp_path: Pat
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
     torch.testing.assert_close(images, (wanted / 255 - mean) / std)
     run = written(tmp_path / "run", expected)
-    network, _ = run.load_network()
+    network, *_ = run.load_network()
     found = [found.classes[0][0] for found in predict_images(run, paths)]
     assert found == [data.class_names[i] for i in network(images).argmax(1).tolist()]
 

@@ -411,7 +411,7 @@ def test_alternation(ratio: int):
 
 def test_weight_decay_spares_biases_and_gammas():
     network = Network(SPACE.complete(), scaled=True)
-    decayed, spared = sgd(network, 0.1, 1e-3, 0.9).param_groups
+    decayed, spared = sgd(network.weights(), 0.1, 1e-3, 0.9).param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (1e-3, 0.0)
     assert all(p.ndim > 1 for p in decayed["params"])
     assert all(p.ndim <= 1 for p in spared["params"])

@@ -39,6 +39,7 @@ from dsonas.cost import is_chain
 from dsonas.data import plain_name, short_name
 from dsonas.graph import Architecture, draw_architecture
 from dsonas.run import (
+    ChoiceJob,
     Job,
     Prediction,
     Reporter,
@@ -96,7 +97,12 @@ def _work_in(
     config, path = to_config(values), values.get("architecture")
     path = path and os.path.abspath(path)
     front = asked_front(values)
-    transfers = config.network.transfer
+    transfers, own = config.network.transfer, config.network.supernet
+    if own and (path or transfers):
+        raise UsageError(
+            f"network.supernet {own} goes neither with dsonas train, which takes architectures of "
+            "our blocks, nor with network.transfer: dsonas run trains what a search of it has found"
+        )
     if transfers and not path:
         raise UsageError("network.transfer needs a block: use dsonas train --architecture FILE")
     architecture = _given_architecture(path, config, folder) if path else None
@@ -104,10 +110,11 @@ def _work_in(
     if architecture and not transfers:
         folder.require_architecture(architecture)
     with _reporter(folder) as reporter:
-        refit = stored is not None and stored.budget != config.budget
+        refit = stored is not None and stored.budget != config.budget and not own
         if not refit and _is_finished(command, folder, reporter):
             return EXIT_DONE
-        job = Job(config, folder, reporter, stop, current_world())
+        kind = ChoiceJob if config.network.supernet else Job
+        job = kind(config, folder, reporter, stop, current_world())
         if architecture and transfers:
             architecture = transferred(architecture, config, job.data, job.measures, folder.held)
             folder.require_architecture(architecture)
@@ -181,7 +188,7 @@ def _say_interrupted(
 def _do_steps(command: str, job: Job, architecture: Architecture | None) -> None:
     found = architecture or job.search()
     if command == "search":
-        job.reporter.say(f"\n{draw_architecture(found)}\n\neverything is in {job.folder.path}")
+        job.reporter.say(f"\n{job.drawn(found)}\n\neverything is in {job.folder.path}")
     else:
         _summarise(job.train(found), job.folder.path, job.reporter)
     if job.folder.writes:
@@ -207,7 +214,8 @@ def _summarise(metrics: dict[str, Any], path: Path, reporter: Reporter) -> None:
     reporter.say(
         f"\ntest error {metrics['test_error']:.2f} %  with {readable_count(metrics['macs'])} "
         f"multiply-adds, {readable_count(metrics['params'])} parameters, "
-        f"{metrics['live_connections']} of {metrics['supernet_connections']} connections\n{beside}"
+        f"{metrics['live_connections']} of {metrics['supernet_connections']} "
+        f"{'connections' if 'channels' in metrics else 'candidates'}\n{beside}"
         f"search {metrics['search_seconds']:.0f} s, training {metrics['train_seconds']:.0f} s; "
         f"everything is in {path}"
     )
@@ -251,7 +259,7 @@ def _refuse_other_run(
 
 
 def _compared(config: RunConfig) -> dict[str, Any]:
-    return {**config.settings(), "budget.bounds": list(config.budget.bounds)}
+    return {**config.settings(), "budget.bounds": config.budget.given}
 
 
 def _evaluate(command: str, arguments: list[str], stop: StopSignal) -> int:

@@ -141,6 +141,7 @@ def _name(values: Namespace) -> str:
 def _study_config(values: Namespace) -> StudyConfig:
     """What to compare; every run measures the test images once, in one thread."""
     run = to_config(values)
+    run.require_blocks()
     budgets = [run.budget]
     if values.budgets:
         budgets = [replace(run.budget, macs=text) for text in values.budgets.split(",")]

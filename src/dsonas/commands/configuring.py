@@ -190,12 +190,13 @@ def parse(parser: OptionParser, arguments: Sequence[str]) -> Namespace:
         SystemExit: after printing help or the configuration, if the arguments ask for it.
     """
     values = parser.parse_args(list(arguments))
-    augment = values.get("data.augment") or ""
-    if ".py:" in augment and not any(a.startswith("--data.augment") for a in arguments):
-        raise UsageError(
-            f"data.augment {augment} runs code, which a file of options never does: give it on the "
-            f"command line, --data.augment {augment}"
-        )
+    for name in ("data.augment", "network.supernet"):
+        value = values.get(name) or ""
+        if ".py:" in value and not any(a.startswith(f"--{name}") for a in arguments):
+            raise UsageError(
+                f"{name} {value} runs code, which a file of options never does: give it on the "
+                f"command line, --{name} {value}"
+            )
     if values.get("print_config"):
         others = {name: value for name, value in values.items(branches=True) if "." not in name}
         given = {name: value for name, value in others.items() if value is not None}
@@ -263,6 +264,8 @@ def to_config(values: Namespace, **others: Any) -> RunConfig:
     given = {name: kind(**values[name].as_dict()) for name, kind in KINDS.items() if name in values}
     if "data" in given:  # what a run folder holds is read from everywhere
         given["data"] = given["data"].absolute()
+    if "network" in given:
+        given["network"] = given["network"].absolute()
     if "engine" in given and given["engine"].latency_table is not None:
         table = os.path.abspath(given["engine"].latency_table)
         given["engine"] = replace(given["engine"], latency_table=table)

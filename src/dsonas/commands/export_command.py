@@ -41,9 +41,9 @@ def export(command: str, arguments: list[str], stop: StopSignal) -> int:
     return 0
 
 
-def _formats(given: list[str] | None) -> list[str]:
+def _formats(given: list[str] | None) -> list[str] | None:
     if given is None:
-        return list(FORMATS)
+        return None
     names = [name.strip() for text in given for name in text.split(",")]
     for name in names:
         if name not in FORMATS:

@@ -120,8 +120,10 @@ def asked_front(values: Namespace) -> FrontConfig | None:
 
 def check_front(front: FrontConfig | None, job: Job) -> None:
     """Refuse, before any training, a front that has nothing above the budget."""
-    if front and job.config.budget.bounds:
-        supernet = job.config.space(job.data).complete()
+    if front is None:
+        return
+    supernet = job.config.space(job.data).complete()
+    if job.config.budget.bounds:
         front.budgets(job.config.budget, measure_all(supernet, job.measures))
 
 

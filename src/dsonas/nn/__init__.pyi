@@ -24,3 +24,6 @@ from .operations import (
     operation_names as operation_names,
     register_operation as register_operation,
 )
+from .scaling import (
+    ScaledModule as ScaledModule,
+)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dsonas.graph import Architecture, Skeleton
 from dsonas.nn.blocks import Block, ConvBNReLU, ReductionBlock, batch_norm
 from dsonas.nn.cpu.buffers import BufferPool
-from dsonas.nn.scaling import ScalingFactors
+from dsonas.nn.scaling import ScaledModule, ScalingFactors
 
 AUXILIARY_CHANNELS = (128, 768)
 
@@ -42,7 +42,7 @@ class AuxiliaryHead(nn.Sequential):
         )
 
 
-class Network(nn.Module):
+class Network(ScaledModule):
     """The network of an architecture.
 
     Args:
@@ -157,19 +157,9 @@ class Network(nn.Module):
             self._weights = self.architecture, found
         return self._weights[1]
 
-    def train_only(self, part: str) -> None:
-        """Ask for gradients of ``weights`` or ``factors`` alone; the others cost nothing.
-
-        Raises:
-            ValueError: if ``part`` is neither.
-        """
-        if part not in ("weights", "factors"):
-            raise ValueError(f"part must be 'weights' or 'factors', got {part!r}")
-        for parameter in self.weights():
-            parameter.requires_grad_(part == "weights")
-        if self.scaling is not None:
-            for factor in self.scaling.parameters():
-                factor.requires_grad_(part == "factors")
+    def factors(self) -> tuple[nn.Parameter, ...]:
+        """Every scaling factor."""
+        return tuple(self.scaling.parameters()) if self.scaling is not None else ()
 
 
 def _is_first(skeleton: Skeleton, block: int) -> bool:

@@ -12,6 +12,31 @@ from dsonas._utils import mask_like, send
 from dsonas.graph import REDUCTION_OPERATIONS, Architecture, BlockGraph
 
 
+class ScaledModule(nn.Module):
+    """A module whose weights and scaling factors are trained in turn: the base of supernets."""
+
+    def weights(self) -> Sequence[nn.Parameter]:
+        """Every parameter that is trained and no scaling factor."""
+        raise NotImplementedError
+
+    def factors(self) -> Sequence[nn.Parameter]:
+        """Every scaling factor."""
+        raise NotImplementedError
+
+    def train_only(self, part: str) -> None:
+        """Ask for gradients of ``weights`` or ``factors`` alone; the others cost nothing.
+
+        Raises:
+            ValueError: if ``part`` is neither.
+        """
+        if part not in ("weights", "factors"):
+            raise ValueError(f"part must be 'weights' or 'factors', got {part!r}")
+        for parameter in self.weights():
+            parameter.requires_grad_(part == "weights")
+        for factor in self.factors():
+            factor.requires_grad_(part == "factors")
+
+
 class ScalingFactors(nn.Module):
     """One packed vector per set of blocks, one pair per reduction block.
 

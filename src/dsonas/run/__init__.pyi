@@ -1,3 +1,6 @@
+from .choice_job import (
+    ChoiceJob as ChoiceJob,
+)
 from .classify import (
     Prediction as Prediction,
     predict_images as predict_images,
@@ -13,6 +16,14 @@ from .fitting import (
 )
 from .interrupts import (
     StopSignal as StopSignal,
+)
+from .network_files import (
+    FinishedNetwork as FinishedNetwork,
+    Shape as Shape,
+)
+from .own_space import (
+    CHOICES_FILE as CHOICES_FILE,
+    choices_from_json as choices_from_json,
 )
 from .pipeline import (
     Job as Job,

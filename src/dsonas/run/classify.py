@@ -40,8 +40,8 @@ def predict_images(
         top: how many classes, >= 1; all if there are not so many.
         device: where to compute, see ``EngineConfig``; None: on the CPU.
     """
-    network, preprocessing = folder.load_network()
-    names, pixels = preprocessing.class_names, preprocessing.pixels(network.architecture.skeleton)
+    network, preprocessing, shape = folder.load_network()
+    names, pixels = preprocessing.class_names, preprocessing.pixels(shape)
     engine = Engine(EngineConfig(device=device or "cpu"))
     engine.place(network)
     every, skipped = list_files(paths), dict[str, str]()

@@ -26,7 +26,12 @@ class Reporter:
     Args:
         console: where to print.
         silent: print nothing; for all but one of the processes of a run.
+
+    Attributes:
+        unit: what scaling factors belong to.
     """
+
+    unit = "connections"
 
     def __init__(self, console: Console | None = None, *, silent: bool = False) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True, quiet=silent)
@@ -64,31 +69,31 @@ class Reporter:
         self._progress.update(task, completed=epoch * stage.num_batches + batch)  # type: ignore[arg-type]
         if row is None:
             return
-        self._progress.update(task, note=_short_note(row))  # type: ignore[arg-type]
+        self._progress.update(task, note=_short_note(row, self.unit))  # type: ignore[arg-type]
         every = math.ceil(stage.num_epochs / LINES_PER_STAGE)
         if (epoch + 1) % every == 0 or epoch + 1 == stage.num_epochs:
             title = _TITLES.get(stage.name, stage.name)
-            self.say(f"{title:<11} {epoch + 1:>4}/{stage.num_epochs}  {_note(row)}")
+            self.say(f"{title:<11} {epoch + 1:>4}/{stage.num_epochs}  {_note(row, self.unit)}")
 
 
-def _note(row: Row) -> str:
+def _note(row: Row, unit: str) -> str:
     parts = [f"loss {row['loss']:.3f}", f"train error {row['error']:5.2f} %"]
     if "test_error" in row:
         parts.append(f"test error {row['test_error']:.2f} %")
     if "val_error" in row:
         parts.append(f"validation error {row['val_error']:.2f} %")
     if "live_connections" in row:
-        parts.append(f"{row['live_connections']} connections")
+        parts.append(f"{row['live_connections']} {unit}")
     if "macs" in row:
         parts.append(f"{readable_count(row['macs'])} multiply-adds")
     return "  ".join(parts)
 
 
-def _short_note(row: Row) -> str:
+def _short_note(row: Row, unit: str) -> str:
     """What fits beside the bar in 80 columns."""
     text = f"error {row['error']:.2f} %"
     if "live_connections" in row:
-        text += f", {row['live_connections']} connections"
+        text += f", {row['live_connections']} {unit}"
     return text
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
+from torch import nn
 
 from dsonas._utils import write_atomically
 from dsonas.data import FITS, RESIZE, ImageData, crop_share
-from dsonas.graph import Architecture, Skeleton
+from dsonas.graph import Skeleton
 from dsonas.nn import Network
 
 _LISTS = ("class_names", "mean", "std")
@@ -21,6 +24,19 @@ _LISTS = ("class_names", "mean", "std")
 
 class RunError(ValueError):
     """A run folder that cannot be used as asked; the message says why and what to do."""
+
+
+class Shape(NamedTuple):
+    """What goes into a classifier of square images, and what comes out."""
+
+    image_size: int
+    input_channels: int
+    num_classes: int
+
+    @classmethod
+    def of(cls, known: Skeleton | ImageData) -> Shape:
+        """That of our networks, or of those for a data set."""
+        return cls(known.image_size, known.input_channels, known.num_classes)
 
 
 @dataclass(frozen=True)
@@ -47,17 +63,17 @@ class Preprocessing:
         share, kind = crop_share(data.fit), data.fit.partition(":")[0]
         return cls(data.class_names, data.mean, data.std, share, kind)
 
-    def pixels(self, skeleton: Skeleton) -> dict[str, Any]:
+    def pixels(self, shape: Shape | Skeleton) -> dict[str, Any]:
         """How an image file becomes an input of a network: arguments of ``load_images``."""
         values = {"mean": self.mean, "std": self.std, "crop": self.crop, "fit": self.fit}
-        size, channels = skeleton.image_size, skeleton.input_channels
+        size, channels = shape.image_size, shape.input_channels
         return {"image_size": size, "input_channels": channels, **values}
 
-    def description(self, skeleton: Skeleton) -> dict[str, Any]:
+    def description(self, shape: Shape | Skeleton) -> dict[str, Any]:
         """All of it as JSON values, for files of networks and exports."""
-        return {"class_names": self.class_names, **self.pixels(skeleton), "resize": RESIZE}
+        return {"class_names": self.class_names, **self.pixels(shape), "resize": RESIZE}
 
-    def check(self, skeleton: Skeleton) -> None:
+    def check(self, shape: Shape | Skeleton) -> None:
         """Refuse what does not fit a network.
 
         Raises:
@@ -65,10 +81,10 @@ class Preprocessing:
         """
         numbers = [*self.mean, *self.std]
         named = all(isinstance(name, str) for name in self.class_names)
-        if len(self.class_names) != skeleton.num_classes or not named:
-            raise ValueError(f"class_names must be {skeleton.num_classes} names")
-        if not len(self.mean) == len(self.std) == skeleton.input_channels:
-            raise ValueError(f"mean and std must be {skeleton.input_channels} numbers each")
+        if len(self.class_names) != shape.num_classes or not named:
+            raise ValueError(f"class_names must be {shape.num_classes} names")
+        if not len(self.mean) == len(self.std) == shape.input_channels:
+            raise ValueError(f"mean and std must be {shape.input_channels} numbers each")
         if not all(math.isfinite(number) for number in numbers) or min(self.std) <= 0:
             raise ValueError("mean and std must be finite numbers, std above 0")
         if not 0 < self.crop <= 1:
@@ -77,22 +93,39 @@ class Preprocessing:
             raise ValueError(f"fit must be one of {', '.join(FITS)}, got {self.fit}")
 
 
-def write_weights(path: Path, network: Network, preprocessing: Preprocessing) -> None:
+class FinishedNetwork(NamedTuple):
+    """A trained network, in evaluation mode, what it expects of images, and of which shape."""
+
+    network: Any  # a Network, or a module of the user's
+    preprocessing: Preprocessing
+    shape: Shape
+
+
+def write_weights(
+    path: Path, network: nn.Module, preprocessing: Preprocessing, shape: Shape, **notes: str
+) -> None:
     """Write the weights of a network, without an auxiliary head, and what it expects.
 
+    Args:
+        path: the file.
+        network: its weights are written.
+        preprocessing: what it expects.
+        shape: of its images and outputs.
+        notes: what else its reader must know.
+
     Raises:
-        RunError: if that does not fit the network.
+        RunError: if what it expects does not fit its shape.
     """
     try:
-        preprocessing.check(network.architecture.skeleton)
+        preprocessing.check(shape)
     except ValueError as error:
         raise RunError(f"{path} is not written: {error}") from None
     weights = {
-        name: value.detach().cpu().contiguous()
+        name: value.detach().cpu().contiguous().clone()  # modules of the user's may share some
         for name, value in network.state_dict().items()
-        if not name.startswith("auxiliary.")
+        if not (isinstance(network, Network) and name.startswith("auxiliary."))
     }
-    values = preprocessing.description(network.architecture.skeleton).items()
+    values = {**preprocessing.description(shape), **notes}.items()
     # the default is left out, as in files of before it could be chosen
     metadata = {name: json.dumps(v) for name, v in values if (name, v) != ("fit", "crop")}
     write_atomically(path, _in_order(to_safetensors(weights, metadata)))
@@ -112,31 +145,40 @@ def _in_order(content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[end:]
 
 
-def read_network(path: Path, architecture: Architecture) -> tuple[Network, Preprocessing]:
+def read_network(
+    path: Path, build: Callable[[Shape, dict[str, Any]], nn.Module], shape: Shape | None = None
+) -> FinishedNetwork:
     """Read what ``write_weights`` wrote.
 
     Args:
         path: the file of the weights.
-        architecture: of the network.
-
-    Returns:
-        The network, in evaluation mode, and what it expects.
+        build: makes the network for a shape and the notes of the file.
+        shape: of its images and outputs; None: as the file says.
 
     Raises:
-        RunError: if the file is damaged, or not of this architecture.
+        RunError: if the file is damaged, or not of this network.
     """
-    network = Network(architecture)
-    try:
+    with _telling_damage(path):
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            notes = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        names, mean, std = (tuple(notes[key]) for key in _LISTS)
+        # older files have none of these two
+        preprocessing = Preprocessing(
+            names, mean, std, notes.get("crop", 1.0), notes.get("fit", "crop")
+        )
+        shape = shape or Shape(notes["image_size"], notes["input_channels"], len(names))
+        preprocessing.check(shape)
+    network = build(shape, notes)
+    with _telling_damage(path):
         network.load_state_dict(weights)
-        names, mean, std = (tuple(json.loads(metadata[key])) for key in _LISTS)
-        crop = json.loads(metadata.get("crop", "1.0"))  # older files have none
-        fit = json.loads(metadata.get("fit", '"crop"'))
-        preprocessing = Preprocessing(names, mean, std, crop, fit)
-        preprocessing.check(architecture.skeleton)
+    return FinishedNetwork(network.eval().requires_grad_(False), preprocessing, shape)
+
+
+@contextmanager
+def _telling_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{path} is damaged or not of this architecture: {reason}") from None
-    return network.eval().requires_grad_(False), preprocessing

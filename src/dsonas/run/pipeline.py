@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
 from dsonas._utils import derive_seed
 from dsonas.cost import (
@@ -29,6 +30,7 @@ from dsonas.run.fitting import (
     parts_table,
     run_measures,
 )
+from dsonas.run.network_files import Shape
 from dsonas.run.run_batches import held_out_batches, test_data, training_batches
 from dsonas.run.run_config import RunConfig
 from dsonas.run.runs import Preprocessing, RunError, RunFolder, versions
@@ -161,19 +163,23 @@ class Job:
         for stage in stages:
             size = getattr(self.config, stage).batch_size
             self.world.check_batch_size(f"{stage}.batch_size", size)
+        self._check_network(stages, architecture)
+
+    def _check_network(self, stages: tuple[str, ...], architecture: Architecture | None) -> None:
+        """Refuse what cannot work of the network and its budget."""
         supernet = self.config.space(self.data).complete()
         check_known(architecture or supernet, self.config, self.measures)
         if architecture is None:
             multiple = self.config.network.channel_multiple
             check_reachable(supernet, self.config.budget, self.measures, multiple)
         else:
-            check_fits(architecture, self.data)
+            check_fits(Shape.of(architecture.skeleton), self.data)
         if "train" in stages and self.config.train.auxiliary:
             with torch.device("meta"):
                 AuxiliaryHead((architecture or supernet).skeleton)
 
-    def search(self) -> Architecture:
-        """Steps 1 and 2; the structure and width that meet the budget.
+    def search(self) -> Any:
+        """Steps 1 and 2; the architecture that meets the budget, in structure and width.
 
         The structure is the one found, unless no width of it comes close (see ``fit_chain``).
         """
@@ -206,32 +212,48 @@ class Job:
         return architecture
 
     def _describe(self, space: SearchSpace) -> None:
-        cost, data = architecture_cost(space.complete()), self.data
-        val = f", {len(data.val)} validation" if data.val is not None else ""
-        size = f"{data.image_size}x{data.image_size}x{data.input_channels}"
-        self.reporter.say(
-            f"data      {len(data.train)} training{val} and {len(data.test)} test images, {size}, "
-            f"{data.num_classes} classes\n"
-            f"supernet  {space.complete().num_live} connections, {space.num_factors} scaling "
+        cost = architecture_cost(space.complete())
+        self._describe_search(
+            f"{space.complete().num_live} connections, {space.num_factors} scaling "
             f"factors ({space.sharing}), {readable_count(cost.macs)} multiply-adds, "
             f"{readable_count(cost.params)} parameters"
         )
 
-    def train(self, architecture: Architecture) -> dict[str, Any]:
-        """Step 3; the metrics, which are also written with the network."""
-        architecture = self.engine.processes.decide(lambda: architecture)
-        self._extras["architecture"] = architecture.to_json()
-        cost = architecture_cost(architecture)
+    def _describe_search(self, supernet: str) -> None:
+        """Say what is searched, on which images."""
+        data = self.data
+        val = f", {len(data.val)} validation" if data.val is not None else ""
+        size = f"{data.image_size}x{data.image_size}x{data.input_channels}"
         self.reporter.say(
-            f"\n{draw_architecture(architecture)}\n\nnetwork   "
-            f"{'-'.join(map(str, architecture.skeleton.channels))} channels, "
+            f"data      {len(data.train)} training{val} and {len(data.test)} test images, {size}, "
+            f"{data.num_classes} classes\nsupernet  {supernet}"
+        )
+
+    def drawn(self, found: Any) -> str:
+        """Draw what a search has found, as text."""
+        return draw_architecture(found)
+
+    def _take(self, found: Any) -> nn.Module:
+        """Go on with what was found: keep it, say what it is, and make its network."""
+        self._extras["architecture"] = found.to_json()
+        cost, train = architecture_cost(found), self.config.train
+        self.reporter.say(
+            f"\n{self.drawn(found)}\n\nnetwork   "
+            f"{'-'.join(map(str, found.skeleton.channels))} channels, "
             f"{readable_count(cost.macs)} multiply-adds, {readable_count(cost.params)} parameters"
         )
+        torch.manual_seed(derive_seed(self.config.seed, "network"))
+        return Network(found, auxiliary=train.auxiliary > 0, dropout=train.dropout)
+
+    def train(self, found: Any) -> dict[str, Any]:
+        """Step 3; the metrics, which are also written with the network.
+
+        Args:
+            found: what ``search`` returns.
+        """
+        found = self.engine.processes.decide(lambda: found)
+        network = self._take(found)
         config, seed = self.config, self.config.seed
-        torch.manual_seed(derive_seed(seed, "network"))
-        network = Network(
-            architecture, auxiliary=config.train.auxiliary > 0, dropout=config.train.dropout
-        )
         self.engine.place(network)
         batches = training_batches(self.data, self.engine, config)
         test = held_out_batches(self.data, self.engine, config.data.workers)
@@ -246,28 +268,36 @@ class Job:
         run_stage(stage, self.journal, self.engine.device, resume, self.engine.processes)
         best = stage.keep_best()
         self.outcome = classify(network, test, self.engine)
-        return self._finish(network, self.outcome, best)
+        return self._finish(found, network, best)
 
     def _latency(self, architecture: Architecture) -> dict[str, float]:
         if self.config.budget.latency_ms is None:
             return {}
         return {"latency_ms": round(self.latency(architecture), 4)}
 
-    def _finish(self, network: Network, outcome: Outcome, best: dict[str, float]) -> dict[str, Any]:
-        architecture, seconds = network.architecture, self.journal.seconds
-        cost = architecture_cost(architecture)
-        supernet = Architecture.complete(
-            architecture.skeleton, architecture.operations, architecture.num_levels
-        )
+    def _costs(self, found: Any) -> dict[str, Any]:
+        """What the network costs, and how much of the supernet it is."""
+        skeleton = found.skeleton
+        supernet = Architecture.complete(skeleton, found.operations, found.num_levels)
+        return {
+            **asdict(architecture_cost(found)),
+            **self._latency(found),
+            "live_connections": found.num_live,
+            "supernet_connections": supernet.num_live,
+            "channels": list(skeleton.channels),
+        }
+
+    def _write_network(self, found: Any, network: Any) -> None:
+        self.folder.write_network(network, Preprocessing.of(self.data))
+
+    def _finish(self, found: Any, network: nn.Module, best: dict[str, float]) -> dict[str, Any]:
+        seconds, outcome = self.journal.seconds, self.outcome
+        assert outcome is not None
         metrics = {
             "test_error": round(outcome.error, 6),
             "test_loss": round(outcome.loss, 6),
             **{name: round(value, 6) for name, value in best.items()},
-            **asdict(cost),
-            **self._latency(architecture),
-            "live_connections": architecture.num_live,
-            "supernet_connections": supernet.num_live,
-            "channels": list(architecture.skeleton.channels),
+            **self._costs(found),
             "search_seconds": round(seconds.get("pretrain", 0) + seconds.get("search", 0), 3),
             "train_seconds": round(seconds.get("train", 0), 3),
             "seed": self.config.seed,
@@ -279,7 +309,7 @@ class Job:
             **class_metrics(outcome, self.data.class_names),
         }
         self.write_split()
-        self.folder.write_network(network, Preprocessing.of(self.data))
+        self._write_network(found, network)
         self.folder.write_log(self.journal.rows)
         self.folder.write("predictions.csv", predictions_csv(outcome, self.data))
         self.folder.write_metrics(metrics)
@@ -299,33 +329,33 @@ def evaluate_run(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
     return {**measured, **class_metrics(found, data.class_names)}
 
 
-def place_network(folder: RunFolder, data: ImageData, engine: Engine) -> tuple[Network, ImageData]:
+def place_network(
+    folder: RunFolder, data: ImageData, engine: Engine
+) -> tuple[nn.Module, ImageData]:
     """Put a finished network on its device; returns it with the data normalised as it expects.
 
     Raises:
         RunError: if the network is not for these images.
     """
-    network, preprocessing = folder.load_network()
+    network, preprocessing, shape = folder.load_network()
     if preprocessing.class_names != data.class_names:
         raise RunError(
             f"the network of {folder.path} knows the classes {preprocessing.class_names}, "
             f"the data set has {data.class_names}: give the data set it was trained on"
         )
-    check_fits(network.architecture, data)
+    check_fits(shape, data)
     engine.place(network)
     # as in training, even if the folder's training images have changed since
     return network, replace(data, mean=preprocessing.mean, std=preprocessing.std)
 
 
-def check_fits(architecture: Architecture, data: ImageData) -> None:
-    """Refuse an architecture that is not for images and classes like those of a data set.
+def check_fits(wanted: Shape, data: ImageData) -> None:
+    """Refuse a network that is not for images and classes like those of a data set.
 
     Raises:
         RunError: if size, channels or classes differ.
     """
-    skeleton = architecture.skeleton
-    wanted = (skeleton.image_size, skeleton.input_channels, skeleton.num_classes)
-    given = (data.image_size, data.input_channels, data.num_classes)
+    given = Shape.of(data)
     if wanted != given:
         raise RunError(
             f"the architecture is for images of {wanted[0]} pixels, {wanted[1]} channels and "

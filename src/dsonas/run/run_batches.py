@@ -36,8 +36,8 @@ def test_data(folder: RunFolder, config: DataConfig, seed: int) -> ImageData:
     Raises:
         ValueError: if the network or the images cannot be had; the message says why.
     """
-    network, preprocessing = folder.load_network()
-    pixels = preprocessing.pixels(network.architecture.skeleton)
+    _, preprocessing, shape = folder.load_network()
+    pixels = preprocessing.pixels(shape)
     names = preprocessing.class_names
     return load_test(config, seed, class_names=names, split=folder.split, **pixels)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
@@ -135,6 +136,8 @@ class NetworkConfig:
         transfer: for ``dsonas train --architecture``: put the block of that architecture, found on
             other images, into the network that blocks, channels and stem describe, at the width
             that meets the budget.
+        supernet: ``FILE.py:FUNCTION`` of your own, which returns a model with ``LayerChoice`` or
+            ``InputChoice`` in place of our blocks; the other options of the network do not count.
 
     Raises:
         ValueError: if a value breaks its rule.
@@ -148,6 +151,7 @@ class NetworkConfig:
     growth: PositiveFloat = 4.0
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     transfer: bool = False
+    supernet: str | None = None
 
     def __post_init__(self) -> None:
         check_settings(self, "network")
@@ -167,6 +171,15 @@ class NetworkConfig:
                 f"network.levels times the operations must be at most {MAX_FILE_NODES}, got "
                 f"{self.levels} levels of {len(self.operations)}"
             )
+
+    def absolute(self) -> NetworkConfig:
+        """The same with a path that is found from every folder."""
+        if self.supernet is None:
+            return self
+        file, colon, function = self.supernet.rpartition(":")
+        if not colon:
+            return self
+        return replace(self, supernet=f"{os.path.abspath(os.path.expanduser(file))}:{function}")
 
     @property
     def stage_channels(self) -> tuple[int, ...]:
@@ -250,8 +263,25 @@ class RunConfig:
             flat.update({f"{group}.{name}": value for name, value in named} or {group: values})
         return flat
 
+    def require_blocks(self) -> None:
+        """Refuse a supernet of the user's own where our blocks are needed.
+
+        Raises:
+            ValueError: if there is one.
+        """
+        if self.network.supernet is not None:
+            raise ValueError(
+                f"network.supernet {self.network.supernet} has no blocks of ours, which this "
+                "needs: own supernets are for dsonas run and dsonas search, without --pareto"
+            )
+
     def space(self, data: ImageData) -> SearchSpace:
-        """The search space for a data set."""
+        """The search space of our blocks for a data set.
+
+        Raises:
+            ValueError: see ``require_blocks``.
+        """
+        self.require_blocks()
         network = self.network
         stem = network.stem
         if stem == "auto":
@@ -339,12 +369,14 @@ def changed_settings(
     """
     for key in sorted({*before, *after}):
         old, new = before.get(key), after.get(key)
-        if old != new and _is_fixed(key, begun):
+        if old != new and _is_fixed(key, begun, after.get("network.supernet") is not None):
             yield f"{key} was {old!r} and is {new!r}"
 
 
-def _is_fixed(key: str, begun: str | None) -> bool:
+def _is_fixed(key: str, begun: str | None, own: bool) -> bool:
     if begun is None or key in _NEVER_FIXED:
         return False
     first = _FIRST_USE.get(key) or _FIRST_USE.get(key.split(".")[0], STAGES[0])
+    if own and key.startswith("budget."):
+        first = "search"  # which chooses within it; our blocks meet it by their width, afterwards
     return STAGES.index(first) <= STAGES.index(begun)

@@ -7,7 +7,7 @@ import errno
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import islice
@@ -17,13 +17,22 @@ from typing import Any
 import torch
 import yaml
 from filelock import FileLock, Timeout
+from torch import nn
 
 from dsonas._utils import write_atomically
 from dsonas.cost import chain_from_json, is_chain
 from dsonas.data import Split
 from dsonas.graph import Architecture, ArchitectureError, BlockGraph
 from dsonas.nn import Network
-from dsonas.run.network_files import Preprocessing, RunError, read_network, write_weights
+from dsonas.run.network_files import (
+    FinishedNetwork,
+    Preprocessing,
+    RunError,
+    Shape,
+    read_network,
+    write_weights,
+)
+from dsonas.run.own_space import CHOICES_FILE, SOURCE_FILE, OwnSpace, choices_from_json
 from dsonas.run.stage_checkpoints import StageCheckpoints
 from dsonas.train import STAGES, Row
 
@@ -60,6 +69,7 @@ SUMMARY = (  # numbers of metrics.json that describe a finished run
 
 
 LOCK_NAME = ".lock"
+NETWORK_FILE = "network.safetensors"
 
 
 class FolderInUseError(ValueError):
@@ -246,7 +256,8 @@ class RunFolder:
         if not self.writes:
             return
         if searches and self.begun is None:
-            (self.path / "chain.json").unlink(missing_ok=True)
+            for name in ("chain.json", CHOICES_FILE, SOURCE_FILE):
+                (self.path / name).unlink(missing_ok=True)
         if refits or (searches and self.begun is None):
             (self.path / "architecture.json").unlink(missing_ok=True)
         self.write("config.yaml", config_text)
@@ -288,6 +299,25 @@ class RunFolder:
                 ]
         self.write("factors.csv", "\n".join(lines) + "\n")
 
+    def write_choice_factors(
+        self, names: Mapping[str, Sequence[str]], history: Sequence[Sequence[list[float]]]
+    ) -> None:
+        """Write ``factors.csv`` of a model with choices, like ``write_factors``.
+
+        Args:
+            names: all candidates, by label.
+            history: for each epoch the factors of each label; epoch 0, where all are 1, is added.
+        """
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(("epoch", "choice", "candidate", "factor"))
+        start = [[1.0] * len(candidates) for candidates in names.values()]
+        for epoch, vectors in enumerate([start, *history]):
+            for (label, candidates), factors in zip(names.items(), vectors, strict=True):
+                rows = zip(candidates, factors, strict=True)
+                writer.writerows((epoch, label, c, f"{factor:.6g}") for c, factor in rows if factor)
+        self.write("factors.csv", buffer.getvalue())
+
     @property
     def metrics(self) -> dict[str, Any] | None:
         """What ``metrics.json`` holds; None if the run is not finished.
@@ -324,22 +354,50 @@ class RunFolder:
     def write_network(self, network: Network, preprocessing: Preprocessing) -> None:
         """Write ``architecture.json`` and ``network.safetensors`` (no auxiliary head)."""
         self.write("architecture.json", network.architecture.to_json())
+        shape = Shape.of(network.architecture.skeleton)
         if self.writes:
-            write_weights(self.path / "network.safetensors", network, preprocessing)
+            write_weights(self.path / NETWORK_FILE, network, preprocessing, shape)
 
-    def load_network(self) -> tuple[Network, Preprocessing]:
+    def write_own_network(
+        self, network: nn.Module, preprocessing: Preprocessing, shape: Shape, function: str
+    ) -> None:
+        """Write the weights of a network out of a supernet of the user's.
+
+        Args:
+            network: see ``OwnSpace.final``.
+            preprocessing: what it expects of an image.
+            shape: of its images and outputs.
+            function: of ``supernet.py``, which makes its supernet.
+        """
+        if self.writes:
+            path = self.path / NETWORK_FILE
+            write_weights(path, network, preprocessing, shape, supernet=function)
+
+    def load_network(self) -> FinishedNetwork:
         """The trained network, in evaluation mode, and what it expects.
+
+        That of a supernet of the user's is made by the copy of their file in the folder.
 
         Raises:
             RunError: if the folder holds no finished network, or a damaged one.
         """
-        path = self.path / "network.safetensors"
+        path = self.path / NETWORK_FILE
         if not path.exists():
             raise RunError(
                 f"{self.path} holds no finished network (network.safetensors): "
                 "finish it with the command that began it, or with dsonas train"
             )
-        return read_network(path, load_architecture(self.path / "architecture.json"))
+        if (self.path / CHOICES_FILE).exists():
+            choices = choices_from_json(self.path / CHOICES_FILE)
+
+            def final(shape: Shape, notes: Mapping[str, Any]) -> nn.Module:
+                space = OwnSpace(self.path / SOURCE_FILE, str(notes.get("supernet")))
+                return space.final(shape, choices)
+
+            return read_network(path, final)
+        architecture = load_architecture(self.path / "architecture.json")
+        shape = Shape.of(architecture.skeleton)
+        return read_network(path, lambda *_: Network(architecture), shape)
 
 
 def _line_each(value: Any) -> str:

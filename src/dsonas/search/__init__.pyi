@@ -6,6 +6,10 @@ from .baselines import (
     random_architectures as random_architectures,
     random_plan_result as random_plan_result,
 )
+from .choice_supernet import (
+    ChoiceNetwork as ChoiceNetwork,
+    ChoiceSupernet as ChoiceSupernet,
+)
 from .criteria import (
     Factors as Factors,
     connection_flows as connection_flows,
@@ -32,4 +36,5 @@ from .stages import (
     Searching as Searching,
     alternation as alternation,
     search as search,
+    search_network as search_network,
 )

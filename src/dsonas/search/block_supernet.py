@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dsonas.cost import CostFunction
+from dsonas.cost import CostFunction, architecture_cost
 from dsonas.graph import Architecture, readable_operation
 from dsonas.nn import Network
 from dsonas.search.criteria import CRITERIA
@@ -54,6 +54,16 @@ class BlockSupernet:
     def flags(self, structure: Architecture) -> list[Sequence[bool]]:
         """Tell which connections an architecture has."""
         return [*(cell.live for cell in structure.cells), *structure.reductions]
+
+    def measured(self) -> dict[str, float]:
+        """Count what is left and what it costs, for the log."""
+        left = self.alive()
+        cost = architecture_cost(left)
+        return {"live_connections": left.num_live, "macs": cost.macs, "params": cost.params}
+
+    def logged_factors(self) -> list[nn.Parameter]:
+        """List the vectors whose course is logged: those of the cells."""
+        return list(self.scaling.blocks)
 
     def penalties(self, gamma: float) -> list[Tensor | float]:
         """Compute Gamma of every vector.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dsonas.cost import Budget, Chosen, Item, count_choices
+from dsonas.nn import ScaledModule
 from dsonas.search.knapsack import Bound, best_choices, smallest_choices
 from dsonas.search.search_config import SearchConfig
 from dsonas.sparse import (
@@ -63,6 +64,7 @@ class ChoiceSupernet:
         self.places = choices_of(model)
         self.keep = {label: found[0][1].keep for label, found in self.places.items()}
         self.live: Structure = {label: found[0][1].live for label, found in self.places.items()}
+        self.names = dict(self.live)
         self._tie()
         self._ties = random.Random(seed)
         self._order = {label: self._ties.random() for label in self.live}
@@ -158,6 +160,15 @@ class ChoiceSupernet:
             [name in structure.get(label, ()) for name in places[0][1].names]
             for label, places in self.places.items()
         ]
+
+    def measured(self) -> dict[str, float]:
+        """Count what is left and what it costs, for the log."""
+        left = {"live_connections": sum(map(len, self.choices().values()))}
+        return {**left, **{name: int(self.cost(self.live, name)) for name in ("macs", "params")}}
+
+    def logged_factors(self) -> list[nn.Parameter]:
+        """List the vectors whose course is logged: all."""
+        return self._vectors
 
     def penalties(self, gamma: float) -> list[Tensor | float]:
         """Compute Gamma of every label: the same for all candidates."""
@@ -264,6 +275,38 @@ class ChoiceSupernet:
         if state.keys() != self.live.keys():
             raise ValueError("the state must be of the same choices, but its labels are others")
         return {label: tuple(state[label]) for label in self.live}
+
+
+class ChoiceNetwork(ScaledModule):
+    """A model with choices as the stages of a search train it, on images.
+
+    Args:
+        supernet: whose model it runs.
+    """
+
+    def __init__(self, supernet: ChoiceSupernet) -> None:
+        super().__init__()
+        self.model, self.supernet = supernet.model, supernet
+        factors = {id(vector) for vector in supernet.vectors()}
+        trained = [p for p in self.model.parameters() if p.requires_grad and id(p) not in factors]
+        self._weights = supernet.live, trained
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) to logits."""
+        return self.model(images.clone(memory_format=torch.contiguous_format))  # takes any view()
+
+    def weights(self) -> list[nn.Parameter]:
+        """Every parameter that is left, is trained, and is no scaling factor."""
+        live, trained = self._weights
+        if live is not self.supernet.live:  # it has shrunk
+            left = {id(parameter) for parameter in self.model.parameters()}
+            trained = [parameter for parameter in trained if id(parameter) in left]
+            self._weights = self.supernet.live, trained
+        return trained
+
+    def factors(self) -> list[nn.Parameter]:
+        """The factors of every label."""
+        return self.supernet.vectors()
 
 
 def _candidates(choice: Choice, names: Sequence[str]) -> list[nn.Module]:

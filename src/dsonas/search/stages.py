@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from dsonas._utils import derive_seed
-from dsonas.cost import Budget, Measures, architecture_cost, exact_measures
+from dsonas.cost import Budget, Measures, exact_measures
 from dsonas.data import Batches, ImageData, split_for_search
 from dsonas.graph import Architecture, SearchSpace
-from dsonas.nn import Network
+from dsonas.nn import Network, ScaledModule
 from dsonas.search.block_supernet import BlockSupernet
+from dsonas.search.choice_supernet import ChoiceNetwork
 from dsonas.search.search_config import (
     CLIP,
     MOMENTUM,
@@ -79,16 +80,17 @@ class Pretraining:
 
     def __init__(
         self,
-        network: Network,
+        network: ScaledModule,
         batches: Batches,
         config: PretrainConfig,
         engine: Engine,
         weight_decay: float = 1e-4,
+        seed: int = 0,
     ) -> None:
-        self.network, self.engine = network, engine
+        self.network, self.engine, self.seed = network, engine, seed
         self.source = batches
         self.num_epochs, self.num_batches = config.epochs, len(batches)
-        self.optimizer = sgd(network, config.lr, weight_decay, MOMENTUM)
+        self.optimizer = sgd(network.weights(), config.lr, weight_decay, MOMENTUM)
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
         """Iterate over batches of the weight part."""
@@ -97,6 +99,7 @@ class Pretraining:
     def step(self, batch: Any, epoch: int, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Update the weights."""
         images, labels = batch
+        self.engine.seed_step(self.seed, self.name, epoch * self.num_batches + index)
         self.network.train()
         with self.engine.autocast():
             loss, logits = weight_step(
@@ -119,13 +122,25 @@ class Pretraining:
 
 
 class Searching:
-    """Step 2 as a stage of the loop: weight steps, and factor steps by a ``Searcher``, in turn."""
+    """Step 2 as a stage of the loop: weight steps, and factor steps by a ``Searcher``, in turn.
+
+    Args:
+        network: our blocks with scaling factors, or a model with choices.
+        weight_batches: of the images from which weights learn.
+        factor_batches: of those from which scaling factors learn.
+        config: how to search.
+        engine: device, precision, processes.
+        measures: of our blocks; None: the exact counts.
+        leading: the measure that the plan of our blocks is about.
+        ratio: weight steps for each factor step.
+        seed: of what the network draws, such as dropout.
+    """
 
     name = "search"
 
     def __init__(
         self,
-        network: Network,
+        network: Network | ChoiceNetwork,
         weight_batches: Batches,
         factor_batches: Batches,
         config: SearchConfig,
@@ -133,25 +148,28 @@ class Searching:
         measures: Measures | None = None,
         leading: str = "macs",
         ratio: int = 1,
+        seed: int = 0,
     ) -> None:
         measures = measures or exact_measures()
-        self.network, self.config, self.engine = network, config, engine
+        self.network, self.config, self.engine, self.seed = network, config, engine, seed
         self.weight_batches, self.factor_batches = weight_batches, factor_batches
         self.num_epochs = config.epochs
         self.kinds = alternation(len(weight_batches), len(factor_batches), ratio)
         self.num_batches = len(self.kinds)
         self.schedule = config.learning_rate(self.num_batches)
-        self.supernet = BlockSupernet(
-            network, config, measures[leading], measures.get("latency_ms")
+        self.supernet: Any = (
+            network.supernet
+            if isinstance(network, ChoiceNetwork)
+            else BlockSupernet(network, config, measures[leading], measures.get("latency_ms"))
         )
         steps = self.num_epochs * self.kinds.count("factors")
-        self.searcher: Searcher[Architecture] = Searcher(
-            self.supernet,  # pyright: ignore[reportArgumentType]
+        self.searcher: Searcher[Any] = Searcher(
+            self.supernet,
             steps=max(1, steps),
             config=config,
             processes=engine.processes,
         )
-        self.weight_optimizer = sgd(network, config.lr, config.weight_decay, MOMENTUM)
+        self.weight_optimizer = sgd(network.weights(), config.lr, config.weight_decay, MOMENTUM)
         self.searcher.optimizers.add(self.weight_optimizer)
         self.history: list[list[list[float]]] = []  # the factors after each epoch
 
@@ -168,7 +186,9 @@ class Searching:
     def step(self, batch: Any, epoch: int, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Update the weights, or the scaling factors."""
         kind, images, labels = batch
-        lr = self.schedule(epoch * self.num_batches + index)
+        update = epoch * self.num_batches + index
+        lr = self.schedule(update)
+        self.engine.seed_step(self.seed, self.name, update)
         self.network.train()
         with self.engine.autocast():
             if kind == "weights":
@@ -191,17 +211,13 @@ class Searching:
 
     def end_epoch(self, epoch: int) -> Row:
         """Log what is live and what it costs."""
-        scaling = self.supernet.scaling
-        self.history.append([vector.tolist() for vector in scaling.blocks])
-        current = self.supernet.alive()
-        cost = architecture_cost(current)
-        mean = sum(float(v.detach().sum()) for v in scaling.blocks)
+        vectors = self.supernet.logged_factors()
+        self.history.append([vector.tolist() for vector in vectors])
+        mean = sum(float(vector.detach().sum()) for vector in vectors)
         removals = self.searcher.removals
         return {
-            "live_connections": current.num_live,
-            "macs": cost.macs,
-            "params": cost.params,
-            "mean_factor": round(mean / sum(v.numel() for v in scaling.blocks), 5),
+            **self.supernet.measured(),
+            "mean_factor": round(mean / sum(vector.numel() for vector in vectors), 5),
             "penalty_scale": round(self.searcher.penalty_scale, 4),
             "removed_by_penalty": removals.by_penalty,
             "removed_by_budget": removals.by_budget,
@@ -218,13 +234,14 @@ class Searching:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict`` into a supernet that is still complete."""
-        self.history = _checked(state["history"], self.supernet.scaling.blocks)
+        self.history = _checked(state["history"], self.supernet.logged_factors())
         self.searcher.load_state_dict(state["searcher"])
         self.network.load_state_dict(state["network"])
         restore(self.weight_optimizer, state["weight_optimizer"])
 
     def result(self, rows: list[Row]) -> BlockResult:
-        """Find the architecture that the scaling factors stand for now."""
+        """Find the architecture that the scaling factors of our blocks stand for now."""
+        assert isinstance(self.network, Network)
         architecture = self.supernet.alive()
         if not any(graph.kept_nodes for graph in architecture.blocks):
             logger.warning(
@@ -323,12 +340,53 @@ def search(
         >>> result.architecture.num_live < result.supernet.num_live
         True
     """
-    pretrain = pretrain or PretrainConfig()
     config = replace(config or SearchConfig(), space=space.sharing)
     engine, journal = engine or Engine(), journal or Journal()
     torch.manual_seed(derive_seed(seed, "supernet"))
     network = Network(space.complete(), scaled=True, recompute=config.recompute)
     engine.place(network)
+    stage = search_network(
+        network,
+        data,
+        measures=measures,
+        leading=(budget or Budget()).leading,
+        seed=seed,
+        factor_split=factor_split,
+        pretrain=pretrain,
+        config=config,
+        engine=engine,
+        journal=journal,
+        resume=resume,
+        workers=workers,
+    )
+    return stage.result(journal.rows)
+
+
+def search_network(
+    network: Network | ChoiceNetwork,
+    data: ImageData,
+    *,
+    measures: Measures | None = None,
+    leading: str = "macs",
+    seed: int = 0,
+    factor_split: float = 0.5,
+    pretrain: PretrainConfig | None = None,
+    config: SearchConfig,
+    engine: Engine,
+    journal: Journal,
+    resume: dict[str, Any] | None = None,
+    workers: int = 0,
+) -> Searching:
+    """Pretrain and search a supernet that is on its device; see ``search``.
+
+    Args:
+        network: our blocks, or a model with choices, which brings its budget along.
+        leading: the measure that the plan of our blocks is about.
+
+    Returns:
+        The stage of the search, done.
+    """
+    pretrain = pretrain or PretrainConfig()
     parts = split_for_search(data.train, factor_split, derive_seed(seed, "split"))
 
     def batches(part: int, size: int, name: str) -> Batches:
@@ -348,7 +406,7 @@ def search(
     stage = resume["stage"] if resume else "pretrain"
     if stage == "pretrain" and pretrain.epochs:
         source = batches(0, pretrain.batch_size, "pretrain")
-        first = Pretraining(network, source, pretrain, engine, config.weight_decay)
+        first = Pretraining(network, source, pretrain, engine, config.weight_decay, seed)
         run_stage(first, journal, engine.device, resume, engine.processes)
         resume = None
     second = Searching(
@@ -358,9 +416,10 @@ def search(
         config,
         engine,
         measures,
-        (budget or Budget()).leading,
+        leading,
         weight_steps_per_factor_step(factor_split),
+        seed,
     )
     begun = resume if stage == "search" else None
     run_stage(second, journal, engine.device, begun, engine.processes)
-    return second.result(journal.rows)
+    return second

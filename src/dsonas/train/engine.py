@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dsonas._utils import NonNegativeFloat, PositiveInt, Threads, check_settings
-from dsonas.nn import BatchNorm
+from dsonas._utils import NonNegativeFloat, PositiveInt, Threads, check_settings, derive_seed
+from dsonas.nn import BatchNorm, Network
 from dsonas.train.processes import Processes, join
 from dsonas.train.world import World
 
@@ -86,13 +86,20 @@ class Engine:
             keep_freed_memory()
 
     def place(self, module: nn.Module) -> nn.Module:
-        """Move a module to the device, in channels_last; make it equal in all processes."""
-        module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """Move a module to the device, ours in channels_last; make it equal in all processes."""
+        module.to(self.device)
+        if isinstance(module, Network):  # others may view their features as rows
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for part in module.modules():
             if isinstance(part, BatchNorm):
                 part.synchronised = self.synchronises
         self.processes.align(module)
         return module
+
+    def seed_step(self, seed: int, name: str, update: int) -> None:
+        """Let what a network draws in a step follow from its number, so that a run can resume."""
+        rank = self.processes.world.rank  # other images, so other draws
+        torch.manual_seed(derive_seed(seed, name, update, *[rank] * (rank > 0)))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context for forward passes."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from dsonas.nn import Network
+from torch import Tensor, nn
 
 
-def sgd(network: Network, lr: float, weight_decay: float, momentum: float) -> torch.optim.SGD:
+def sgd(
+    weights: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float
+) -> torch.optim.SGD:
     """Nesterov SGD; decay is for convolution and linear weights alone (as the paper's code)."""
-    weights = list(network.weights())
+    weights = list(weights)
     groups = [
         {"params": [w for w in weights if w.ndim > 1], "weight_decay": weight_decay},
         {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},

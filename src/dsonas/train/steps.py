@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsonas.nn import Network
+from dsonas.nn import ScaledModule
 from dsonas.train.engine import Engine
 
 
 def weight_step(
-    network: Network,
+    network: ScaledModule,
     optimizer: torch.optim.Optimizer,
     images: Tensor,
     labels: Tensor,
@@ -45,7 +45,7 @@ def weight_step(
 
 
 def factor_gradients(
-    network: Network, images: Tensor, labels: Tensor, *, engine: Engine | None = None
+    network: ScaledModule, images: Tensor, labels: Tensor, *, engine: Engine | None = None
 ) -> tuple[Tensor, Tensor]:
     """Leave in the scaling factors their gradients on one batch; weights get none.
 
@@ -56,7 +56,11 @@ def factor_gradients(
 
 
 def _backward(
-    network: Network, images: Tensor, labels: Tensor, engine: Engine | None, average: bool = True
+    network: ScaledModule,
+    images: Tensor,
+    labels: Tensor,
+    engine: Engine | None,
+    average: bool = True,
 ) -> tuple[Tensor, Tensor]:
     def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = network(images)

@@ -17,7 +17,6 @@ from dsonas._utils import (
     PositiveFloat,
     PositiveInt,
     check_settings,
-    derive_seed,
 )
 from dsonas.data import Batches
 from dsonas.nn import Network
@@ -87,12 +86,13 @@ class Training:
     """Step 3 as a stage of the loop.
 
     Args:
-        network: a network without scaling factors.
+        network: a network without scaling factors; any module of images to logits, unless
+            ``config`` asks for an auxiliary head, drop path or dropout.
         train: batches of all training images.
         test: batches for measuring the error.
         config: how to train.
         engine: device and precision.
-        seed: of dropout and drop path.
+        seed: of what the network draws, such as dropout.
         measurements: about how often the test error is measured, the last epoch included; no choice
             is made by it.
         val: batches of images, if there are such, by which the best epoch is chosen: see
@@ -103,7 +103,7 @@ class Training:
 
     def __init__(
         self,
-        network: Network,
+        network: nn.Module,
         train: Batches,
         test: Batches,
         config: TrainConfig,
@@ -117,7 +117,8 @@ class Training:
         self.num_epochs, self.num_batches = config.epochs, len(train)
         self.measured_every = -(-config.epochs // measurements)
         self.schedule = config.learning_rate(self.num_batches)
-        self.optimizer = sgd(network, config.lr, config.weight_decay, 0.9)
+        weights = [weight for weight in network.parameters() if weight.requires_grad]
+        self.optimizer = sgd(weights, config.lr, config.weight_decay, 0.9)
         self.best: dict[str, Any] = {}
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
@@ -128,13 +129,12 @@ class Training:
         """An SGD step with everything that step 3 adds."""
         images, labels = batch
         update = epoch * self.num_batches + index
-        if self.config.drop_path or self.config.dropout:
-            rank = self.engine.processes.world.rank  # other images, so other draws
-            torch.manual_seed(derive_seed(self.seed, "drop", update, *[rank] * (rank > 0)))
+        self.engine.seed_step(self.seed, "drop", update)
         self.network.train()
-        self.network.drop_path = (
-            self.config.drop_path * update / (self.config.epochs * self.num_batches)
-        )
+        if isinstance(self.network, Network):
+            self.network.drop_path = (
+                self.config.drop_path * update / (self.config.epochs * self.num_batches)
+            )
         set_lr(self.optimizer, self.schedule(update))
         loss, logits = backward(self.network, self._loss, images, labels, self.engine)
         self.optimizer.step()
@@ -147,6 +147,7 @@ class Training:
             if not self.config.auxiliary:
                 logits = self.network(images)
                 return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits
+            assert isinstance(self.network, Network)
             logits, auxiliary = self.network.forward_with_auxiliary(images)
             loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
             extra = F.cross_entropy(auxiliary, labels, label_smoothing=smoothing)

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from dsonas.commands.exporting import FORMATS, Deployment, ExportError, fuse_bn
+from dsonas.cost import architecture_cost
 from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.graph.block import BlockGraph
 from dsonas.graph.spaces import PAPER_OPERATIONS
 from dsonas.nn.network import Network
-from dsonas.run.runs import Preprocessing
+from dsonas.run.network_files import Preprocessing, Shape
 from dsonas.search.baselines import INVERTED_BOTTLENECK
 from helpers.builders import images, random_architecture, randomise
 
@@ -31,6 +32,8 @@ def deploy(architecture: Architecture, fold: bool = False, **facts) -> Deploymen
     return Deployment(
         network=fuse_bn(network) if fold else network,
         preprocessing=Preprocessing(names, statistics, statistics),
+        shape=Shape.of(skeleton),
+        macs=architecture_cost(architecture).macs,
         folded=fold,
         **facts,
     )

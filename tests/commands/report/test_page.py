@@ -122,7 +122,7 @@ def test_hostile_names_stay_text(make_run):
 def test_the_numbers_of_the_examination(make_run, data):
     run = make_run()
     found = examine(RunFolder(run), {}, data)
-    network, _ = RunFolder(run).load_network()
+    network, *_ = RunFolder(run).load_network()
     pixels = data.test.gather(torch.arange(30)).float() / 255
     wrong = (network((pixels - 0.5) / 0.25).argmax(1) != data.test.labels).sum()
     assert found.num_images == 30

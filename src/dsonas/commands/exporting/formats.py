@@ -13,13 +13,12 @@ from runpy import run_path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsonas._utils import write_atomically
 from dsonas.commands.exporting.layers import ExportError, network_plan
-from dsonas.cost import architecture_cost
 from dsonas.nn import Network
-from dsonas.run import Preprocessing
+from dsonas.run import Preprocessing, Shape
 
 Call = Callable[[Tensor], Tensor]
 METADATA_FILE = "metadata.json"
@@ -30,16 +29,20 @@ class Deployment:
     """A trained network with everything that travels with it.
 
     Args:
-        network: the final network, in evaluation mode.
+        network: the final network, in evaluation mode: ours, or a module of the user's.
         preprocessing: class names, and the way from an image file to an input.
+        shape: of its images and outputs.
+        macs: multiply-adds for one image.
         folded: whether ``fuse_bn`` has made the network.
         data: the data set it was trained on, for the reader.
         test_error: in percent; None if it is not known.
         seed: of the run; None if it is not known.
     """
 
-    network: Network
+    network: nn.Module
     preprocessing: Preprocessing
+    shape: Shape
+    macs: int
     folded: bool = False
     data: str = "unknown"
     test_error: float | None = None
@@ -49,10 +52,9 @@ class Deployment:
         """Class names, preprocessing and origin as values that JSON can hold."""
         import dsonas
 
-        architecture = self.network.architecture
         return {
-            **self.preprocessing.description(architecture.skeleton),
-            "macs": architecture_cost(architecture).macs,
+            **self.preprocessing.description(self.shape),
+            "macs": self.macs,
             "params": sum(parameter.numel() for parameter in self.network.parameters()),
             "test_error": self.test_error,
             "data": self.data,
@@ -71,12 +73,14 @@ class Format:
         open: a function from normalised images (B, C, H, W) to logits, from a file and a number of
             CPU threads.
         packages: what it needs beyond the dependencies of dsonas.
+        only_ours: whether it cannot hold a module of the user's.
     """
 
     name: str
     write: Callable[[Deployment, Path], list[Path]]
     open: Callable[[Path, int], Call]
     packages: tuple[str, ...] = ()
+    only_ours: bool = False
 
     def require(self) -> None:
         """Refuse to start without the packages.
@@ -93,10 +97,9 @@ class Format:
 
 
 def _example(deployment: Deployment) -> tuple[Tensor]:
-    skeleton = deployment.network.architecture.skeleton
-    size = skeleton.image_size
+    size, channels, _ = deployment.shape
     # two images, since an exporter takes a batch of one for a constant
-    return (torch.zeros(2, skeleton.input_channels, size, size),)
+    return (torch.zeros(2, channels, size, size),)
 
 
 def _write_onnx(deployment: Deployment, folder: Path) -> list[Path]:
@@ -144,10 +147,10 @@ def _open_onnx(path: Path, threads: int) -> Call:
 
 
 def _write_pt2(deployment: Deployment, folder: Path) -> list[Path]:
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(
-        deployment.network, _example(deployment), dynamic_shapes=({0: batch},)
-    )
+    try:
+        program = _program(deployment, strict=False)
+    except Exception:  # the other way follows other code of the user's, such as len(images)
+        program = _program(deployment, strict=True)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # file names of this machine
     buffer = io.BytesIO()
@@ -160,12 +163,19 @@ def _write_pt2(deployment: Deployment, folder: Path) -> list[Path]:
     return [path]
 
 
+def _program(deployment: Deployment, *, strict: bool) -> Any:
+    shapes = ({0: torch.export.Dim("batch")},)
+    example = _example(deployment)
+    return torch.export.export(deployment.network, example, dynamic_shapes=shapes, strict=strict)
+
+
 def _open_pt2(path: Path, threads: int) -> Call:
     return torch.export.load(path).module()
 
 
 def _write_python(deployment: Deployment, folder: Path) -> list[Path]:
     network, buffer = deployment.network, io.BytesIO()
+    assert isinstance(network, Network)
     notes = {**deployment.metadata(), "folded": deployment.folded, **network_plan(network)}
     torch.save(dict(network.state_dict()), buffer)
     contents = {
@@ -198,5 +208,5 @@ def _open_python(path: Path, threads: int) -> Call:
 FORMATS = {
     "onnx": Format("onnx", _write_onnx, _open_onnx, ("onnx", "onnxscript", "onnxruntime")),
     "pt2": Format("pt2", _write_pt2, _open_pt2),
-    "python": Format("python", _write_python, _open_python),
+    "python": Format("python", _write_python, _open_python, only_ours=True),
 }

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsonas._utils import write_atomically
 from dsonas.commands.exporting.formats import FORMATS, Call, Deployment, Format
 from dsonas.commands.exporting.layers import ExportError, fuse_bn
+from dsonas.cost import architecture_cost
 from dsonas.data import Batches, DataConfig
 from dsonas.nn import Network
-from dsonas.run import RunFolder, test_data, upgraded
+from dsonas.run import RunFolder, Shape, test_data, upgraded
 
 TOLERANCE = 1e-4  # of outputs, as a part of the largest
 TIMED_SECONDS = 0.2  # at least, for each latency
@@ -58,7 +59,7 @@ class ExportResult:
 
 def export_run(
     folder: str | Path,
-    formats: Iterable[str] = tuple(FORMATS),
+    formats: Iterable[str] | None = None,
     fold: bool = False,
     *,
     threads: int = 1,
@@ -72,6 +73,7 @@ def export_run(
     Args:
         folder: of the run.
         formats: ``onnx``, ``pt2`` (a ``torch.export`` program) and ``python`` (source and weights).
+            None: all that can hold the network.
         fold: fold BNs into the convolutions before them.
         threads: CPU threads for measuring latency, >= 1.
         num_images: test images to compare at most, >= 1.
@@ -90,23 +92,30 @@ def export_run(
         ...
         dsonas.run.network_files.RunError: no_such_run holds no finished network ...
     """
-    chosen = _chosen_formats(list(formats))
+    chosen = _chosen_formats(list(FORMATS if formats is None else formats))
     for name, value in (("threads", threads), ("num_images", num_images)):
         if value < 1:
             raise ExportError(f"{name} must be at least 1, got {value}")
     run = RunFolder(folder)
-    network, preprocessing = run.load_network()
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network, preprocessing, shape = run.load_network()
+    if isinstance(network, Network):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        macs = architecture_cost(network.architecture).macs
+    else:
+        chosen = _for_own_module(chosen, formats is None, fold)
+        macs = (run.metrics or {}).get("macs", 0)
     data, seed = _stored(run)
     deployment = Deployment(
         network=fuse_bn(network) if fold else network,
         preprocessing=preprocessing,
+        shape=shape,
+        macs=macs,
         folded=fold,
         data=_called(data) if data else "unknown data",
         test_error=(run.metrics or {}).get("test_error"),
         seed=seed,
     )
-    batches, description = _check_images(run, data, seed or 0, network, num_images)
+    batches, description = _check_images(run, data, seed or 0, shape, num_images)
     comparison = _Comparison(network, batches, description, threads)
     return [_export(format, deployment, run.path / "export", comparison) for format in chosen]
 
@@ -119,6 +128,23 @@ def _chosen_formats(names: list[str]) -> list[Format]:
     for name in names:
         FORMATS[name].require()
     return [format for name, format in FORMATS.items() if name in names]
+
+
+def _for_own_module(formats: list[Format], all_asked: bool, fold: bool) -> list[Format]:
+    """The formats that a module of the user's is written in; refuses what it cannot be."""
+    able = [format for format in formats if not format.only_ours]
+    if len(able) < len(formats) and not all_asked:
+        name = next(format.name for format in formats if format.only_ours)
+        raise ExportError(
+            f"format {name} holds our own blocks alone, and this is a network of your own: choose "
+            "--format onnx,pt2, which need neither dsonas nor your source"
+        )
+    if fold:
+        raise ExportError(
+            "--fold knows our own blocks alone, and this is a network of your own: leave it out, "
+            "onnxruntime folds when it loads"
+        )
+    return able
 
 
 def _stored(run: RunFolder) -> tuple[DataConfig | None, int | None]:
@@ -139,7 +165,7 @@ def _called(config: DataConfig) -> str:
 
 
 def _check_images(
-    run: RunFolder, config: DataConfig | None, seed: int, network: Network, num_images: int
+    run: RunFolder, config: DataConfig | None, seed: int, shape: Shape, num_images: int
 ) -> tuple[Sequence[Tensor], str]:
     """Test images of the run, as many of each class, in batches, and what they are; or random."""
     try:
@@ -152,9 +178,8 @@ def _check_images(
         batches = [images for images, _ in whole]
         description = f"{len(chosen)} test images of {_called(config)}"
     except (ValueError, OSError) as error:
-        skeleton, generator = network.architecture.skeleton, torch.Generator().manual_seed(0)
-        size = (NUM_RANDOM, skeleton.input_channels, skeleton.image_size, skeleton.image_size)
-        batches = [torch.randn(size, generator=generator)]
+        size = (NUM_RANDOM, shape.input_channels, shape.image_size, shape.image_size)
+        batches = [torch.randn(size, generator=torch.Generator().manual_seed(0))]
         reason = " ".join(str(error).split()).split(": ")[0]
         description = f"{NUM_RANDOM} random images ({reason})"
     # the first image by itself: a file must not depend on the size of the batch
@@ -166,7 +191,7 @@ class _Comparison:
     """The outputs and the latency to which every file is held."""
 
     def __init__(
-        self, network: Network, batches: Sequence[Tensor], images: str, threads: int
+        self, network: nn.Module, batches: Sequence[Tensor], images: str, threads: int
     ) -> None:
         self.batches, self.images, self.threads = batches, images, threads
         self.expected = self._outputs(network)
@@ -195,7 +220,16 @@ class _Comparison:
 def _export(
     format: Format, deployment: Deployment, target: Path, comparison: _Comparison
 ) -> ExportResult:
-    paths = format.write(deployment, target)
+    try:
+        paths = format.write(deployment, target)
+    except ExportError:
+        raise
+    except Exception as error:  # an exporter meets code of the user's that it cannot follow
+        reason = " ".join(str(error).split())[:200]
+        raise ExportError(
+            f"format {format.name} cannot hold this network ({type(error).__name__}: {reason}): "
+            "choose another --format, or write its forward so that torch.export can follow it"
+        ) from error
     call = format.open(paths[0], comparison.threads)
     difference, same = comparison.difference(call)
     allowed = TOLERANCE * max(1.0, float(comparison.expected.abs().max()))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
-from dsonas.cost import Budget, Cost, architecture_cost
+from dsonas.cost import MEASURES, Budget, Cost, architecture_cost
 from dsonas.graph import Architecture, block_connections, doubled_channels
-from dsonas.run import RunError, RunFolder, upgraded
+from dsonas.run import CHOICES_FILE, RunError, RunFolder, choices_from_json, upgraded
 from dsonas.train import STAGES
 
 Factors = list[list[float]]  # packed factors of each block, or one list for all blocks
+Candidate = tuple[str, str]  # label and name
 Value = TypeVar("Value")
 
 
@@ -39,6 +40,9 @@ class RunRecord:
     metrics: dict[str, Any] | None = None  # None if the run is not finished
     architecture: Architecture | None = None  # what was found or trained
     history: list[Factors] = field(default_factory=list)  # factors after each search epoch
+    choices: dict[str, list[str]] | None = None  # what was found in a supernet of the user's
+    # its factors from the start of the search on, as far as they are not 0
+    choice_history: dict[Candidate, dict[int, float]] = field(default_factory=dict)
     # other networks that the folder knows: (multiply-adds, test error, kind)
     studies: list[tuple[float, float, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # what could not be read, and why
@@ -51,7 +55,12 @@ class RunRecord:
     @property
     def is_study(self) -> bool:
         """Whether it is nothing but a comparison."""
-        return bool(self.studies) and not self.epochs and self.architecture is None
+        return bool(self.studies) and not self.epochs and not self.has_found
+
+    @property
+    def has_found(self) -> bool:
+        """Whether its search has come to its end."""
+        return self.architecture is not None or self.choices is not None
 
     def factors(self, place: int) -> list[float] | None:
         """The scaling factors of a block at the end of the search; None if they are not known.
@@ -101,14 +110,31 @@ class RunRecord:
         return complete.with_channels(tuple(map(int, channels))) if valid else None
 
     @property
+    def final_cost(self) -> dict[str, float]:
+        """What the network found costs, by measure, as far as it is known."""
+        if (cost := cost_of(self.architecture)) is not None:
+            return asdict(cost)
+        return {name: value for name, value in (self.metrics or {}).items() if name in MEASURES}
+
+    @property
     def bounds(self) -> dict[str, float]:
         """The upper bounds that the run was given, by measure."""
         values = self.setting("budget")
         try:
             known = {k: values[k] for k in Budget.__dataclass_fields__ if k in values}
-            return dict(Budget(**known).bounds)
-        except (ValueError, TypeError):
+            metrics = self.metrics or {}
+            return dict(Budget(**known).of(lambda name: metrics[f"supernet_{name}"]).bounds)
+        except (ValueError, TypeError, KeyError):  # a share of a supernet that is not known
             return {}
+
+    @property
+    def fates(self) -> Iterator[tuple[str, list[str], dict[str, int]]]:
+        """Each choice, what it kept, and what else there was with the epoch after which it went."""
+        for label in dict.fromkeys([label for label, _ in self.choice_history]):
+            kept = (self.choices or {}).get(label, [])
+            last = {name: max(v) for (one, name), v in self.choice_history.items() if one == label}
+            gone = [name for name in last if kept and name not in kept]
+            yield label, kept, {name: last[name] + 1 for name in gone}
 
 
 def cost_of(architecture: Architecture | None) -> Cost | None:
@@ -151,6 +177,9 @@ def read_run(path: str | Path) -> RunRecord:
     if found := read("architecture.json", Architecture.load):
         record.architecture = found
         record.history = read("factors.csv", lambda file: _read_factors(file, found)) or []
+    if found_choices := read(CHOICES_FILE, choices_from_json):
+        record.choices = found_choices
+        record.choice_history = read("factors.csv", _read_choice_factors) or {}
     record.studies = read("compare.json", _read_study) or []
     record.studies += read("pareto.csv", _read_front) or []
     return record
@@ -186,6 +215,14 @@ def _read_front(file: Path) -> list[tuple[float, float, str]]:
         for row in _rows(file)
         if row["macs"] and row["test_error"]
     ]
+
+
+def _read_choice_factors(file: Path) -> dict[Candidate, dict[int, float]]:
+    found: dict[Candidate, dict[int, float]] = {}
+    for row in _rows(file):
+        of = found.setdefault((row["choice"], row["candidate"]), {})
+        of[int(row["epoch"])] = float(row["factor"])
+    return found
 
 
 def _read_factors(file: Path, architecture: Architecture) -> list[Factors]:

@@ -31,17 +31,21 @@ def charts(record: RunRecord, most: Mapping[str, int]) -> Iterator[Chart]:
     yield from _progress(stages, "error", "Error", "percent")
     epochs, x_label = stages["search"], "search epoch"
     supernet, bounds = record.supernet, record.bounds
-    start, final = cost_of(supernet), cost_of(record.architecture)
+    start, final = cost_of(supernet), record.final_cost
+    unit = "connections" if record.choices is None else "candidates"
     if points := _points(epochs, "live_connections", supernet and supernet.num_live):
-        svg = lines("connections", [Line("live connections", points)], "whole", x_label=x_label)
-        yield Chart("Live connections", "what the search has not removed", svg)
+        svg = lines(unit, [Line(f"live {unit}", points)], "whole", x_label=x_label)
+        yield Chart(f"Live {unit}", "what the search has not removed", svg)
+    if record.choices is not None:
+        yield from _removals(epochs, x_label)
     for name, title in (("macs", "Multiply-adds"), ("params", "Parameters")):
         levels = [(bounds[name], "budget", "budget")] if name in bounds else []
-        levels += [(getattr(final, name), "final network", "muted")] if final else []
+        levels += [(final[name], "final network", "muted")] if name in final else []
         if points := _points(epochs, name, start and getattr(start, name)):
             line = Line(title.lower(), points)
             svg = lines(title, [line], "count", levels=levels, x_label=x_label)
-            yield Chart(title, "at the supernet's width; it is fitted afterwards", svg)
+            note = "at the supernet's width; it is fitted afterwards"
+            yield Chart(title, note if record.choices is None else "of what is left", svg)
     named = (
         ("mean factor", "mean_factor", "k0", 1.0),
         ("penalty scale", "penalty_scale", "k2", None),
@@ -54,6 +58,44 @@ def charts(record: RunRecord, most: Mapping[str, int]) -> Iterator[Chart]:
         yield Chart("Factors and penalty", note, svg, [(ln.name, ln.colour) for ln in series])
     if record.complete and record.history and most["factor_lines"]:
         yield _factors(record, record.complete.blocks[0], most["factor_lines"])
+
+    if record.choice_history and most["factor_lines"]:
+        yield _choice_factors(record, most["factor_lines"])
+
+
+def _removals(epochs: Sequence[Epoch], x_label: str) -> Iterator[Chart]:
+    """How many candidates have gone, by what."""
+    named = (
+        ("at exactly 0", "removed_by_penalty", "k0"),
+        ("by the budget", "removed_by_budget", "k2"),
+    )
+    series = [Line(name, points, shade) for name, key, shade in named
+              if (points := _points(epochs, key, 0))]  # fmt: skip
+    if series:
+        svg = lines("removed", series, "whole", x_label=x_label)
+        legend = [(line.name, line.colour) for line in series]
+        yield Chart("Removed", "candidates that have gone, all in all", svg, legend)
+
+
+def _choice_factors(record: RunRecord, most: int) -> Chart:
+    """Each candidate's scaling factor over the search epochs, up to where it is gone."""
+    shades = {name: f"k{i % NUM_COLOURS}" for i, name
+              in enumerate(dict.fromkeys(name for _, name in record.choice_history))}  # fmt: skip
+    drawn: list[Line] = []
+    for (label, name), factors in record.choice_history.items():
+        kept = name in (record.choices or {}).get(label, ())
+        points = [(float(epoch), value) for epoch, value in sorted(factors.items())]
+        points += [] if kept else [(points[-1][0] + 1, 0.0)]
+        epoch, value = points[-1]
+        tip = f"{label}: {name}\n"
+        tip += f"λ = {value:.3f} at the end" if kept else f"gone after epoch {epoch:.0f}"
+        drawn.append(Line(label, points, shades[name], tip=tip, faint=not kept))
+    drawn.sort(key=lambda line: (len(line.points), line.points[-1][1]))  # what lives is on top
+    note = "every λ from 1 at the start; coloured by candidate, in every choice alike"
+    if len(drawn) > most:
+        note += f"; the {most} of {len(drawn)} that lived longest"
+    svg = lines("scaling factors", drawn[-most:], wide=True, x_label="search epoch")
+    return Chart("Scaling factors", note, svg, list(shades.items()), wide=True)
 
 
 def _thinned(epochs: Sequence[Epoch], most: int) -> list[Epoch]:
