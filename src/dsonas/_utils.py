@@ -237,6 +237,9 @@ _REMEDIES = {
 }
 
 
+_IMPORTED = "dsonas_import:"
+
+
 def import_file(path: Path, option: str) -> ModuleType:
     """Import a Python file of the user's, once in a process.
 
@@ -249,8 +252,7 @@ def import_file(path: Path, option: str) -> ModuleType:
     """
     if not (path.is_file() and path.suffix == ".py"):
         raise ValueError(f"{option} must name a Python file (NAME.py) that exists, got {path}")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]  # one that has changed is another
-    name = f"dsonas_import:{path.resolve()}:{digest}"
+    name = f"{_IMPORTED}{path.resolve()}:{_digest(path)}"  # one that has changed is another
     if name not in sys.modules:
         spec = spec_from_file_location(name, path)
         assert spec is not None
@@ -262,6 +264,16 @@ def import_file(path: Path, option: str) -> ModuleType:
             del sys.modules[name]
             raise ValueError(f"{option} {path} fails{told_by(path, error)}") from error
     return sys.modules[name]
+
+
+def is_imported(path: Path) -> bool:
+    """Whether this process has imported a Python file of the user's, or one with its content."""
+    digest = _digest(path)
+    return any(name.startswith(_IMPORTED) and name.endswith(digest) for name in list(sys.modules))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def told_by(path: Path, error: Exception) -> str:

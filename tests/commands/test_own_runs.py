@@ -220,6 +220,22 @@ def test_what_cannot_be_had_is_refused_before_any_training(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_folder_alone_runs_no_code(done, dsonas, tmp_path):
+    run = tmp_path / "given"
+    shutil.copytree(done, run)
+    source = run / "supernet.py"
+    source.write_text(source.read_text() + "open(__file__ + '.ran', 'w')\n")
+    (run / "evaluation.json").unlink()
+    for command in (["evaluate", "--run", run], ["export", run], ["predict", "--run", run, "x"]):
+        ended = dsonas(*command)
+        assert ended.code == 2
+        assert f"add --import {source}" in ended.err
+    assert dsonas("report", run, "--out", tmp_path / "page.html").code == 0
+    assert "--import" in (tmp_path / "page.html").read_text()
+    assert not (run / "supernet.py.ran").exists()
+    assert dsonas("evaluate", "--run", run, "--import", source).code == 0
+
+
 def test_export_tells_what_it_cannot_write(done, dsonas):
     assert "holds our own blocks alone" in dsonas("export", done, "--format", "python").err
     assert "--fold knows our own blocks alone" in dsonas("export", done, "--fold").err

@@ -261,3 +261,18 @@ def test_segmentation(tmp_path, monkeypatch):
 def test_no_file_of_the_package_mentions_segmentation():
     files = (ROOT / "src").rglob("*.py*")
     assert not [path for path in files if b"segmentation" in path.read_bytes().lower()]
+
+
+def test_own_supernet_on_the_command_line(tmp_path, capsys):
+    """As its first lines say."""
+    text = ast.get_docstring(ast.parse((EXAMPLES / "own_supernet.py").read_text()))
+    arguments = text.rpartition("dsonas ")[2].split()
+    arguments[2] = f"{ROOT}/{arguments[2]}"
+    arguments[arguments.index("--out") + 1] = str(tmp_path / "run")
+    small = ["--epochs", "3", "--data.max_train_images", "400", "--engine.threads", "1"]
+    assert main([*arguments, *small]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    choices = json.loads((tmp_path / "run" / "choices.json").read_text())
+    assert list(choices) == ["first", "second", "third", "fourth"]
+    assert metrics["macs"] <= 0.6 * metrics["supernet_macs"]
+    assert metrics["test_error"] < 50

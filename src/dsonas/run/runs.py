@@ -19,7 +19,7 @@ import yaml
 from filelock import FileLock, Timeout
 from torch import nn
 
-from dsonas._utils import write_atomically
+from dsonas._utils import is_imported, write_atomically
 from dsonas.cost import chain_from_json, is_chain
 from dsonas.data import Split
 from dsonas.graph import Architecture, ArchitectureError, BlockGraph
@@ -376,10 +376,12 @@ class RunFolder:
     def load_network(self) -> FinishedNetwork:
         """The trained network, in evaluation mode, and what it expects.
 
-        That of a supernet of the user's is made by the copy of their file in the folder.
+        That of a supernet of the user's is made by the copy of their file in the folder, once that
+        has been imported: a folder alone never runs code.
 
         Raises:
-            RunError: if the folder holds no finished network, or a damaged one.
+            RunError: if the folder holds no finished network, a damaged one, or one whose source
+                has not been imported.
         """
         path = self.path / NETWORK_FILE
         if not path.exists():
@@ -389,10 +391,15 @@ class RunFolder:
             )
         if (self.path / CHOICES_FILE).exists():
             choices = choices_from_json(self.path / CHOICES_FILE)
+            source = self.path / SOURCE_FILE
+            if not source.is_file() or not is_imported(source):
+                raise RunError(
+                    f"{self.path} holds a network of an own supernet, whose source is run only if "
+                    f"it is named: add --import {source}"
+                )
 
             def final(shape: Shape, notes: Mapping[str, Any]) -> nn.Module:
-                space = OwnSpace(self.path / SOURCE_FILE, str(notes.get("supernet")))
-                return space.final(shape, choices)
+                return OwnSpace(source, str(notes.get("supernet"))).final(shape, choices)
 
             return read_network(path, final)
         architecture = load_architecture(self.path / "architecture.json")

@@ -19,7 +19,7 @@ from dsonas.run.run_config import LogConfig, RunConfig
 from dsonas.run.runs import RunFolder
 from dsonas.train import Row
 
-FILES = ("config.yaml", "architecture.json", "chain.json", "log.csv", "factors.csv",
+FILES = ("config.yaml", "architecture.json", "choices.json", "chain.json", "log.csv", "factors.csv",
          "metrics.json", "report.html")  # fmt: skip
 MEMORY = "trackers.json"
 PROJECT = "dsonas"
