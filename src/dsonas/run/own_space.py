@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,10 +170,9 @@ def choices_from_json(path: Path) -> dict[str, list[str]]:
     Raises:
         RunError: if it is something else.
     """
-    try:
+    value: Any = None
+    with suppress(ValueError, RecursionError):
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        value = None
     lists = value.values() if isinstance(value, dict) else [None]
     if not all(isinstance(some, list) and all(isinstance(n, str) for n in some) for some in lists):
         raise RunError(f"{path} must hold the names that are left, by label: repeat the search")
