@@ -15,6 +15,7 @@ from dsonas.search.search_config import SearchConfig
 from dsonas.sparse import (
     Choices,
     ProximalNAG,
+    arguments,
     list_connections,
     normalise_factors,
     prune_model,
@@ -33,7 +34,7 @@ class ScaledSupernet:
 
     Args:
         model: what ``scale_connections`` has returned.
-        example: an input, or a tuple of inputs, by which costs are counted.
+        example: what ``scale_connections`` has been given, by which costs are counted.
         budget: upper bounds on the result.
         config: when the structure is held; without a budget, its share of the cost.
         cost: the user's function of a structure, in the measure that the budget bounds first.
@@ -84,9 +85,9 @@ class ScaledSupernet:
                 pruned = prune_model(replica, self.example)
             except ValueError:  # no path is left
                 return {"macs": float("inf"), "params": float("inf")}
-            inputs = self.example if isinstance(self.example, tuple) else (self.example,)
+            args, kwargs = arguments(pruned, self.example)
             with FlopCounterMode(display=False) as counter:
-                pruned(*inputs)
+                pruned(*args, **kwargs)
         params = sum(parameter.numel() for parameter in pruned.parameters())
         return {"macs": counter.get_total_flops() / 2, "params": float(params)}
 

@@ -30,3 +30,6 @@ from .proximal import (
     ProximalNAG as ProximalNAG,
     soft_threshold as soft_threshold,
 )
+from .tracing import (
+    arguments as arguments,
+)

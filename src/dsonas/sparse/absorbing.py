@@ -1,29 +1,30 @@
 """Layers that take over what pruning leaves beside them: a factor, or dropped channels.
 
-A constant factor before or after a linear layer is the same layer with other weights. Channels that
-are always the same need not be computed: the layers that read them lose those columns, and what
-they gave moves into the bias.
+A constant factor before or behind a linear layer is the same layer with other weights. Channels
+that are always the same need not be computed: the layers that read them lose those columns, and
+what they gave moves into the bias.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from copy import deepcopy
 from functools import partial
-from typing import Any
+from math import prod
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.utils.parametrize import is_parametrized
-from torchvision.ops import stochastic_depth
 
-from dsonas.sparse.tracing import Observed, in_evaluation, module_of
+from dsonas.sparse.observing import Observed, in_evaluation, is_product, module_of
+from dsonas.sparse.tracing import LAYERS, attribute
 
-_LINEAR = (nn.Linear, _ConvNd, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
+Change = Callable[[], Any]
+_OWN = {"weight", "bias"}
 _CHANNELWISE = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.Tanh,
     nn.Hardsigmoid, nn.Sigmoid, nn.Softplus, nn.Identity, _DropoutNd, nn.MaxPool1d, nn.MaxPool2d,
@@ -36,112 +37,184 @@ _CHANNELWISE_NAMES = {
     "hardsigmoid", "sigmoid", "softplus", "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "contiguous", "clone",
 }  # fmt: skip
+# f(c x) = c f(x) for any c, by the names of functions, methods and classes of modules
+_HOMOGENEOUS = {
+    "permute", "transpose", "swapaxes", "reshape", "view", "flatten", "unflatten", "contiguous",
+    "clone", "roll", "squeeze", "unsqueeze", "movedim", "neg", "mean", "expand", "interpolate",
+    "pixel_shuffle", "pixel_unshuffle", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d", "stochastic_depth", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d",
+    "Identity", "Flatten", "Unflatten", "AvgPool1d", "AvgPool2d", "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d", "Upsample", "PixelShuffle", "StochasticDepth", "DropPath", "Permute",
+}  # fmt: skip
+# and for c > 0
+_POSITIVE = {
+    "relu", "leaky_relu", "max_pool1d", "max_pool2d", "adaptive_max_pool2d", "ReLU", "LeakyReLU",
+    "MaxPool1d", "MaxPool2d", "AdaptiveMaxPool2d",
+}  # fmt: skip
 
 
-def owns_weights(model: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node calls a torch module whose parameters nothing else uses or computes."""
-    layer = module_of(model, node)
-    if layer is None or not type(layer).__module__.startswith("torch.nn"):
-        return False
-    if is_parametrized(layer) or layer._forward_pre_hooks or layer._forward_hooks:
-        return False
-    uses: Counter[int] = Counter()
-    for other in model.graph.nodes:
-        if other.op == "call_module":
-            module = model.get_submodule(str(other.target))
-            uses.update({id(parameter) for parameter in module.parameters()})
-        elif other.op == "get_attr" and other.target != "training":
-            uses[id(_attribute(model, str(other.target)))] += 1
-    return all(uses[id(parameter)] == 1 for parameter in layer.parameters())
-
-
-def _attribute(model: nn.Module, target: str) -> Any:
-    owner, _, name = target.rpartition(".")
-    return getattr(model.get_submodule(owner), name)
-
-
-@torch.no_grad()
-def scale_output(model: fx.GraphModule, node: fx.Node, factor: float) -> bool:
-    """Let the layer that gives a value multiply it by a factor; False if it cannot.
+class Absorber:
+    """Moves factors and dropped channels of values into the layers around them.
 
     Args:
-        model: the traced model.
-        node: the value, read only where it is to be scaled.
-        factor: any number.
-    """
-    module = module_of(model, node)
-    while len(node.users) == 1 and (
-        isinstance(module, _DropoutNd | nn.Identity) or node.target is stochastic_depth
-    ):
-        node = node.all_input_nodes[0]
-        module = module_of(model, node)
-    if not isinstance(module, _LINEAR) or len(node.users) != 1 or not owns_weights(model, node):
-        return False
-    if module.weight is None:
-        return False
-    module.weight.mul_(factor)
-    if module.bias is not None:
-        module.bias.mul_(factor)
-    return True
-
-
-@torch.no_grad()
-def scale_inputs(model: fx.GraphModule, node: fx.Node, factors: Tensor, ndim: int) -> bool:
-    """Let the layers that read a value scale its channels (dimension 1); False if one cannot.
-
-    Args:
-        model: the traced model.
-        node: the value.
-        factors: one for each channel, not 0.
-        ndim: number of dimensions of the value.
-    """
-    layers = [_reader(model, user, node, ndim) for user in node.users]
-    if not layers or any(layer is None for layer in layers):
-        return False
-    normalised = any(isinstance(layer, _BatchNorm) for layer in layers)
-    if normalised and bool((factors <= 0).any()):  # a BN has no place for a sign
-        return False
-    for layer in layers:
-        if isinstance(layer, _BatchNorm):  # the statistics are those of the unscaled channels
-            assert layer.running_mean is not None
-            assert layer.running_var is not None
-            layer.running_mean.div_(factors)
-            layer.running_var.add_(layer.eps).div_(factors.square()).sub_(layer.eps)
-        else:
-            assert isinstance(layer, nn.Linear | _ConvNd)
-            layer.weight.mul_(factors.view(1, -1, *[1] * (layer.weight.ndim - 2)))
-    return True
-
-
-def _reader(model: fx.GraphModule, user: fx.Node, node: fx.Node, ndim: int) -> nn.Module | None:
-    """The layer of its own weights that reads the channels of a value; None if it is another."""
-    layer = module_of(model, user)
-    if user.all_input_nodes != [node] or not owns_weights(model, user):
-        return None
-    if isinstance(layer, _BatchNorm):
-        return layer if layer.running_mean is not None else None
-    if isinstance(layer, nn.Linear):
-        return layer if ndim == 2 else None
-    if not isinstance(layer, _ConvNd) or isinstance(layer, _ConvTransposeNd):
-        return None
-    return layer if layer.groups == 1 else None
-
-
-@dataclass
-class ChannelDropper:
-    """Drops channels of a value that never change, if all that reads them can do without.
-
-    Args:
-        model: the traced model.
+        model: the traced model, whose weights change.
         observed: what its nodes gave on an example.
     """
 
-    model: fx.GraphModule
-    observed: dict[fx.Node, Observed]
-    changes: list[Callable[[], None]] = field(default_factory=list)
+    def __init__(self, model: fx.GraphModule, observed: dict[fx.Node, Observed]) -> None:
+        self.model, self.observed = model, observed
+        self.uses: Counter[int] = Counter()
+        for node in model.graph.nodes:
+            module = module_of(model, node)
+            if module is not None:
+                self.uses.update({id(parameter) for parameter in module.parameters()})
+            elif node.op == "get_attr" and node.target != "training":
+                self.uses[id(attribute(model, str(node.target)))] += 1
+
+    def _layer(self, node: fx.Node) -> Any:
+        """The layer that a node calls, if it has a weight that nothing else reads."""
+        layer = module_of(self.model, node)
+        if not isinstance(layer, LAYERS) or len(node.all_input_nodes) != 1:
+            return None
+        if layer._forward_pre_hooks or layer._forward_hooks:
+            return None
+        alone = all(self.uses[id(parameter)] == 1 for parameter in layer.parameters())
+        return layer if alone and {n for n, _ in layer.named_parameters()} <= _OWN else None
+
+    def _torch_layer(self, node: fx.Node, kinds: Any) -> Any:
+        """The same, if it is just what torch.nn has."""
+        layer = self._layer(node)
+        plain = type(layer).__module__.startswith("torch.nn")
+        return layer if isinstance(layer, kinds) and plain else None
+
+    def _try(
+        self, node: fx.Node, change: Callable[[Any, Tensor], None], probe: Tensor, out: bool
+    ) -> bool:
+        """Whether a changed layer gives for x what it gave for probe * x, or probe times as much.
+
+        So layers of other libraries need not be known: those that standardise their weights, say,
+        are found out.
+        """
+        layer, source = module_of(self.model, node), self.observed.get(node.all_input_nodes[0])
+        assert layer is not None
+        if source is None:
+            return False
+        like = next(layer.parameters(), torch.empty(0))
+        x = torch.randn(source.shape, generator=torch.Generator().manual_seed(0)).to(like)
+        factor = probe.to(like)
+        if factor.ndim:
+            factor = factor.view(-1, *[1] * (x.ndim - 2))
+        changed = deepcopy(layer)
+        with torch.no_grad():
+            change(changed, probe)
+        try:
+            found = in_evaluation(changed, lambda: changed(x))
+            wanted = in_evaluation(layer, lambda: layer(x) * factor if out else layer(x * factor))
+        except ValueError:
+            return False
+        size = float(wanted.abs().max())
+        return bool(torch.allclose(found, wanted, rtol=1e-3, atol=1e-4 * size))
 
     @torch.no_grad()
-    def drop(self, node: fx.Node, keep: Tensor) -> bool:
+    def scale_back(self, node: fx.Node, factor: float) -> bool:
+        """Let what gives a value multiply it by a factor; False if it cannot.
+
+        Args:
+            node: the value, read only where it is to be scaled.
+            factor: any number.
+        """
+        if len(node.users) != 1:
+            return False
+        layer = self._layer(node)
+        if layer is not None and layer.weight is not None:
+            if not self._try(node, _scale_weights, torch.tensor(2.0 if factor > 0 else -2.0), True):
+                return False
+            _scale_weights(layer, torch.tensor(factor))
+            return True
+        if node.op == "get_attr":
+            found = attribute(self.model, str(node.target))
+            alone = isinstance(found, nn.Parameter) and self.uses[id(found)] == 1
+            if alone:
+                found.mul_(factor)
+            return alone
+        if is_product(node):
+            return any(isinstance(x, fx.Node) and self.scale_back(x, factor) for x in node.args)
+        if self._is_homogeneous(node, factor > 0):
+            return self.scale_back(node.all_input_nodes[0], factor)
+        return False
+
+    def _is_homogeneous(self, node: fx.Node, positive: bool) -> bool:
+        module = module_of(self.model, node)
+        name = getattr(node.target, "__name__", node.target)
+        name = name if module is None else type(module).__name__
+        found = name in _HOMOGENEOUS or (positive and name in _POSITIVE)
+        return found and len(node.all_input_nodes) > 0 and node.args[0] is node.all_input_nodes[0]
+
+    @torch.no_grad()
+    def scale_readers(self, node: fx.Node, factors: Tensor, sums: dict[fx.Node, Any]) -> bool:
+        """Let all that reads a value scale it; False if something cannot, and nothing has changed.
+
+        Args:
+            node: the value.
+            factors: one, or one for each channel (dimension 1); not 0.
+            sums: scaled sums and concatenations not yet written, whose factors can change.
+        """
+        changes = self._scaling(node, factors, sums)
+        for change in changes or []:
+            change()
+        return changes is not None
+
+    def _scaling(
+        self, node: fx.Node, factors: Tensor, sums: dict[fx.Node, Any]
+    ) -> list[Change] | None:
+        """The changes of all that reads a value; None if something cannot scale it."""
+        found: list[Change] = []
+        for user in node.users:
+            changes = self._scaling_of(user, node, factors, sums)
+            if changes is None:
+                return None
+            found += changes
+        return found or None
+
+    def _scaling_of(
+        self, user: fx.Node, node: fx.Node, factors: Tensor, sums: dict[fx.Node, Any]
+    ) -> list[Change] | None:
+        each, positive = factors.ndim == 1, bool((factors > 0).all())
+        layer = self._layer(user)
+        if layer is not None:
+            linear = isinstance(layer, nn.Linear | _ConvNd)
+            if each and not (
+                self._reads_channels(layer, node) if linear else _has_statistics(layer)
+            ):
+                return None
+            change = _scale_columns if linear else _scale_norm
+            probe = factors.sign() * (2 + torch.arange(factors.numel()).view(factors.shape) % 3)
+            fits = (linear or positive) and self._try(user, change, probe, out=False)
+            return [partial(change, layer, factors)] if fits else None
+        name = getattr(user.target, "__name__", user.target)
+        if not each and user in sums:
+            return [partial(sums[user].scale, node, float(factors))]
+        if not each and is_product(user) and [*user.args].count(node) == 1:
+            return self._scaling(user, factors, sums)
+        elementwise = name in _POSITIVE | {"contiguous", "clone"} or (
+            isinstance(module_of(self.model, user), _CHANNELWISE)
+        )
+        if self._is_homogeneous(user, positive) and (not each or elementwise):
+            return self._scaling(user, factors, sums)
+        return None
+
+    def _reads_channels(self, layer: nn.Module, node: fx.Node) -> bool:
+        """Whether a layer has a column of weights for each channel (dimension 1) of a value."""
+        if isinstance(layer, nn.Linear):
+            return len(self.observed[node].shape) == 2
+        return (
+            isinstance(layer, _ConvNd)
+            and not isinstance(layer, _ConvTransposeNd)
+            and layer.groups == 1
+        )
+
+    @torch.no_grad()
+    def drop_channels(self, node: fx.Node, keep: Tensor) -> bool:
         """Adapt everything that reads a value to its loss of channels that are 0.
 
         Args:
@@ -151,36 +224,44 @@ class ChannelDropper:
         Returns:
             Whether it is done; if False, nothing has changed.
         """
-        self.changes = []
-        zeros = keep.new_zeros(int((~keep).sum()), dtype=torch.get_default_dtype())
-        if not node.users or not all(self._plan(user, node, keep, zeros) for user in node.users):
-            return False
-        for change in self.changes:
+        zeros = torch.zeros(int((~keep).sum()), dtype=self.observed[node].dtype)
+        changes = self._dropping(node, keep, zeros)
+        for change in changes or []:
             change()
-        return True
+        return changes is not None
 
-    def _plan(self, user: fx.Node, node: fx.Node, keep: Tensor, constant: Tensor) -> bool:
-        """Plan for one reader; ``constant`` holds what each dropped channel always is."""
+    def _dropping(self, node: fx.Node, keep: Tensor, constant: Tensor) -> list[Change] | None:
+        """The changes of all that reads a value, whose dropped channels are always ``constant``."""
+        found: list[Change] = []
+        for user in node.users:
+            changes = self._dropping_of(user, node, keep, constant)
+            if changes is None:
+                return None
+            found += changes
+        return found or None
+
+    def _dropping_of(
+        self, user: fx.Node, node: fx.Node, keep: Tensor, constant: Tensor
+    ) -> list[Change] | None:
         shape = self.observed[node].shape
-        layer = _reader(self.model, user, node, len(shape))
-        if isinstance(layer, _BatchNorm):
-            self.changes.append(partial(_narrow_norm, layer, keep))
-            return self._plan_readers(user, keep, _normalised(layer, ~keep, constant))
-        if isinstance(layer, nn.Linear | _ConvNd):
+        norm = self._torch_layer(user, _BatchNorm)
+        if norm is not None and norm.running_mean is not None:
+            after = self._dropping(user, keep, _normalised(norm, ~keep, constant))
+            return None if after is None else [partial(_narrow_norm, norm, keep), *after]
+        layer = self._torch_layer(user, nn.Linear | _ConvNd)
+        if layer is not None and self._reads_channels(layer, node):
             padded = isinstance(layer, _ConvNd) and (
                 isinstance(layer.padding, str) or any(layer.padding)
             )
-            self.changes.append(partial(_narrow_columns, layer, keep, constant))
-            return not (padded and bool(constant.any()))
+            if padded and bool(constant.any()):
+                return None
+            return [partial(_narrow_columns, layer, keep, constant)]
         if self._is_flattening(user, node):
-            repeats = keep.new_ones((), dtype=torch.int) * _numel(shape[2:])
-            flat = keep.repeat_interleave(int(repeats))
-            return self._plan_readers(user, flat, constant.repeat_interleave(int(repeats)))
-        after = self._mapped(user, node, constant)
-        return after is not None and self._plan_readers(user, keep, after)
-
-    def _plan_readers(self, node: fx.Node, keep: Tensor, constant: Tensor) -> bool:
-        return all(self._plan(user, node, keep, constant) for user in node.users)
+            repeats = prod(shape[2:])
+            flat = keep.repeat_interleave(repeats)
+            return self._dropping(user, flat, constant.repeat_interleave(repeats))
+        mapped = self._mapped(user, node, constant)
+        return None if mapped is None else self._dropping(user, keep, mapped)
 
     def _is_flattening(self, user: fx.Node, node: fx.Node) -> bool:
         layer = module_of(self.model, user)
@@ -201,20 +282,49 @@ class ChannelDropper:
         view = constant.view(1, -1, *[1] * len(sizes))
         interpreter = fx.Interpreter(self.model)
         interpreter.env[node] = view.expand(1, -1, *sizes).clone()
-        result = in_evaluation(self.model, lambda: interpreter.run_node(user))
+        result = in_evaluation(layer or nn.Identity(), lambda: interpreter.run_node(user))
         flat = result.reshape(len(constant), -1)
         return flat[:, 0] if bool((flat == flat[:, :1]).all()) else None
 
 
-def _numel(shape: tuple[int, ...]) -> int:
-    return int(torch.tensor(shape).prod()) if shape else 1
+def _has_statistics(layer: nn.Module) -> bool:
+    return isinstance(layer, _BatchNorm) and layer.running_mean is not None
+
+
+def _scale_weights(layer: nn.Module, factor: Tensor) -> None:
+    for parameter in layer.parameters():
+        parameter.mul_(factor.to(parameter))
+
+
+def _scale_columns(layer: nn.Module, factors: Tensor) -> None:
+    weight = cast(Tensor, layer.weight)
+    view = (1, -1, *[1] * (weight.ndim - 2)) if factors.ndim else ()
+    weight.mul_(factors.view(view).to(weight))
+
+
+def _scale_norm(norm: nn.Module, factors: Tensor) -> None:
+    """Let a norm give for unscaled features what it gave for scaled ones.
+
+    One factor is taken up by eps, exactly in training too. Channels share their eps: the variances
+    take theirs.
+    """
+    eps = cast(Any, norm).eps
+    shared = factors.ndim == 0
+    if shared:
+        cast(Any, norm).eps = eps / float(factors) ** 2
+    if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
+        mean, var = norm.running_mean, cast(Tensor, norm.running_var)
+        divisor = factors.to(mean)
+        mean.div_(divisor)
+        if shared:
+            var.div_(divisor.square())
+        else:
+            var.add_(eps).div_(divisor.square()).sub_(eps)
 
 
 def _normalised(layer: _BatchNorm, dropped: Tensor, constant: Tensor) -> Tensor:
     """What batch normalisation makes, in evaluation mode, of channels that are constant."""
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    mean, var = layer.running_mean[dropped], layer.running_var[dropped]
+    mean, var = cast(Tensor, layer.running_mean)[dropped], cast(Tensor, layer.running_var)[dropped]
     result = (constant.to(mean) - mean) / (var + layer.eps).sqrt()
     return result * layer.weight[dropped] + layer.bias[dropped] if layer.affine else result
 
@@ -249,6 +359,8 @@ def _tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _set(layer: nn.Module, name: str, value: Tensor) -> None:
     old = getattr(layer, name)
     value = value.detach().clone()
+    if old.ndim == 4 and not old.is_contiguous():
+        value = value.contiguous(memory_format=torch.channels_last)
     if isinstance(old, nn.Parameter):
         value = nn.Parameter(value, requires_grad=old.requires_grad)
     setattr(layer, name, value)

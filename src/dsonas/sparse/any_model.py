@@ -13,25 +13,33 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dsonas.sparse.connections import ScaledConcat, ScaledSum
-from dsonas.sparse.tracing import Leaves, Observed, State, module_of, observe, require_equal, trace
+from dsonas.sparse.observing import Observed, module_of, observe, require_equal
+from dsonas.sparse.tracing import Leaves, has_effect, trace, unwrap
 
-_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
-_CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
+_SUMS: dict[Any, int] = {  # the sign of the second operand
+    operator.add: 1, torch.add: 1, "add": 1,
+    operator.sub: -1, torch.sub: -1, torch.subtract: -1, "sub": -1, "subtract": -1,
+}  # fmt: skip
+_REDUCTIONS = (torch.sum, "sum", torch.mean, "mean")
+_CONCATENATIONS: dict[Any, int | None] = {  # their dimension, where the name says it
+    torch.cat: None, torch.concat: None, torch.concatenate: None, torch.hstack: 1, torch.dstack: 2,
+}  # fmt: skip
 
 
 def scale_connections(model: nn.Module, example: Any, leaves: Leaves = ()) -> fx.GraphModule:
     """Put a scaling factor on every connection of a model that joins others in a sum or concat.
 
-    A connection is an input of a sum of features of equal shape (``a + b``, ``sum([a, b, c])``,
-    residual sums) or of a concatenation along another dimension than the first. All factors are 1,
-    so the result computes what the model computes. The weights are shared with the model: training
-    ``model.parameters()`` trains both.
+    A connection is an input of a sum of features of equal shape (``a + b``, ``a - b``,
+    ``torch.stack([a, b]).sum(0)``) or of a concatenation along another dimension than the first.
+    All factors are 1, so the result computes what the model computes. The weights are shared with
+    the model, which stays as it is: training ``model.parameters()`` trains both.
 
     Args:
-        model: any module that torch.fx can follow.
-        example: an input, or a tuple of inputs, of the size that the model will be used with; one
-            image suffices. Smaller ones can hide what padding does at borders.
-        leaves: classes of modules to keep whole, where torch.fx cannot follow.
+        model: any module whose code does not depend on the numbers in its tensors.
+        example: an input of the size that the model will be used with, a mapping of keyword
+            arguments, or a tuple of inputs; one image suffices. Smaller ones can hide what padding
+            does at borders.
+        leaves: classes of modules to keep whole, where the code cannot be followed.
 
     Returns:
         The traced model. ``model.scaling.parameters()`` are its factors, one vector for each sum or
@@ -58,7 +66,10 @@ def scale_connections(model: nn.Module, example: Any, leaves: Leaves = ()) -> fx
 
     Source: arXiv 1811.01567, eq. 3.
     """
+    model = unwrap(model)
     traced = trace(model, example, leaves)
+    remedy = "a part overwrites what others read through a view; keep its module whole by leaves"
+    require_equal(model, traced, example, remedy)
     observed = observe(traced, example)
     joins = [*_sums(traced.graph, observed), *_concatenations(traced.graph, observed)]
     found = sorted(joins, key=itemgetter(0))  # as the model runs
@@ -70,20 +81,18 @@ def scale_connections(model: nn.Module, example: Any, leaves: Leaves = ()) -> fx
         )
     _warn_of_unfelt(traced, [node for node, _, x in found if isinstance(x, ScaledConcat)])
     home = "scaling" + "_" * hasattr(traced, "scaling")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = next((p.device for p in model.parameters()), None)
     replaced: dict[fx.Node, fx.Node] = {}
     for node, inputs, scaled in found:
         sources = [replaced.get(x, x) for x in inputs]
-        replaced[node] = _replace(traced, node, sources, f"{home}.{node.name}", scaled.to(device))
-    traced.graph.lint()
+        name = f"{home}.{node.name}"
+        traced.add_submodule(name, scaled.to(device))
+        with traced.graph.inserting_before(node):
+            replaced[node] = traced.graph.call_module(name, tuple(sources))
+        node.replace_all_uses_with(replaced[node])
+    traced.graph.eliminate_dead_code(has_effect)
     traced.recompile()
-    require_equal(
-        model,
-        traced,
-        example,
-        "an in-place operation or a random one keeps the model from being traced faithfully; "
-        "write it out of place, or keep its module whole by leaves",
-    )
+    require_equal(model, traced, example, remedy)
     return traced
 
 
@@ -122,63 +131,86 @@ def _plain(target: str) -> str:
 
 
 Found = tuple[fx.Node, list[fx.Node], ScaledSum]
+Terms = list[tuple[Any, float]]
 
 
 def _sums(graph: fx.Graph, observed: dict[fx.Node, Observed]) -> Iterator[Found]:
     """Sums of at least two features, a chain of additions as one sum."""
     inner: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node in inner or not _is_sum(node, observed):
-            continue
-        terms = _terms(node, observed, inner)
+        terms = [] if node in inner else _flat(node, observed, inner)
         if len(terms) > 1:
-            yield node, terms, ScaledSum(len(terms))
+            yield node, [x for x, _ in terms], ScaledSum(len(terms), [sign for _, sign in terms])
 
 
-def _is_sum(node: fx.Node, observed: dict[fx.Node, Observed]) -> bool:
-    if node.target not in _SUMS or len(node.args) != 2 or node.kwargs or not node.users:
-        return False
-    terms = [x for x in node.args if not (isinstance(x, int) and x == 0)]  # as sum() begins
-    like = [isinstance(x, fx.Node) and _is_feature(x, node, observed) for x in terms]
-    return all(like) and not _is_seen_elsewhere(node)
-
-
-def _is_feature(x: fx.Node, total: fx.Node, observed: dict[fx.Node, Observed]) -> bool:
-    value, result = observed.get(x), observed.get(total)
-    if value is None or result is None:
-        return False
-    return value.state is State.LIVE and value.floating and value.shape == result.shape
-
-
-def _is_seen_elsewhere(node: fx.Node) -> bool:
-    """Whether what an in-place sum overwrites is read later, so that it cannot be replaced."""
-    if node.target not in (operator.iadd, "add_") or not isinstance(node.args[0], fx.Node):
-        return False
-    return any(user > node for user in node.args[0].users if user is not node)
-
-
-def _terms(node: fx.Node, observed: dict[fx.Node, Observed], inner: set[fx.Node]) -> list[fx.Node]:
-    found = []
-    for x in node.args:
-        if isinstance(x, fx.Node) and len(x.users) == 1 and _is_sum(x, observed):
+def _flat(node: fx.Node, observed: dict[fx.Node, Observed], inner: set[fx.Node]) -> Terms:
+    """The features that a node adds, through additions whose results nobody else reads."""
+    found: Terms = []
+    for x, sign in _terms(node, observed):
+        deeper = _flat(x, observed, inner) if len(x.users) == 1 else []
+        if deeper:
             inner.add(x)
-            found += _terms(x, observed, inner)
-        elif isinstance(x, fx.Node):
-            found.append(x)
+        found += [(y, sign * other) for y, other in deeper] or [(x, sign)]
     return found
+
+
+def _terms(node: fx.Node, observed: dict[fx.Node, Observed]) -> Terms:
+    """The features that a node adds and what each is multiplied by; none if it is no sum."""
+    terms = _operands(node) or _stacked(node)
+    terms = [(x, sign) for x, sign in terms if not (isinstance(x, int) and x == 0)]  # of sum()
+    total = observed.get(node)
+    for x, _ in terms:
+        value = observed.get(x) if isinstance(x, fx.Node) else None
+        if total is None or value is None or not value.is_feature:
+            return []
+        if (value.shape, value.dtype) != (total.shape, total.dtype):
+            return []
+    return terms if node.users else []
+
+
+def _operands(node: fx.Node) -> list[tuple[Any, float]]:
+    """The operands of an addition or subtraction and their signs."""
+    if node.target not in _SUMS:
+        return []
+    named = [node.kwargs[key] for key in ("input", "other") if key in node.kwargs]
+    given, alpha = [*node.args, *named], node.kwargs.get("alpha", 1)
+    if len(given) != 2 or not isinstance(alpha, int | float) or not alpha:
+        return []
+    return [(given[0], 1.0), (given[1], float(_SUMS[node.target] * alpha))]
+
+
+def _stacked(node: fx.Node) -> list[tuple[Any, float]]:
+    """The inputs of a stack that a node adds up along the dimension in which they are stacked."""
+    stack = node.args[0] if node.args else node.kwargs.get("input")
+    if node.target not in _REDUCTIONS or not isinstance(stack, fx.Node):
+        return []
+    if (
+        stack.target is not torch.stack
+        or len(stack.users) > 1
+        or set(node.kwargs) - {"dim", "input"}
+    ):
+        return []
+    inputs = stack.args[0] if stack.args else stack.kwargs["tensors"]
+    along = stack.args[1] if len(stack.args) > 1 else stack.kwargs.get("dim", 0)
+    reduced = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if not isinstance(inputs, list | tuple) or reduced not in (along, (along,), [along]):
+        return []
+    scale = 1 / len(inputs) if node.target in (torch.mean, "mean") else 1.0
+    return [(x, scale) for x in inputs]
 
 
 def _concatenations(graph: fx.Graph, observed: dict[fx.Node, Observed]) -> Iterator[Found]:
     for node in graph.nodes:
-        inputs = node.args[0] if node.args else node.kwargs.get("tensors")
-        if node.target not in _CONCATENATIONS or not isinstance(inputs, list | tuple):
+        if node.target not in _CONCATENATIONS:
             continue
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        if not isinstance(dim, int) or len(inputs) < 2:
+        inputs = node.args[0] if node.args else node.kwargs.get("tensors")
+        given = node.kwargs.get("dim", node.kwargs.get("axis", 0))
+        dim = _CONCATENATIONS[node.target] or (node.args[1] if len(node.args) > 1 else given)
+        if not isinstance(inputs, list | tuple) or not isinstance(dim, int) or len(inputs) < 2:
             continue
         dim %= max(1, len(observed[node].shape))
-        values = [observed[x] for x in inputs if isinstance(x, fx.Node)]
-        if dim > 0 and all(value.state is State.LIVE and value.floating for value in values):
+        fits = [isinstance(x, fx.Node) and observed[x].is_feature for x in inputs]
+        if dim > 0 and all(fits):
             yield node, list(inputs), ScaledConcat(len(inputs), dim)
 
 
@@ -195,23 +227,3 @@ def _warn_of_unfelt(model: fx.GraphModule, concatenations: list[fx.Node]) -> Non
             "useful; normalise the parts before they are concatenated",
             stacklevel=3,
         )
-
-
-def _replace(
-    model: fx.GraphModule, node: fx.Node, inputs: list[fx.Node], name: str, scaled: ScaledSum
-) -> fx.Node:
-    model.add_submodule(name, scaled)
-    with model.graph.inserting_before(node):
-        new = model.graph.call_module(name, tuple(inputs))
-    node.replace_all_uses_with(new)
-    _erase_sum(node)
-    return new
-
-
-def _erase_sum(node: fx.Node) -> None:
-    """Erase a node without users, and the additions that have fed only it."""
-    inputs = node.all_input_nodes
-    node.graph.erase_node(node)
-    for x in inputs:
-        if x.target in _SUMS and not x.users:
-            _erase_sum(x)

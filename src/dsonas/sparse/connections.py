@@ -11,10 +11,11 @@ from dsonas._utils import mask_like, send, write_back
 
 
 class ScaledSum(nn.Module):
-    """A sum of features in which every input has a scaling factor: y = sum_i lambda_i * x_i.
+    """A sum of features in which every input has a scaling factor: y = sum_i s_i * lambda_i * x_i.
 
     Args:
         num_inputs: how many features are added, >= 1; every factor starts at 1.
+        signs: s, constants, such as -1 for what is subtracted; 1 each by default.
 
     Attributes:
         factors: the scaling factors, shape (num_inputs,), dimensionless.
@@ -30,10 +31,11 @@ class ScaledSum(nn.Module):
     Source: arXiv 1811.01567, eq. 3.
     """
 
-    def __init__(self, num_inputs: int) -> None:
+    def __init__(self, num_inputs: int, signs: Iterable[float] | None = None) -> None:
         super().__init__()
         if num_inputs < 1:
             raise ValueError(f"num_inputs must be at least 1, got {num_inputs}")
+        self.signs = (1.0,) * num_inputs if signs is None else tuple(signs)
         self.factors = nn.Parameter(torch.ones(num_inputs))
 
     def scaled(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -47,7 +49,8 @@ class ScaledSum(nn.Module):
                 f"{type(self).__name__} must get {len(self.factors)} inputs, one for each factor, "
                 f"got {len(inputs)}"
             )
-        return [x * factor for x, factor in zip(inputs, self.factors.unbind(), strict=True)]
+        terms = zip(inputs, self.factors.unbind(), self.signs, strict=True)
+        return [x * (factor if sign == 1 else factor * sign) for x, factor, sign in terms]
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Features of one shape to a feature of that shape."""
