@@ -89,12 +89,12 @@ def check_tree(case: tuple[list[tuple[Any, ...]], dict[str, Any]]) -> None:
     assert all("\n" not in text for text in [*said, refused]), (said, refused)
     if refused:
         return
-    check_parts(data, said)
+    check_parts(data)
     again = load_data(DataConfig(name=f"folder:{ROOT}", image_size=8, **options))
     assert again.identity == data.identity
 
 
-def check_parts(data: Any, said: list[str]) -> None:
+def check_parts(data: Any) -> None:
     """No test image in training, none taken twice, and none left out without a word."""
     assert data.split is not None
     rows = data.split.rows
@@ -115,14 +115,13 @@ def check_parts(data: Any, said: list[str]) -> None:
             place = os.path.realpath(path)
             assert place not in real, f"{name} is taken twice"
             real.add(place)
-    told = "\n".join(said) + data.layout
-    taken = {os.path.realpath(path) for name, path in paths.items() if name.decode(
-        "unicode_escape") in rows}  # fmt: skip
+    listed = rows.keys() | data.split.ignored.keys()
+    aside = [word.rpartition("/")[0] for word in data.layout.split(", ")[1:]
+             if " unused" in word or word.endswith(" ignored")]  # fmt: skip
     for path in _files():
-        if path.suffix.lower() in IMAGES and os.path.realpath(path) not in taken:
-            place = path.relative_to(ROOT)
-            ignored = any(f"{p}/ " in data.layout for p in place.parts[:-1]) and "/ " in data.layout
-            assert ignored or "left out" in told or "ignored" in told, f"{place} is lost unsaid"
+        name = _name(path)
+        if path.suffix.lower() in IMAGES and name not in listed:
+            assert any(f"/{folder}/" in f"/{name}" for folder in aside), f"{name} is lost unsaid"
 
 
 def _files() -> list[Path]:

@@ -162,3 +162,11 @@ def test_a_file_that_is_not_used_changes_no_run(tmp_path):
     assert before.split is not None
     assert after.split is not None
     assert before.split.changes(after.split) == ""
+
+
+def test_a_layout_is_one_line_whatever_folders_are_called(tmp_path):
+    root = parts(tmp_path, "train test")
+    photos(root / "n\nl", "cat", count=1, start=900)
+    layout = load(root).layout
+    assert layout.isprintable()
+    assert layout.endswith(r"n\nl/ ignored")

@@ -103,7 +103,7 @@ class Contents:
                 said.append(f"{share} held out as {use}")
         if self.copies:
             said.append(f"{len(self.copies)} copies left out")
-        return ", ".join((*said, *self.layout.unused))
+        return plain_name(", ".join((*said, *self.layout.unused)))
 
 
 def list_contents(config: DataConfig, *, trains: bool = True) -> Contents:
