@@ -45,7 +45,17 @@ def test_a_bar_on_a_terminal():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (999, "999"), (1000, "1 k"), (19_700, "19.7 k"), (1.5e6, "1.5 M"), (2e9, "2 G")],
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1 k"),
+        (19_700, "19.7 k"),
+        (1.5e6, "1.5 M"),
+        (2e9, "2 G"),
+        (999_499, "999 k"),
+        (999_500, "1 M"),
+        (999_999_999, "1 G"),
+    ],
 )
 def test_counts_are_readable(value, text):
     assert readable_count(value) == text

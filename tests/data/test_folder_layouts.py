@@ -170,3 +170,14 @@ def test_a_layout_is_one_line_whatever_folders_are_called(tmp_path):
     layout = load(root).layout
     assert layout.isprintable()
     assert layout.endswith(r"n\nl/ ignored")
+
+
+def test_classes_without_a_held_out_image_are_said(tmp_path, caplog):
+    photos(tmp_path, "cat dog", count=9)
+    photos(tmp_path, "owl", count=1, start=900)
+    photos(tmp_path, "elk", count=2, start=950)
+    with caplog.at_level(logging.WARNING):
+        data = load(tmp_path, val=0.2)
+    assert "1 classes are too small for a test image: owl" in caplog.text
+    assert "2 classes are too small for a val image: elk, owl" in caplog.text
+    assert data.class_names == ("cat", "dog", "elk", "owl")

@@ -145,6 +145,7 @@ def list_contents(config: DataConfig, *, trains: bool = True) -> Contents:
             if not parts[part].paths and isinstance(share, float | int) and share:
                 held = hold_out(parts["train"], begin, share, part, known)
                 parts["train"], parts[part] = held
+                _say_not_held_out(part, held, names)
     return without_copies(Contents(root, layout, names, parts, known, ignored=ignored))
 
 
@@ -272,6 +273,13 @@ def _merged(parts: Mapping[str, Classes]) -> Classes:
         for name, files in classes.items():
             found[name] += files
     return dict(found)
+
+
+def _say_not_held_out(part: str, held: tuple[Listing, Listing], names: Sequence[str]) -> None:
+    left, chosen = (set(listing.labels.tolist()) for listing in held)
+    if lacking := [names[label] for label in sorted(left - chosen)]:
+        told = "%d classes are too small for a %s image: %s"
+        logger.warning(told, len(lacking), part, first(lacking))
 
 
 def _take_once(found: dict[str, Classes], root: Path, ignored: dict[str, str]) -> None:
