@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -384,6 +385,23 @@ def test_check_tells_of_a_folder_without_training(dsonas, grey, tmp_path):
     assert found["grey"] == 60
     ended = dsonas("check", tmp_path / "nowhere")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
+
+
+def test_what_check_proposes_runs_with_the_parts_that_are_given(dsonas, digit_folder, tmp_path):
+    images = digit_folder("L", 2)
+    names = sorted(str(file.relative_to(images)) for file in images.rglob("*.png"))
+    rows = [f"{name},{'ab'[int(name[5])]}" for name in names]
+    for part, own in (("train", rows[:14] + rows[20:34]), ("test", rows[14:20] + rows[34:])):
+        (tmp_path / f"{part}.csv").write_text("path,label\n" + "\n".join(own))
+    given = ["--data.labels", tmp_path / "train.csv", "--data.test", tmp_path / "test.csv"]
+    found = json.loads(dsonas("check", images, *given, "--data.val", 0.2, "--json").out)
+    assert sum(found["counts"]["test"].values()) == 12
+    command = shlex.split(found["command"])[1:]
+    ended = dsonas(*command, *SMALL, "--train.epochs", 1, "--out", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    val = sum(found["counts"]["val"].values())
+    assert f"{28 - val} training, {val} validation and 12 test images" in ended.out
+    assert dsonas("plan", "--data.name", f"folder:{images}", *given, *SMALL).code == 0
 
 
 def test_a_report_of_two_classes_names_the_wrong_files(dsonas, digit_folder, tmp_path):

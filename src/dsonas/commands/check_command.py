@@ -7,7 +7,7 @@ import shlex
 
 from dsonas.commands.configuring import OptionParser, add_groups, parse, to_config
 from dsonas.commands.size_options import blank_data
-from dsonas.data import FolderCheck, check_folder
+from dsonas.data import DataConfig, FolderCheck, check_folder
 from dsonas.run import RunConfig, StopSignal
 
 DESCRIPTION = (
@@ -28,7 +28,12 @@ def check(command: str, arguments: list[str], stop: StopSignal) -> int:
     values.data.name = f"folder:{values.FOLDER.removeprefix('folder:')}"
     config = to_config(values)
     found = check_folder(config.data)
-    options = {"data.name": f"folder:{values.FOLDER}", **found.proposed, **_batches(config, found)}
+    given = {
+        f"data.{name}": str(value) for name in ("labels", "test", "val")
+        if (value := getattr(config.data, name)) != getattr(DataConfig, name)
+    }  # fmt: skip
+    name = f"folder:{values.FOLDER.removeprefix('folder:')}"
+    options = {"data.name": name, **given, **found.proposed, **_batches(config, found)}
     words = (word for name, value in options.items() for word in (f"--{name}", value))
     proposed = shlex.join(["dsonas", "run", *words])
     if values.json:

@@ -92,7 +92,8 @@ def blank_data(
         config = replace(config, image_size=side)
     train, test, side, channels, known = _size(config, images, classes)
     if images is not None:
-        train, test = images, max(1, round(float(config.test) * images))
+        share = DataConfig.test if isinstance(config.test, str) else config.test
+        train, test = images, max(1, round(float(share) * images))
     test = test if test_images is None else test_images
     known = known if classes is None else classes
     rules = (("classes", known, 2), ("images", train, known), ("test-images", test, 1))

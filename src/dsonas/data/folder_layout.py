@@ -29,7 +29,10 @@ NEUTRAL = frozenset((  # words beside a part's name, and names of folders that o
     "data", "dataset", "set", "split", "part", "seg", "image", "images", "img", "imgs", "photos",
     "pictures", "files", "folder", "archive",
 ))  # fmt: skip
-LAYOUT = "one folder of images per class, or train/ and test/ with such folders inside"
+LAYOUT = (
+    "one folder of images per class, or train/ and test/ with such folders inside; "
+    "--data.labels takes a file of classes instead"
+)
 
 
 @dataclass(frozen=True)
