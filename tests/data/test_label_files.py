@@ -116,6 +116,14 @@ def test_files_of_labels_are_read_however_they_are_written(tmp_path, way, encodi
     assert found == {f"all/{n}.png": n % 2 for n in range(12)}
 
 
+def test_a_first_line_without_a_class_is_left_out_and_said(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        data = labelled(tmp_path, lambda files: "all/0.png\n" + lines(files[1:]))
+    assert len(data.train) + len(data.test) == 11
+    assert "1 lines without a path or class left out" in caplog.text
+    assert "1 images without a class in labels.csv left out: all/0.png" in caplog.text
+
+
 def test_a_first_line_of_a_file_that_is_gone_is_no_header(tmp_path):
     data = labelled(tmp_path, lambda files: "gone.png,cat\n" + lines(files))
     assert data.skipped == ("gone.png",)

@@ -263,7 +263,7 @@ def _list_classes(folder: Path, ignored: dict[str, str], aside: Collection[str] 
 def _leave_out_loose(folder: Path, ignored: dict[str, str]) -> None:
     if loose := loose_images(folder):
         told = "%s: %d images beside the class folders left out: %s"
-        logger.warning(told, folder, len(loose), first([os.path.basename(path) for path in loose]))
+        logger.warning(told, folder, len(loose), first([Path(path).name for path in loose]))
         ignored |= dict.fromkeys(loose, "beside the class folders")
 
 
@@ -277,7 +277,7 @@ def _merged(parts: Mapping[str, Classes]) -> Classes:
 
 def _say_not_held_out(part: str, held: tuple[Listing, Listing], names: Sequence[str]) -> None:
     left, chosen = (set(listing.labels.tolist()) for listing in held)
-    if lacking := [names[label] for label in sorted(left - chosen)]:
+    if lacking := [name for at, name in enumerate(names) if at in left - chosen]:
         told = "%d classes are too small for a %s image: %s"
         logger.warning(told, len(lacking), part, first(lacking))
 

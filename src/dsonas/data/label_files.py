@@ -106,7 +106,7 @@ def _read_table(file: Path, root: Path) -> tuple[Sequence[int], list[list[str]]]
         for cell in rows[0]
     ]
     if any(is_file):  # no header
-        first_two = (1, 0) if is_file[1] and not is_file[0] else (0, 1)
+        first_two = (1, 0) if is_file[:2] == [False, True] else (0, 1)
         return (*first_two, *range(2, min(3, len(head)))), rows
     if len(head) != 2:
         raise DataError(
