@@ -175,6 +175,21 @@ def test_the_state_of_a_model_with_a_cost_of_its_own_can_be_loaded() -> None:
     assert searchers[1].cost() == 3
 
 
+@pytest.mark.parametrize("pull", [0.05, 0.15, 0.3])
+def test_what_the_loss_holds_against_pressing_is_not_removed(pull: float) -> None:
+    """With both there, the loss likes the one; but without the other it is far worse."""
+    torch.manual_seed(0)
+    layer = LayerChoice({"liked": nn.Linear(2, 2), "needed": nn.Linear(2, 2)}, label="layer")
+    model = nn.Sequential(layer)
+    searcher = Searcher(model, torch.zeros(1, 2), steps=200)
+    for _ in range(200):
+        liked, needed = layer.factors
+        (pull * (1 - needed).clamp(min=0) - 0.02 * liked + 0 * model(torch.rand(8, 2)).sum()).backward()
+        searcher.step()
+    assert dict(searcher.finish().choices) == {"layer": ["needed"]}
+    assert searcher.removals.by_penalty == 1
+
+
 def start(steps: int = 20, **options: Any):
     torch.manual_seed(0)
     model = small()

@@ -100,14 +100,14 @@ class BlockSupernet:
         """Find what the positive factors leave, and what a plan keeps, cleaned."""
         return self.scaling.architecture(self.live, planned)
 
-    def planned(self, progress: float) -> Architecture | None:
+    def planned(self, progress: float, ranks: Sequence[Tensor]) -> Architecture | None:
         """Find what the plan leaves; None if the penalty decides alone."""
         if self.config.plan is None:
             return None
-        factors = [vector.tolist() for vector in self.scaling.blocks]
+        blocks = [vector.tolist() for vector in ranks[: len(self.scaling.blocks)]]
         criterion = CRITERIA[self.config.criterion]
         return follow_plan(
-            self.config.plan, progress, self.whole, self.live, factors, criterion, self.cost
+            self.config.plan, progress, self.whole, self.live, blocks, criterion, self.cost
         )
 
     def remove(self, structure: Architecture, optimizers: Iterable[torch.optim.Optimizer]) -> None:

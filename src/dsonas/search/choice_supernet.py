@@ -187,13 +187,13 @@ class ChoiceSupernet:
             found[label] = stays or (max(names, key=lambda name: factors[name]),)
         return found
 
-    def planned(self, progress: float) -> Structure:
+    def planned(self, progress: float, ranks: Sequence[Tensor]) -> Structure:
         """Find what is left at ``progress``: the best within the budget, and not yet the others.
 
         The number of candidates falls in equal ratios from the begin of removal until the structure
         is held. What goes is outside of the best structure by today's scores, lowest scores first.
         """
-        scores = self.scores()
+        scores = self.scores(ranks)
         question = scores, self.live  # the same at every progress that a rebuild looks at
         if question != self._solved[0]:
             self._solved = question, self._best(*question)
@@ -216,11 +216,12 @@ class ChoiceSupernet:
             for label, names in self.live.items()
         }
 
-    def scores(self) -> dict[tuple[str, str], float]:
+    def scores(self, ranks: Sequence[Tensor]) -> dict[tuple[str, str], float]:
         """Score every candidate by the square of its factor, its share of its choice."""
         found = {}
-        for label, names in self.live.items():
-            factors = self._factors(label)
+        for (label, names), vector in zip(self.live.items(), ranks, strict=True):
+            every = self.places[label][0][1].names
+            factors = dict(zip(every, vector.tolist(), strict=True))
             total = sum(factors[name] ** 2 for name in names) or 1.0
             found |= {(label, name): factors[name] ** 2 / total for name in names}
         return found

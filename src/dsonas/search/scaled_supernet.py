@@ -129,7 +129,7 @@ class ScaledSupernet:
         )
         return self.live if self._count(found)["macs"] == float("inf") else found
 
-    def planned(self, progress: float) -> Structure | None:
+    def planned(self, progress: float, ranks: Sequence[Tensor]) -> Structure | None:
         """Find what is left when the cost falls in equal ratios to the budget until it is held."""
         final = self._limits.get(self.leading)
         if final is None:
@@ -137,9 +137,9 @@ class ScaledSupernet:
                 return None
             final = self.config.keep_cost * self._whole
         part = min(1.0, progress / self.config.hold_from)
-        return self._cut_to(part, final) or self.live
+        return self._cut_to(part, final, ranks) or self.live
 
-    def _cut_to(self, part: float, final: float) -> Structure | None:
+    def _cut_to(self, part: float, final: float, ranks: Sequence[Tensor]) -> Structure | None:
         """Remove inputs, the smallest shares first, until a cost is met; None if it cannot be.
 
         What the cheapest structure is made of stays, so that no choice leads to a dead end.
@@ -148,16 +148,16 @@ class ScaledSupernet:
         current = self.live
         if self.cost(current) <= allowed:
             return current
-        for i, j in self._ranked():
+        for i, j in self._ranked(ranks):
             if not self._floor[i][j]:
                 current = _without(current, i, j)
                 if self.cost(current) <= allowed:
                     return current
         return None
 
-    def _ranked(self) -> list[tuple[int, int]]:
+    def _ranked(self, ranks: Sequence[Tensor]) -> list[tuple[int, int]]:
         shares = []
-        for i, (vector, flags) in enumerate(zip(self.vectors(), self.live, strict=True)):
+        for i, (vector, flags) in enumerate(zip(ranks, self.live, strict=True)):
             squares = vector.detach().square()
             total = float(squares.sum()) or 1.0
             live = [j for j, alive in enumerate(flags) if alive]

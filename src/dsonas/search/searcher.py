@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dsonas._utils import mask_like
 from dsonas.cost import Budget
 from dsonas.search.optimizer_watch import OptimizerWatch
+from dsonas.search.ranking import Ranking
 from dsonas.search.search_config import CLIP, MOMENTUM, SearchConfig
 from dsonas.search.showing import result_html
 from dsonas.search.supernets import supernet_of
@@ -84,8 +85,13 @@ class Supernet(Protocol[S]):
         """
         ...
 
-    def planned(self, progress: float) -> S | None:
-        """Find what the plan leaves of it at ``progress`` in [0, 1]; None: there is no plan."""
+    def planned(self, progress: float, ranks: Sequence[Tensor]) -> S | None:
+        """Find what the plan leaves of the live structure; None: there is no plan.
+
+        Args:
+            progress: part of the search, in [0, 1].
+            ranks: what to rank factors by, shaped as ``vectors()``.
+        """
         ...
 
     def remove(self, structure: S, optimizers: Iterable[torch.optim.Optimizer]) -> None:
@@ -246,7 +252,8 @@ class Searcher(Generic[S]):
         given = self.config.penalty
         idle = IDLE_DISTANCE * (1 - MOMENTUM) / (self.config.lr * steps)
         self.penalty = idle if given is None else given
-        planned = self.supernet.planned(0) is not None
+        self._ranking = Ranking(self.supernet.vectors())
+        planned = self.supernet.planned(0, self._ranking.values) is not None
         self.penalty_scale = FADE if planned else 1.0
         self.done, self.finished = 0, False
         self.removals = Removals()
@@ -326,6 +333,7 @@ class Searcher(Generic[S]):
         self._check_finite(gradients)
         set_lr(self.optimizer, self._schedule(self.done) if lr is None else lr)
         self.optimizer.step()
+        self._ranking.pull(self.optimizer.param_groups[0]["lr"] / (1 - MOMENTUM))
         for parameter in self._parameters:
             parameter.grad = None
         if self.config.normalise:
@@ -354,7 +362,8 @@ class Searcher(Generic[S]):
         """Remove what is exactly 0 and, under a plan, due; press on what is due later."""
         progress = self.done / self.steps
         self.processes.align(self.supernet.model)  # so that all come to the same decision
-        planned = self.supernet.planned(progress)
+        self._ranking.settle()
+        planned = self.supernet.planned(progress, self._ranking.values)
         if planned is None or self.done < self.steps:
             self._remove(self.supernet.alive(planned))
         else:
@@ -372,27 +381,30 @@ class Searcher(Generic[S]):
     def _steer(self) -> None:
         """Press what the plan removes so strongly that it is exactly 0 when it is due.
 
-        The plan is followed some rebuilds ahead by today's factors. Without a gradient, a factor
+        The plan is followed some rebuilds ahead by today's ranks. Without a gradient, a factor
         would travel ``penalty_scale`` times its distance to 0 in the time that is left; a gradient
         may hold it, and then another one is due at the next look.
         """
         groups, vectors = self.optimizer.param_groups, self.supernet.vectors()
         if self.penalty == 0:
             return
+        pressed = [torch.zeros_like(vector) for vector in self._ranking.values]
         later = [step for step in self._rebuilds if step > self.done]
         for step in (later or [self.steps + 1])[:HORIZON]:
-            planned = self.supernet.planned(step / self.steps)
+            planned = self.supernet.planned(step / self.steps, self._ranking.values)
             assert planned is not None
             travel = self._schedule(self.done) * idle_steps(step - self.done)
             flags = self.supernet.flags(planned)
-            for group, vector, stays in zip(groups, vectors, flags, strict=True):
-                fading = (
-                    self.penalty_scale * vector.detach() / travel * (1 - mask_like(stays, vector))
-                )
+            rows = zip(groups, vectors, flags, pressed, strict=True)
+            for group, vector, stays, fades in rows:
+                goes = 1 - mask_like(stays, vector)
+                fades.add_(goes)
+                fading = self.penalty_scale * vector.detach() / travel * goes
                 group["penalty"] = torch.maximum(
                     fading, torch.as_tensor(group["penalty"]).to(fading)
                 )
             self._staying = planned
+        self._ranking.press(pressed)
 
     def _press(self, gamma: float) -> None:
         rows = self.supernet.penalties(gamma)
@@ -414,6 +426,7 @@ class Searcher(Generic[S]):
             self.removals.by_budget += len(gone) - gone.count(0.0)
         self.supernet.remove(structure, self.optimizers)
         mask_factors(self.supernet.vectors(), after, self.optimizer)
+        self._ranking.drop(after)
         self._list_parameters()
 
     def _list_parameters(self) -> None:
@@ -428,7 +441,8 @@ class Searcher(Generic[S]):
             What was found; the supernet stays as it is.
         """
         if not self.finished:
-            planned = self.supernet.planned(1.0)
+            self._ranking.settle()
+            planned = self.supernet.planned(1.0, self._ranking.values)
             self._remove(self.supernet.alive() if planned is None else planned)
             if self.live != self.passed[-1]:
                 self.passed.append(self.live)
@@ -459,6 +473,7 @@ class Searcher(Generic[S]):
             "staying": self.supernet.to_state(self._staying),
             "removals": [self.removals.by_penalty, self.removals.by_budget],
             "factors": [vector.detach().clone() for vector in self.supernet.vectors()],
+            "ranking": self._ranking.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -480,5 +495,6 @@ class Searcher(Generic[S]):
         self.removals = Removals(*state["removals"])
         for vector, values in zip(vectors, state["factors"], strict=True):
             vector.copy_(values)
+        self._ranking.load_state_dict(state["ranking"])
         restore(self.optimizer, state["optimizer"])
         self._list_parameters()

@@ -1,0 +1,92 @@
+"""What a plan ranks factors by: where they would be if none had been pressed to 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsonas._utils import mask_like
+
+
+class Ranking:
+    """Follow where factors would be without the pressing of a plan.
+
+    What is pressed to 0 would lose its rank by that alone, and then go whatever the loss says. So
+    it is ranked by the factor and, added to that, what pressing has taken from it: a gradient that
+    resists brings it back among those that stay. What was taken from a factor that is no longer
+    pressed counts half at every rebuild.
+
+    Args:
+        vectors: the vectors of scaling factors.
+
+    Attributes:
+        values: to rank by, shaped as the vectors; they are up to date after ``settle``.
+
+    Example:
+        >>> vector = nn.Parameter(torch.tensor([1.0, 0.5]))
+        >>> ranking = Ranking([vector])
+        >>> ranking.press([torch.tensor([0.0, 1.0])])
+        >>> vector.grad = torch.tensor([0.0, -2.0])
+        >>> ranking.pull(0.5)
+        >>> _ = vector.data.copy_(torch.tensor([1.4, 0.0]))
+        >>> ranking.settle()
+        >>> ranking.values
+        [tensor([1.4000, 1.5000])]
+    """
+
+    def __init__(self, vectors: Sequence[nn.Parameter]) -> None:
+        self._vectors = vectors
+        self.values = [vector.detach().clone() for vector in vectors]
+        self._taken = [torch.zeros_like(vector) for vector in self.values]
+        self._pressed = [torch.zeros_like(vector) for vector in self.values]
+
+    def press(self, pressed: Sequence[Tensor]) -> None:
+        """Note which factors are pressed from now on: 1, the others 0."""
+        self._pressed = list(pressed)
+
+    @torch.no_grad()
+    def pull(self, rate: float) -> None:
+        """Add how far the gradients of a step would move the factors, ``rate`` for each unit."""
+        found = [
+            (value, vector.grad)
+            for value, vector in zip(self.values, self._vectors, strict=True)
+            if vector.grad is not None
+        ]
+        if found:
+            values, gradients = zip(*found, strict=True)
+            torch._foreach_add_(list(values), list(gradients), alpha=-rate)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Compute what pressing has taken, at a rebuild."""
+        lists = self._vectors, self.values, self._taken, self._pressed
+        for vector, value, taken, pressed in zip(*lists, strict=True):
+            taken.copy_(torch.where(pressed > 0, (value - vector).clamp(min=0), taken / 2))
+            value.copy_(vector + taken)
+
+    def drop(self, live: Sequence[Sequence[bool]]) -> None:
+        """Forget what has been removed.
+
+        Args:
+            live: what is left, for every factor of every vector.
+        """
+        for value, taken, flags in zip(self.values, self._taken, live, strict=True):
+            mask = mask_like(flags, value)
+            value.mul_(mask)
+            taken.mul_(mask)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collect copies of what has been noted."""
+        lists = {"values": self.values, "taken": self._taken, "pressed": self._pressed}
+        return {name: [tensor.clone() for tensor in tensors] for name, tensors in lists.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``."""
+        lists = {"values": self.values, "taken": self._taken, "pressed": self._pressed}
+        for name, tensors in lists.items():
+            for tensor, value in zip(tensors, state[name], strict=True):
+                tensor.copy_(value)
