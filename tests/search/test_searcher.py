@@ -184,7 +184,9 @@ def test_what_the_loss_holds_against_pressing_is_not_removed(pull: float) -> Non
     searcher = Searcher(model, torch.zeros(1, 2), steps=200)
     for _ in range(200):
         liked, needed = layer.factors
-        (pull * (1 - needed).clamp(min=0) - 0.02 * liked + 0 * model(torch.rand(8, 2)).sum()).backward()
+        (
+            pull * (1 - needed).clamp(min=0) - 0.02 * liked + 0 * model(torch.rand(8, 2)).sum()
+        ).backward()
         searcher.step()
     assert dict(searcher.finish().choices) == {"layer": ["needed"]}
     assert searcher.removals.by_penalty == 1
