@@ -34,7 +34,9 @@ from .sparse import (
     ProximalNAG as ProximalNAG,
     Zero as Zero,
     apply_choices as apply_choices,
+    load_model as load_model,
     prune_model as prune_model,
+    save_model as save_model,
     scale_connections as scale_connections,
     soft_threshold as soft_threshold,
 )

@@ -287,6 +287,14 @@ def test_parts_that_act_by_the_mode_are_kept(drop):
         assert torch.equal(model(x), model(x))
 
 
+def test_sums_inside_of_transformer_layers_are_seen():
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, dropout=0.0, batch_first=True)
+    x = torch.randn(2, 5, WIDTH)
+    scaled, pruned = check(nn.TransformerEncoder(layer, 2), x, torch.randn(3, 7, WIDTH))
+    assert [len(factors) for factors in scaling_factors(scaled)] == [2] * 4
+    assert pruned.layers.get_submodule("0") is not None
+
+
 class Optional(nn.Module):
     """Arguments that are not given, and those that are."""
 

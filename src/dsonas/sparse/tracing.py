@@ -30,15 +30,15 @@ from dsonas.sparse.connections import ScaledSum
 
 Leaves = tuple[type[nn.Module], ...]
 LAYERS = (nn.Linear, _ConvNd, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
-_PLAIN = (type(None), bool, int, float, str)
+PLAIN = (type(None), bool, int, float, str)
 _CONSTANT = "_tensor_constant"  # what torch.fx calls tensors made while tracing
 _RANDOM = ("rand", "randn", "randint", "randperm")
-_MAKERS = (  # torch.fx sees none of them where sizes are all that comes from the input
+MAKERS = (  # torch.fx sees none of them where sizes are all that comes from the input
     *_RANDOM, "arange", "as_tensor", "empty", "eye", "finfo", "full", "iinfo", "linspace", "ones",
     "tensor", "zeros",
 )  # fmt: skip
 _READING = ("item", "tolist", "numpy", "equal", "allclose", "is_nonzero")
-_DROPOUTS: dict[Any, type[nn.Module]] = {
+DROPOUTS: dict[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d,
     F.dropout3d: nn.Dropout3d, F.alpha_dropout: nn.AlphaDropout,
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
@@ -249,7 +249,7 @@ class _Tracer(fx.Tracer):
 
     def record(self) -> fx.Graph:
         """Trace; the graph writes out of place what the model writes in place."""
-        makers: dict[str, Any] = {n: self._recording(n, getattr(torch, n)) for n in _MAKERS}
+        makers: dict[str, Any] = {n: self._recording(n, getattr(torch, n)) for n in MAKERS}
         buffers = [(name, m, m._buffers.copy()) for name, m in self.model.named_modules()]
         try:
             with torch.no_grad(), patch.multiple(torch, **makers):
@@ -335,14 +335,14 @@ class _Tracer(fx.Tracer):
         """Make an input; one without tensors can only have the value that it has now."""
         if tree_any(lambda x: isinstance(x, Tensor), value):
             fallback = (
-                () if default is Parameter.empty or not isinstance(default, _PLAIN) else (default,)
+                () if default is Parameter.empty or not isinstance(default, PLAIN) else (default,)
             )
             proxy = self.create_proxy("placeholder", name, fallback, {})
             proxy.value = tree_map(
                 lambda x: x.detach().clone() if isinstance(x, Tensor) else x, value
             )
             return proxy
-        if isinstance(value, _PLAIN):
+        if isinstance(value, PLAIN):
             node = self.create_node("placeholder", name, (value,), {})
             same = self.create_node("call_function", operator.eq, (node, value), {})
             said = f"{name} must be {value!r}, as when the model was traced"
@@ -352,6 +352,8 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, LAYERS):  # of other libraries too, but no adapters around a layer
             return not any(list(child.parameters()) for child in m.children())
+        if type(m).__module__ == nn.TransformerEncoder.__module__:  # its sums are worth seeing
+            return isinstance(m, self.leaves)
         return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -518,7 +520,7 @@ def _is_same_call(a: fx.Node, b: fx.Node) -> bool:
 def _drops_out(a: fx.Node, b: fx.Node) -> bool:
     """Whether a node is ``F.dropout(x, p, training=self.training)``."""
     modes = a.kwargs.get("training"), b.kwargs.get("training")
-    return a.target in _DROPOUTS and modes == (True, False)
+    return a.target in DROPOUTS and modes == (True, False)
 
 
 def _merge(model: nn.Module, training: fx.Graph, evaluation: fx.Graph) -> fx.Graph:
@@ -540,7 +542,7 @@ def _call_dropout(model: nn.Module, node: fx.Node) -> fx.Node:
     name = node.name
     while hasattr(model, name):
         name += "_"
-    model.add_module(name, _DROPOUTS[node.target](given.get("p", 0.5)))
+    model.add_module(name, DROPOUTS[node.target](given.get("p", 0.5)))
     with node.graph.inserting_before(node):
         new = node.graph.call_module(name, (given["input"],))
     node.replace_all_uses_with(new)
@@ -577,9 +579,12 @@ def take_attributes(model: nn.Module, result: nn.Module) -> None:
     for name, part in result.named_modules(remove_duplicate=False):
         original = parts.get(name, part)
         for key, value in vars(original).items():
-            plain = all(isinstance(leaf, _PLAIN) for leaf in tree_leaves(value))
+            plain = all(isinstance(leaf, PLAIN) for leaf in tree_leaves(value))
             if key == "training" or (key not in vars(part) and plain and key[0] != "_"):
                 vars(part)[key] = value
+        part._non_persistent_buffers_set |= original._non_persistent_buffers_set & set(
+            part._buffers
+        )
 
 
 def _warn_of_losses(model: nn.Module, result: nn.Module) -> None:
