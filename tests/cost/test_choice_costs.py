@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import dsonas
 from dsonas import InputChoice, LayerChoice, Zero
 from dsonas.cost.choice_costs import count_choices
 from dsonas.sparse.applying import choices_of, finalise
@@ -75,3 +76,39 @@ def test_every_combination_costs_what_is_counted(seed: int) -> None:
             final(example)
         assert costs.cost(left) == counter.get_total_flops() / 2
         assert costs.cost(left, "params") == sum(p.numel() for p in final.parameters())
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(width, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attend(x, x, x, need_weights=False)[0]
+
+
+class First(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x)[0]
+
+
+def test_layers_of_sequences_cost_what_is_counted_on_the_meta_device() -> None:
+    """On a CPU the counter of torch misses fused attention and recurrent layers."""
+    candidates = [
+        Attention(8), nn.Linear(8, 8), First(nn.GRU(8, 8, batch_first=True)), nn.Identity(),
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), Zero(),
+    ]  # fmt: skip
+    model = nn.Sequential(LayerChoice(candidates, label="x", keep=None), nn.Linear(8, 3))
+    example = torch.zeros(1, 6, 8)
+    costs = count_choices(model, example)
+    for names in ["0"], ["1"], ["2"], ["3"], ["4"], ["5"], ["0", "2", "3"], ["1", "4"]:
+        final = dsonas.apply_choices(model, {"x": names}, example).to("meta").eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            final(example.to("meta"))
+        assert costs.cost({"x": names}) == counter.get_total_flops() / 2
+        params = sum(parameter.numel() for parameter in final.parameters())
+        assert costs.cost({"x": names}, "params") == params

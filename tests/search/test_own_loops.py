@@ -273,3 +273,66 @@ class Sum(nn.Module):
 
     def forward(self, x):
         return self.a(x) + self.b(x)
+
+
+class Shared(nn.Module):
+    """A module that stands in two choices, and would come first in the one that drops it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shared = nn.Linear(4, 4)
+        cheap = nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 4))
+        self.first = dsonas.LayerChoice({"shared": shared, "none": dsonas.Zero()})
+        self.middle = nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 4))
+        self.second = dsonas.LayerChoice({"shared": shared, "cheap": cheap})
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.middle(x + self.first(x))))
+
+
+def test_a_module_in_two_places_learns_on_where_it_stays_and_resumes() -> None:
+    def begin() -> tuple[nn.Module, dsonas.Searcher]:
+        torch.manual_seed(0)
+        model = Shared()
+        return model, dsonas.Searcher(model, torch.zeros(1, 4), steps=12)
+
+    def some(
+        model: nn.Module, searcher: Searcher, optimizer: torch.optim.Optimizer, steps: range
+    ) -> None:
+        for step in steps:
+            optimizer.zero_grad()
+            loss_of(model, 2 * step).backward()
+            optimizer.step()
+            loss_of(model, 2 * step + 1).backward()
+            searcher.step()
+            if step == 2:  # what a search may come to
+                searcher._remove({"first": ("none",), "second": ("shared",)})
+
+    model, searcher = begin()
+    optimizer = torch.optim.Adam(searcher.weights(), lr=0.01)
+    some(model, searcher, optimizer, range(6))
+    states = copy.deepcopy([part.state_dict() for part in (searcher, model, optimizer)])
+    before = model.second["shared"].weight.clone()
+    some(model, searcher, optimizer, range(6, 12))
+    assert not model.second["shared"].weight.equal(before)
+
+    again, resumed = begin()
+    resumed.load_state_dict(states[0])
+    again.load_state_dict(states[1])
+    optimizer = torch.optim.Adam(resumed.weights(), lr=0.01)
+    optimizer.load_state_dict(states[2])
+    some(again, resumed, optimizer, range(6, 12))
+    for name, value in model.state_dict().items():
+        assert again.state_dict()[name].equal(value)
+
+
+@pytest.mark.parametrize("budget", [None, dsonas.Budget(macs="70%"), dsonas.Budget(params="60%")])
+def test_what_ends_at_exactly_0_is_not_in_the_result(budget: dsonas.Budget | None) -> None:
+    searcher = Searcher(model := net(keep=None), torch.zeros(1, 4), budget=budget, steps=10)
+    with torch.no_grad():
+        for layer in model[:2]:
+            layer.factors.copy_(torch.tensor([0.0, 0.0, 1.0]))
+    result = searcher.finish()
+    assert result.choices == {"0": ["2"], "1": ["2"]}
+    assert result.removals.by_penalty == 4

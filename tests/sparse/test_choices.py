@@ -1,6 +1,7 @@
 """Choices in a user's model: what they compute, what is left of them, and what NNI's users met."""
 
 import copy
+import json
 import pickle
 from pathlib import Path
 
@@ -207,3 +208,20 @@ def test_places_with_one_label_must_have_the_same_names() -> None:
     )
     with pytest.raises(ValueError, match=r"'a' and 'b'.*label 'x'"):
         choices_of(model)
+
+
+def test_plain_names_and_an_example_make_any_network(tmp_path: Path) -> None:
+    """Of sequences, whose normalisation cannot be told from the layers."""
+
+    def fresh() -> nn.Module:
+        layers = {"linear": nn.Linear(4, 4), "deep": nn.Sequential(nn.Linear(4, 4), nn.GELU())}
+        return nn.Sequential(LayerChoice(layers, label="x", keep=None), nn.Linear(4, 2))
+
+    model, x = fresh(), torch.randn(3, 6, 4)
+    model(x)
+    found = finalise(copy.deepcopy(model))
+    plain = json.loads(json.dumps(chosen(model)))
+    again = apply_choices(model := fresh(), plain, x)
+    assert model.training
+    again.load_state_dict(found.state_dict())
+    torch.testing.assert_close(again.eval()(x), found.eval()(x))

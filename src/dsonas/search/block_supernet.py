@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,10 @@ class BlockSupernet:
     def vectors(self) -> list[nn.Parameter]:
         """List the packed vectors of the cells, then the pairs of the reduction blocks."""
         return [*self.scaling.blocks, *self.scaling.reductions]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """List all parameters that are left."""
+        return self.model.parameters()
 
     def flags(self, structure: Architecture) -> list[Sequence[bool]]:
         """Tell which connections an architecture has."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from itertools import combinations, product
 from typing import Any
 
@@ -84,6 +84,7 @@ class ChoiceSupernet:
             for _, choice in places[1:]:
                 choice.factors = places[0][1].factors
         self._vectors = [places[0][1].factors for places in self.places.values()]
+        self._parameters = list(self.model.parameters())
 
     def _count(self, example: Any) -> None:
         if example is None:
@@ -154,6 +155,13 @@ class ChoiceSupernet:
         """List the factors of every label."""
         return self._vectors
 
+    def parameters(self) -> list[nn.Parameter]:
+        """List all parameters that are left, in the order of the whole model.
+
+        A module that stands in several places comes later in the model once the first is gone.
+        """
+        return self._parameters
+
     def flags(self, structure: Structure) -> list[Sequence[bool]]:
         """Tell which candidates a structure has."""
         return [
@@ -199,6 +207,11 @@ class ChoiceSupernet:
             self._solved = question, self._best(*question)
         best = self._solved[1]
         assert best is not None
+        if progress >= 1:  # no step follows in which a factor at 0 could rise again
+            best = {
+                label: tuple(n for n in names if scores[label, n] > 0) or names[:1]
+                for label, names in best.items()
+            }
         now = (progress - BEGIN) / max(1e-9, self.config.hold_from - BEGIN)
         start = sum(len(places[0][1].names) for places in self.places.values())
         end = sum(map(len, best.values()))
@@ -252,11 +265,16 @@ class ChoiceSupernet:
 
     def remove(self, structure: Structure, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         """Remove candidates physically, in all their places."""
+        removed: list[nn.Module] = []
         for label, places in self.places.items():
             gone = [name for name in self.live[label] if name not in structure[label]]
             for _, choice in places if gone else ():
-                forget_modules(optimizers, _candidates(choice, gone))
+                removed += _candidates(choice, gone)
                 choice.drop(gone)
+        if removed:
+            left = {id(parameter) for parameter in self.model.parameters()}
+            self._parameters = [p for p in self._parameters if id(p) in left]
+            forget_modules(optimizers, removed, left)
         self.live = {label: tuple(structure[label]) for label in self.live}
 
     def final(self) -> nn.Module:
@@ -300,7 +318,7 @@ class ChoiceNetwork(ScaledModule):
         """Every parameter that is left, is trained, and is no scaling factor."""
         live, trained = self._weights
         if live is not self.supernet.live:  # it has shrunk
-            left = {id(parameter) for parameter in self.model.parameters()}
+            left = {id(parameter) for parameter in self.supernet.parameters()}
             trained = [parameter for parameter in trained if id(parameter) in left]
             self._weights = self.supernet.live, trained
         return trained
@@ -315,10 +333,17 @@ def _candidates(choice: Choice, names: Sequence[str]) -> list[nn.Module]:
 
 
 def forget_modules(
-    optimizers: Iterable[torch.optim.Optimizer], modules: Sequence[nn.Module]
+    optimizers: Iterable[torch.optim.Optimizer], modules: Sequence[nn.Module], left: Set[int]
 ) -> None:
-    """Take the parameters of modules out of optimizers, so that they hold no memory."""
-    gone = {id(parameter): parameter for module in modules for parameter in module.parameters()}
+    """Take the parameters of removed modules out of optimizers, so that they hold no memory.
+
+    Args:
+        optimizers: changed in place.
+        modules: what was removed.
+        left: the ids of parameters that stay: a module may stand in several places.
+    """
+    every = (parameter for module in modules for parameter in module.parameters())
+    gone = {id(parameter): parameter for parameter in every if id(parameter) not in left}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["params"] = [p for p in group["params"] if id(p) not in gone]

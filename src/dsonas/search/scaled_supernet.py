@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -103,6 +103,10 @@ class ScaledSupernet:
     def vectors(self) -> list[nn.Parameter]:
         """List the factors of every sum and concatenation."""
         return scaling_factors(self.model)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """List all parameters that are left."""
+        return self.model.parameters()
 
     def flags(self, structure: Structure) -> list[Sequence[bool]]:
         """Tell which inputs a structure has."""

@@ -60,6 +60,10 @@ class Supernet(Protocol[S]):
         """List the vectors of scaling factors; they keep their lengths, dead entries are 0."""
         ...
 
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """List all parameters that are left, in an order that no removal changes."""
+        ...
+
     def flags(self, structure: S) -> list[Sequence[bool]]:
         """Tell for every factor of every vector whether a structure has it."""
         ...
@@ -299,7 +303,7 @@ class Searcher(Generic[S]):
         factors = {id(vector) for vector in self.supernet.vectors()}
         return [
             parameter
-            for parameter in self.supernet.model.parameters()
+            for parameter in self.supernet.parameters()
             if id(parameter) not in factors and parameter.requires_grad
         ]
 

@@ -96,13 +96,18 @@ def _finalised(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module
     return done[module]
 
 
-def apply_choices(model: nn.Module, choices: Mapping[str, Sequence[str]] | str | Path) -> nn.Module:
+def apply_choices(
+    model: nn.Module, choices: Mapping[str, Sequence[str]] | str | Path, example: Any = None
+) -> nn.Module:
     """Make the final network from a fresh instance of a model with choices.
 
     Args:
         model: the user's class, with ``LayerChoice`` and ``InputChoice``; it is left as it is.
         choices: the names that are left by label, as ``SearchResult.choices`` has them; or the
             file that ``SearchResult.save`` wrote, whose weights are loaded then.
+        example: an input, or a tuple of inputs, of the model: by it the normalisations are made.
+            Only plain names, such as from JSON, may need it, where candidates end with features
+            other than images or rows; ``SearchResult`` knows them.
 
     Returns:
         An ordinary module without anything of dsonas.
@@ -120,6 +125,8 @@ def apply_choices(model: nn.Module, choices: Mapping[str, Sequence[str]] | str |
     if isinstance(choices, str | Path):
         choices, weights = load_choices(choices)
     model = copy.deepcopy(model)
+    if example is not None:
+        _run_once(model, example)
     places = choices_of(model)
     unknown = sorted(choices.keys() - places.keys())
     if unknown:
@@ -133,19 +140,30 @@ def apply_choices(model: nn.Module, choices: Mapping[str, Sequence[str]] | str |
         if label not in choices:
             raise ValueError(f"choices must have the label {label!r}, but it is missing")
         for place, module in found:
-            wrong = [name for name in choices[label] if name not in module.names]
-            if wrong or not choices[label]:
-                raise ValueError(
-                    f"choice {label!r} must be among {', '.join(module.names)}, got "
-                    f"{list(choices[label])}"
-                )
-            module.drop([name for name in module.names if name not in choices[label]])
+            _keep(module, label, choices[label])
             if isinstance(module, LayerChoice) and isinstance(choices, Choices):
                 module.prepare(choices.features.get(place, {}))
     model = finalise(model)
     if weights is not None:
         model.load_state_dict(weights)
     return model
+
+
+def _keep(module: Choice, label: str, names: Sequence[str]) -> None:
+    """Remove all candidates of a choice but some; refuses names that are none."""
+    if not names or not set(names) <= set(module.names):
+        raise ValueError(
+            f"choice {label!r} must be among {', '.join(module.names)}, got {list(names)}"
+        )
+    module.drop([name for name in module.names if name not in names])
+
+
+@torch.no_grad()
+def _run_once(model: nn.Module, example: Any) -> None:
+    """Let a model make what it makes by its first input; its statistics stay as they are."""
+    training = model.training
+    model.eval()(*(example if isinstance(example, tuple) else (example,)))
+    model.train(training)
 
 
 def _reached(model: nn.Module, module: nn.Module) -> bool:
