@@ -2,6 +2,7 @@
 
 import copy
 import io
+import operator
 import random
 import warnings
 
@@ -246,6 +247,93 @@ def test_dense_channels_are_dropped_from_the_layers_that_read_them():
     assert pruned.classifier.in_features == 8
     assert pruned.features.norm5.num_features == 8
     assert_same(scaled, pruned, x)
+
+
+class RepVGG(nn.Module):
+    """Three branches, each normalised, in one sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.three = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8))
+        self.one, self.same = (
+            nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)),
+            nn.BatchNorm2d(8),
+        )
+
+    def forward(self, x):
+        return F.relu(self.same(x) + self.one(x) + self.three(x))
+
+
+class Scaled(nn.Module):
+    """As in ConvNeXt: a residual stream, LayerScale, and a norm behind the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(8, 8, 3, 1, 1) for _ in range(2)])
+        self.gammas = nn.ParameterList([torch.rand(8, 1, 1) for _ in range(2)])
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+        self.stem = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for conv, gamma in zip(self.convs, self.gammas, strict=True):
+            x = x + conv(x).abs() * gamma
+        return self.head(self.norm(x.mean((2, 3))))
+
+
+class Standardised(nn.Conv2d):
+    """A layer that looks linear in its weight and is not."""
+
+    def forward(self, x):
+        return self._conv_forward(
+            x, (self.weight - self.weight.mean()) / self.weight.std(), self.bias
+        )
+
+
+class Deceptive(nn.Module):
+    """Nothing that could take a factor, though two layers look so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = Standardised(8, 8, 1, bias=False), Standardised(8, 8, 1, bias=False)
+
+    def forward(self, x):
+        return (self.a(x) + self.b(x)).sigmoid()
+
+
+TAKING = {  # the multiplications that stay
+    "dense": (lambda: zoo.DenseNet(8, (3, 2), 16, num_classes=5), (2, 3, 32, 32), 0),
+    "vision_transformer": (_vision_transformer, (2, 3, 32, 32), 0),
+    "mobilenet": (lambda: zoo.mobilenet_v3_small(num_classes=5), (2, 3, 32, 32), 0),
+    "swin": (lambda: zoo.SwinTransformer([4, 4], 8, [2, 2], [2, 2], [4, 4]), (2, 3, 32, 32), None),
+    "repvgg": (RepVGG, (2, 8, 6, 6), 0),
+    "layer scale": (Scaled, (2, 8, 6, 6), 0),
+    "standardised": (Deceptive, (2, 8, 6, 6), 2),
+}
+
+
+@pytest.mark.parametrize("name", TAKING)
+@pytest.mark.parametrize("dead", [0.0, 0.4])
+def test_layers_take_the_factors(name: str, dead: float):
+    make, size, left = TAKING[name]
+    model, x = randomise(make(), 0), torch.randn(size)
+    scaled = dsonas.scale_connections(model, x)
+    draw_factors(scaled, 3, dead)
+    pruned = dsonas.prune_model(scaled, x)
+    assert_same(scaled, pruned, torch.randn(size))
+    found = [
+        node
+        for node in pruned.graph.nodes
+        if node.target is operator.mul and any(isinstance(a, float) for a in node.args)
+    ]
+    if not dead and left is not None:
+        assert len(found) == left
+    elif left == 0:
+        assert not found
+    for model in (scaled, pruned):  # in training too, where batch statistics count
+        model.train()
+    if name in ("repvgg", "layer scale", "standardised"):
+        torch.testing.assert_close(pruned(x), scaled(x), rtol=1e-4, atol=1e-5)
 
 
 class Joined(nn.Module):

@@ -199,6 +199,32 @@ def test_code_that_changes_buffers():
     assert_equal(pruned.mean, twin.mean)
 
 
+def test_buffers_that_are_not_saved_stay_so():
+    class Indexed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = linear()
+            self.register_buffer("scale", torch.ones(WIDTH), persistent=False)
+
+        def forward(self, x):
+            return x * self.scale + self.a(x)
+
+    _, pruned = check(Indexed(), torch.randn(2, WIDTH), torch.randn(3, WIDTH))
+    assert [name for name, _ in pruned.named_buffers()] in ([], ["scale"])
+
+
+@torch.fx.wrap
+def wrapped(x):
+    """What torch.fx would keep as one call."""
+    return x + 2 * x.relu()
+
+
+def test_functions_that_torch_fx_would_keep_are_looked_into():
+    net = Written(lambda m, x: wrapped(m.a(x)), a=linear())
+    scaled, _ = check(net, torch.randn(2, WIDTH), torch.randn(3, WIDTH))
+    assert [len(factors) for factors in scaling_factors(scaled)] == [2]
+
+
 def test_batch_statistics_count_on():
     net = nn.Sequential(conv(), nn.BatchNorm2d(WIDTH))
     x = torch.randn(2, WIDTH, 5, 5)

@@ -30,10 +30,10 @@ from .proximal import (
     ProximalNAG as ProximalNAG,
     soft_threshold as soft_threshold,
 )
+from .recording import (
+    arguments as arguments,
+)
 from .saving import (
     load_model as load_model,
     save_model as save_model,
-)
-from .tracing import (
-    arguments as arguments,
 )

@@ -7,6 +7,7 @@ what they gave moves into the bias.
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -21,10 +22,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
 
 from dsonas.sparse.observing import Observed, in_evaluation, is_product, module_of
-from dsonas.sparse.tracing import LAYERS, attribute
+from dsonas.sparse.recording import LAYERS, attribute
 
 Change = Callable[[], Any]
-_OWN = {"weight", "bias"}
 _CHANNELWISE = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.Tanh,
     nn.Hardsigmoid, nn.Sigmoid, nn.Softplus, nn.Identity, _DropoutNd, nn.MaxPool1d, nn.MaxPool2d,
@@ -63,7 +63,7 @@ class Absorber:
 
     def __init__(self, model: fx.GraphModule, observed: dict[fx.Node, Observed]) -> None:
         self.model, self.observed = model, observed
-        self.uses: Counter[int] = Counter()
+        self.uses: Counter[int] = Counter()  # of parameters; one that has been narrowed is new
         for node in model.graph.nodes:
             module = module_of(model, node)
             if module is not None:
@@ -78,8 +78,12 @@ class Absorber:
             return None
         if layer._forward_pre_hooks or layer._forward_hooks:
             return None
-        alone = all(self.uses[id(parameter)] == 1 for parameter in layer.parameters())
-        return layer if alone and {n for n, _ in layer.named_parameters()} <= _OWN else None
+        own = {name for name, _ in layer.named_parameters()} <= {"weight", "bias"}
+        return layer if own and self._is_alone(layer) else None
+
+    def _is_alone(self, layer: nn.Module) -> bool:
+        """Whether nothing else reads its parameters."""
+        return all(self.uses[id(parameter)] <= 1 for parameter in layer.parameters())
 
     def _torch_layer(self, node: fx.Node, kinds: Any) -> Any:
         """The same, if it is just what torch.nn has."""
@@ -100,7 +104,12 @@ class Absorber:
         if source is None:
             return False
         like = next(layer.parameters(), torch.empty(0))
-        x = torch.randn(source.shape, generator=torch.Generator().manual_seed(0)).to(like)
+        shape = list(source.shape)
+        if isinstance(layer, nn.Linear):
+            shape[-1] = layer.in_features  # some may have gone since
+        elif isinstance(layer, _ConvNd | _BatchNorm):
+            shape[1] = layer.in_channels if isinstance(layer, _ConvNd) else layer.num_features
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
         factor = probe.to(like)
         if factor.ndim:
             factor = factor.view(-1, *[1] * (x.ndim - 2))
@@ -133,10 +142,16 @@ class Absorber:
             return True
         if node.op == "get_attr":
             found = attribute(self.model, str(node.target))
-            alone = isinstance(found, nn.Parameter) and self.uses[id(found)] == 1
+            alone = isinstance(found, nn.Parameter) and self.uses[id(found)] <= 1
             if alone:
                 found.mul_(factor)
             return alone
+        first = node.args[0] if node.target is operator.getitem and node.args[1] == 0 else None
+        attention = module_of(self.model, first) if isinstance(first, fx.Node) else None
+        if isinstance(attention, nn.MultiheadAttention):
+            if self._is_alone(attention):
+                _scale_weights(attention.out_proj, torch.tensor(factor))
+            return self._is_alone(attention)
         if is_product(node):
             return any(isinstance(x, fx.Node) and self.scale_back(x, factor) for x in node.args)
         if self._is_homogeneous(node, factor > 0):

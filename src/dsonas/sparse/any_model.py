@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dsonas.sparse.connections import ScaledConcat, ScaledSum
 from dsonas.sparse.observing import Observed, module_of, observe, require_equal
-from dsonas.sparse.tracing import Leaves, has_effect, trace, unwrap
+from dsonas.sparse.recording import Leaves, has_effect, unwrap
+from dsonas.sparse.tracing import trace
 
 _SUMS: dict[Any, int] = {  # the sign of the second operand
     operator.add: 1, torch.add: 1, "add": 1,

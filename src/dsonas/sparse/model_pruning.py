@@ -26,15 +26,8 @@ from dsonas.sparse.observing import (
     placed,
     require_equal,
 )
-from dsonas.sparse.tracing import (
-    Leaves,
-    has_effect,
-    rebuild,
-    take_attributes,
-    tensor_names,
-    trace,
-    unwrap,
-)
+from dsonas.sparse.recording import Leaves, has_effect, unwrap
+from dsonas.sparse.tracing import rebuild, take_attributes, tensor_names, trace
 
 
 def prune_model(model: nn.Module, example: Any, leaves: Leaves = ()) -> fx.GraphModule:

@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dsonas.sparse.connections import ScaledSum
-from dsonas.sparse.tracing import arguments, bad_example, untouched, writes
+from dsonas.sparse.recording import arguments, bad_example, writes
+from dsonas.sparse.tracing import untouched
 
 
 class State(Enum):

@@ -27,15 +27,8 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from dsonas._utils import write_atomically
-from dsonas.sparse.tracing import (
-    DROPOUTS,
-    MAKERS,
-    PLAIN,
-    rebuild,
-    take_attributes,
-    tensor_names,
-    unwrap,
-)
+from dsonas.sparse.recording import MAKERS, PLAIN, unwrap
+from dsonas.sparse.tracing import DROPOUTS, rebuild, take_attributes, tensor_names
 
 STRUCTURE, WEIGHTS = "structure.json", "weights.safetensors"
 _FORMAT = 1
@@ -43,7 +36,7 @@ _BUILTIN: Any = torch._C  # whose contents type checkers do not know
 _SPACES = {
     "operator": operator, "builtins": builtins, "functional": F, "torch": torch,
     "nn": _BUILTIN._nn, "special": torch.special, "fft": torch.fft, "linalg": torch.linalg,
-    "torchvision": torchvision.ops,
+    "torchvision": torchvision.ops, "math": math,
 }  # fmt: skip
 _OPERATORS = {
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "pos", "abs", "eq",
@@ -254,8 +247,8 @@ def _function(function: Any) -> str:
     if _is_output(function):
         return f"class {function.__module__}.{function.__qualname__}"
     raise ValueError(
-        f"model must call functions of torch, torchvision.ops and operator only to be saved, but "
-        f"calls {function}: keep the class that does so whole with leaves="
+        "model must call functions of torch, torchvision.ops, math and operator only to be saved, "
+        f"but calls {function}: keep the class that does so whole with leaves="
     )
 
 
