@@ -45,7 +45,11 @@ from dsonas.sparse import Choices
 from stepper import cpu_name
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from nas_bench_201_space import EDGES, cell_string, nas_bench_201
+from nas_bench_201_space import (  # pyright: ignore[reportMissingImports]
+    EDGES,
+    cell_string,
+    nas_bench_201,
+)
 
 OUT = Path("benchmarks/results/nas-bench-201.json")
 NAMES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -330,7 +334,7 @@ def judge(options: argparse.Namespace) -> None:
         spread = stdev(values) if len(values) > 1 else float("nan")
         # one-sided, variances unequal
         better = {"equal_var": False, "alternative": "greater"}
-        p = ttest_ind(found.get("ours", values), values, **better).pvalue
+        p = ttest_ind(found.get("ours", values), values, **better)[1]
         spent = [row["cpu_seconds"] for row in rows if row["kind"] == kind and "cpu_seconds" in row]
         print(
             f"| {kind} | {len(values)} | {mean(values):.2f} ± {spread:.2f} | {min(values):.2f} | "

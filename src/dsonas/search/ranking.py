@@ -56,8 +56,8 @@ class Ranking:
             if vector.grad is not None
         ]
         if found:
-            values, gradients = zip(*found, strict=True)
-            torch._foreach_add_(list(values), list(gradients), alpha=-rate)
+            values, gradients = map(list, zip(*found, strict=True))
+            torch._foreach_add_(values, gradients, alpha=-rate)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def settle(self) -> None:
