@@ -112,6 +112,13 @@ def viewing(m, x):
     return y + x
 
 
+def adding_to_a_view(m, x):
+    y = m.a(x)
+    view = y.view(-1)
+    view += x.reshape(-1)
+    return y + x
+
+
 def positions(m, x):
     return (x + m.a(x)) * m.scale + m.pos[:, : x.shape[1]]
 
@@ -124,6 +131,7 @@ CASES = {
     "unit": (unit, [2]),
     "writing": (writing, [3]),
     "viewing": (viewing, [2]),
+    "adding to a view": (adding_to_a_view, [2]),  # that one sum is left alone
     "positions": (positions, [2]),
     "hstack": (lambda m, x: m.wide(torch.hstack([m.a(x), x])), [2]),
     "stacked": (lambda m, x: torch.stack([m.a(x), x, m.b(x)]).sum(0), [3]),
@@ -271,6 +279,35 @@ def test_random_outputs(make):
     pruned = dsonas.prune_model(dsonas.scale_connections(net, x), x)
     assert not torch.equal(pruned(x), pruned(x))
     assert pruned(torch.randn(5, WIDTH)).shape == (5, WIDTH)
+
+
+def test_parts_without_gradients_stay_without():
+    def frozen(m, x):
+        with torch.no_grad():
+            y = m.a(x).relu()
+        return y + m.b(x) + m.a2(x).detach()
+
+    net, x = Written(frozen, a=linear(), b=linear(), a2=linear()), torch.randn(2, WIDTH)
+    scaled, pruned = check(net, x, x)
+    for model in (scaled, pruned):
+        model(x).sum().backward()
+        assert {n for n, p in model.named_parameters() if p.grad is not None} <= {
+            "b.weight", "b.bias", "scaling.add_1.factors"
+        }  # fmt: skip
+
+
+def test_mixed_precision_inside_of_the_code_is_refused():
+    def mixed(m, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = m.a(x)
+        return x + y.float()
+
+    net, x = Written(mixed, a=linear()), torch.randn(2, WIDTH)
+    with pytest.raises(ValueError, match=r"the code uses torch.autocast; move that code"):
+        dsonas.scale_connections(net, x)
+    plain = Written(lambda m, x: x + m.a(x), a=linear())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        trace(plain, x)  # that of the user's loop is another matter
 
 
 class DropPath(nn.Module):

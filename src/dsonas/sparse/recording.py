@@ -155,13 +155,14 @@ class _Recorder(fx.Tracer):
         self.model, self.leaves, self.example = model, (ScaledSum, *leaves), example
         self.inside: list[nn.Module] = []
         self.running = False
+        self.autocasts = _autocasts()
 
     def record(self) -> fx.Graph:
         makers: dict[str, Any] = {n: self._recording(n, getattr(torch, n)) for n in MAKERS}
         buffers = [(name, m, m._buffers.copy()) for name, m in self.model.named_modules()]
         try:
             unwrapped = patch.dict(_symbolic_trace._wrapped_fns_to_patch, clear=True)
-            with torch.no_grad(), patch.multiple(torch, **makers), unwrapped:
+            with torch.enable_grad(), patch.multiple(torch, **makers), unwrapped:
                 graph = self.trace(self.model)
         except Exception as error:  # whatever the user's forward raises when it meets a proxy
             self._refuse(error)
@@ -189,8 +190,9 @@ class _Recorder(fx.Tracer):
     def _refuse(self, error: Exception) -> None:
         if not isinstance(error, proxies.TraceError) and not self._runs():
             raise bad_example(error) from error
-        if self.inside:
-            name = type(self.inside[-1]).__name__
+        followed = [module for module in self.inside if not self.is_leaf_module(module, "")]
+        if followed:
+            name = type(followed[-1]).__name__
             where, remedy = name, f"keep that part whole with leaves=({name},)"
         else:
             where = f"the forward of {type(self.model).__name__}"
@@ -259,8 +261,11 @@ class _Recorder(fx.Tracer):
         return value
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, LAYERS):  # of other libraries too, but no adapters around a layer
-            return not any(list(child.parameters()) for child in m.children())
+        inner = [p for child in m.children() for p in child.parameters()]
+        if (
+            isinstance(m, LAYERS) and not inner
+        ):  # of other libraries too, but no adapters around one
+            return True
         if type(m).__module__ == nn.TransformerEncoder.__module__:  # its sums are worth seeing
             return isinstance(m, self.leaves)
         return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
@@ -305,9 +310,12 @@ class _Recorder(fx.Tracer):
         fed = [(x, x.value._version) for x in fed if isinstance(x.value, Tensor)]  # type: ignore[attr-defined]
         if fed and getattr(target, "__name__", target) in _READING:
             raise proxies.TraceError(f"the code depends on the values of a tensor ({target})")
+        if _autocasts() != self.autocasts:
+            raise proxies.TraceError("the code uses torch.autocast")
         self.running = True
         try:
-            value = self._run(kind, target, args, kwargs)
+            with torch.no_grad():
+                value = self._run(kind, target, args, kwargs)
         finally:
             self.running = False
         proxy = cast(_Proxy, super().create_proxy(kind, target, args, kwargs, name))
@@ -318,6 +326,10 @@ class _Recorder(fx.Tracer):
                     proxy.node.meta["in_place"] = True
                 x.node = proxy.node
                 return x
+        if not torch.is_grad_enabled() and isinstance(
+            value, Tensor
+        ):  # the code has switched it off
+            proxy.node = self.create_node("call_method", "detach", (proxy.node,), {})
         return proxy
 
     def _run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
@@ -340,6 +352,10 @@ class _Recorder(fx.Tracer):
         finally:
             for part, mode in modes:
                 part.training = mode
+
+
+def _autocasts() -> tuple[bool, bool]:
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
 
 
 def bad_example(error: Exception) -> ValueError:
