@@ -140,6 +140,7 @@ CASES = {
     "named": (lambda m, x: torch.add(input=m.a(x), other=x), [2]),
     "minus": (lambda m, x: x - m.a(x) - m.b(x), [3]),
     "minus a sum": (lambda m, x: x - (m.a(x) - m.b(x)), [3]),
+    "powers": (lambda m, x: x + 0.04 * torch.pow(m.a(x), 3.0) + torch.pow(2.0, x), [3]),
     "infinite": (lambda m, x: (y := x + m.a(x)).masked_fill(y < 0, -math.inf), [2]),
 }
 

@@ -7,6 +7,7 @@ followed.
 
 from __future__ import annotations
 
+import builtins
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -80,10 +81,6 @@ class _Proxy(fx.Proxy):
 
     value: Any = None
 
-    @property
-    def __class__(self) -> type:  # so that ``isinstance(x, Tensor)`` holds in the user's code
-        return type(self.value) if isinstance(self.value, Tensor) else _Proxy
-
     def __getattr__(self, k: str) -> Any:
         found = getattr(self.value, k)
         if callable(found):
@@ -132,6 +129,19 @@ class _Proxy(fx.Proxy):
         tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
 
+_isinstance = isinstance
+
+
+def _is_instance(x: Any, kinds: Any) -> bool:
+    """``isinstance`` for the user's code, to which a proxy of a tensor is a tensor.
+
+    To say so by ``__class__`` instead would make torch's own code in C++ read it as one.
+    """
+    return _isinstance(x, kinds) or (
+        type(x) is _Proxy and _isinstance(x.value, Tensor) and _isinstance(x.value, kinds)
+    )
+
+
 def _define_in_place(name: str) -> None:
     def method(self: _Proxy, other: Any) -> Any:
         if not isinstance(self.value, Tensor):
@@ -162,7 +172,8 @@ class _Recorder(fx.Tracer):
         buffers = [(name, m, m._buffers.copy()) for name, m in self.model.named_modules()]
         try:
             unwrapped = patch.dict(_symbolic_trace._wrapped_fns_to_patch, clear=True)
-            with torch.enable_grad(), patch.multiple(torch, **makers), unwrapped:
+            taken = patch.object(builtins, "isinstance", _is_instance)
+            with torch.enable_grad(), patch.multiple(torch, **makers), unwrapped, taken:
                 graph = self.trace(self.model)
         except Exception as error:  # whatever the user's forward raises when it meets a proxy
             self._refuse(error)
