@@ -4,6 +4,8 @@ import copy
 import io
 import math
 import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torchvision.ops import StochasticDepth
 import dsonas
 from dsonas.sparse.any_model import list_connections
 from dsonas.sparse.connections import scaling_factors
+from dsonas.sparse.observing import leaves_of
 from dsonas.sparse.tracing import trace
 
 WIDTH = 8
@@ -141,6 +144,9 @@ CASES = {
     "minus": (lambda m, x: x - m.a(x) - m.b(x), [3]),
     "minus a sum": (lambda m, x: x - (m.a(x) - m.b(x)), [3]),
     "powers": (lambda m, x: x + 0.04 * torch.pow(m.a(x), 3.0) + torch.pow(2.0, x), [3]),
+    "square": (lambda m, x: x + (y := m.a(x)) * y, [2]),
+    "twice": (lambda m, x: (y := m.a(x)) + x - 0.5 * y - y.sub(m.b(x), alpha=0.5), [5]),
+    "both signs": (lambda m, x: torch.add(m.b(x), y := m.a(x), alpha=3) - y - x, [4]),
     "infinite": (lambda m, x: (y := x + m.a(x)).masked_fill(y < 0, -math.inf), [2]),
 }
 
@@ -431,16 +437,49 @@ def test_wrappers_are_taken_off_and_scripts_refused():
         dsonas.scale_connections(torch.jit.trace(linear(), x), x)
 
 
-def test_a_head_that_becomes_constant_is_said():
+class Heads(NamedTuple):
+    """Outputs by name."""
+
+    mask: torch.Tensor
+    label: torch.Tensor
+
+
+@dataclass
+class Named:
+    """The same, as transformers has it."""
+
+    mask: torch.Tensor
+    label: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", [lambda **heads: heads, Heads, Named, lambda **h: [*h.values()]])
+def test_a_head_that_becomes_constant_is_said(kind):
     def heads(m, x):
-        return {"mask": m.a(x), "label": m.b(m.c(x) + m.a(x))}
+        return kind(mask=m.a(x), label=m.b(m.c(x) + m.a(x)))
 
     net, x = Written(heads, a=linear(), b=linear(), c=linear()), torch.randn(2, WIDTH)
     scaled = dsonas.scale_connections(net, x)
     scaling_factors(scaled)[0].data.zero_()
-    with pytest.warns(UserWarning, match="outputs 'label' no longer depend on the input"):
+    with pytest.warns(UserWarning, match="outputs ('label'|1) no longer depend on the input"):
         pruned = dsonas.prune_model(scaled, x)
-    assert_equal(pruned(x), scaled(x))
+    found, wanted = (leaves_of(model(x)) for model in (pruned, scaled))
+    assert len(found) == 2
+    assert_equal(found, wanted)
+
+
+def test_checks_of_the_inputs_stay():
+    def checked(m, x):
+        torch._assert(x.shape[1] == WIDTH, "wrong width")
+        torch._assert(m.a(x).shape[1] == WIDTH, "cannot be")
+        return x + m.a(x)
+
+    net, x = Written(checked, a=linear()), torch.randn(2, WIDTH)
+    scaled = dsonas.scale_connections(net, x)
+    scaling_factors(scaled)[0].data[1] = 0
+    pruned = dsonas.prune_model(scaled, x)
+    assert list(pruned.state_dict()) == []
+    with pytest.raises(AssertionError, match="wrong width"):
+        pruned(torch.randn(2, WIDTH + 1))
 
 
 class Rich(Written):

@@ -153,7 +153,8 @@ class Absorber:
                 _scale_weights(attention.out_proj, torch.tensor(factor))
             return self._is_alone(attention)
         if is_product(node):
-            return any(isinstance(x, fx.Node) and self.scale_back(x, factor) for x in node.args)
+            once = [x for x in node.args if isinstance(x, fx.Node) and node.args.count(x) == 1]
+            return any(self.scale_back(x, factor) for x in once)
         if self._is_homogeneous(node, factor > 0):
             return self.scale_back(node.all_input_nodes[0], factor)
         return False

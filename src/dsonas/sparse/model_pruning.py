@@ -107,27 +107,30 @@ def _scaled_nodes(model: fx.GraphModule) -> list[fx.Node]:
 
 
 def _require_alive(model: fx.GraphModule, observed: dict[fx.Node, Observed]) -> None:
-    (output,) = model.graph.find_nodes(op="output")
-    cut = [x for x in output.all_input_nodes if x in observed and observed[x].state is State.CUT]
+    output = model.graph.output_node()
     if observed[output].state is not State.LIVE:
         raise ValueError(
             "at least one path from the input to the output must be live, but the scaling factors "
             "have cut all: train again from the start with a lower penalty"
         )
-    if cut:
+    cut = {node for node, value in observed.items() if value.state is State.CUT}
+    names = [repr(key) for key, x in _parts(output.args[0]) if cut.intersection(_nodes(x))]
+    if names:
         warnings.warn(
-            f"outputs {', '.join(_names(output, cut))} no longer depend on the input: the scaling "
-            "factors have cut all that leads to them",
+            f"outputs {', '.join(names)} no longer depend on the input: the scaling factors have "
+            "cut all that leads to them",
             stacklevel=3,
         )
 
 
-def _names(output: fx.Node, cut: list[fx.Node]) -> list[str]:
-    """The keys or indices of some values in what a model gives."""
-    given: Any = output.args[0]
-    given = given.kwargs if isinstance(given, fx.Node) else given
-    pairs = given.items() if isinstance(given, dict) else enumerate(given)
-    return [repr(key) for key, x in pairs if not set(cut).isdisjoint(_nodes(x))]
+def _parts(given: Any) -> list[tuple[Any, Any]]:
+    """What a model gives, by its keys or indices."""
+    if isinstance(given, fx.Node):
+        if not isinstance(given.target, type):  # a dataclass or a named tuple
+            return []
+        fields = getattr(given.target, "_fields", range(len(given.args)))
+        return [*zip(fields, given.args, strict=False), *given.kwargs.items()]
+    return list(given.items() if isinstance(given, dict) else enumerate(given))
 
 
 def _nodes(x: Any) -> list[fx.Node]:
@@ -278,21 +281,23 @@ class _Pruning:
         self.graph.eliminate_dead_code(has_effect)
 
     def _summed(self, node: fx.Node, join: _Join) -> fx.Node:
-        terms: dict[tuple[fx.Node, float], float] = {}
+        terms: dict[fx.Node, tuple[float, float]] = {}  # the factor and the sign of each input
         for x, factor, sign in zip(join.inputs, join.factors, join.signs, strict=True):
-            terms[x, sign] = terms.get((x, sign), 0.0) + factor
-        left = {(x, sign): self._left(x, factor) for (x, sign), factor in terms.items()}
+            before, same = terms.get(x, (0.0, sign))
+            both = (before + factor, sign) if same == sign else (before * same + factor * sign, 1.0)
+            terms[x] = both
+        left = {x: self._left(x, factor) for x, (factor, _) in terms.items()}
         common = next((factor for factor in left.values() if factor != 1), 1.0)
         if common != 1 and self.absorber.scale_readers(
             node, torch.tensor(common, dtype=torch.float64), self.joins
         ):
             left = {
-                term: factor / common if factor != 1 else self._left(term[0], 1 / common)
-                for term, factor in left.items()
+                x: factor / common if factor != 1 else self._left(x, 1 / common)
+                for x, factor in left.items()
             }
         total: fx.Node | None = None
-        for (x, sign), factor in sorted(left.items(), key=lambda item: -item[0][1]):
-            factor = factor * abs(sign)
+        for x, (_, sign) in sorted(terms.items(), key=lambda item: -item[1][1]):
+            factor = left[x] * abs(sign)
             term = x if factor == 1 else self.graph.call_function(operator.mul, (x, factor))
             if total is None:
                 total = term if sign > 0 else self.graph.call_function(operator.neg, (term,))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -96,7 +96,7 @@ class _Observer(fx.Interpreter):
         if isinstance(result, Tensor):
             value = result.detach() if state is State.CUT else None
             self.found[n] = Observed(tuple(result.shape), state, result.dtype, value)
-        elif any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)) or n.op == "output":
+        elif any(isinstance(leaf, Tensor) for leaf in leaves_of(result)) or n.op == "output":
             self.found[n] = Observed((), state)  # a tuple of tensors, say
         if writes(n):
             self._note_written(n, state)
@@ -161,8 +161,14 @@ def _run(model: nn.Module, example: Any, seed: int) -> list[Any]:
         torch.manual_seed(seed)
         return model(*args, **kwargs)
 
-    output = in_evaluation(model, call)
-    return tree_leaves(dict(output) if isinstance(output, dict) else output)
+    return leaves_of(in_evaluation(model, call))
+
+
+def leaves_of(output: Any) -> list[Any]:
+    """What a model gives, tensor by tensor, also of classes that torch does not know."""
+    if isinstance(output, dict):
+        return tree_leaves(dict(output))
+    return tree_leaves(vars(output) if is_dataclass(output) else output)
 
 
 def require_equal(model: nn.Module, other: nn.Module, example: Any, remedy: str) -> None:

@@ -404,9 +404,8 @@ def has_effect(node: fx.Node) -> bool:
 
 
 def _is_of_inputs(node: fx.Node) -> bool:
-    return node.op == "placeholder" or (
-        node.target in (operator.eq, getattr) and all(map(_is_of_inputs, node.all_input_nodes))
-    )
+    compares = node.target is getattr or node.target in vars(operator).values()
+    return node.op == "placeholder" or (compares and all(map(_is_of_inputs, node.all_input_nodes)))
 
 
 def _write_out_of_place(node: fx.Node) -> None:
