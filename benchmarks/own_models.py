@@ -25,11 +25,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import segmentation_models_pytorch as smp
-import timm
+import segmentation_models_pytorch as smp  # pyright: ignore[reportMissingImports]
+import timm  # pyright: ignore[reportMissingImports]
 import torch
 import torchvision.models as tv
-import transformers as hf
+import transformers as hf  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -203,7 +203,7 @@ class Transformer(nn.Module):
         """Features (B, T, 32) to features (B, 32)."""
         batch = x.shape[0]
         x = torch.cat([self.token.expand(batch, -1, -1), x], 1)
-        x = x + self.positions[:, : x.shape[1]]
+        x = x + self.positions[:, : x.shape[1]]  # pyright: ignore[reportIndexIssue]
         for i, (qkv, mlp) in enumerate(zip(self.qkv, self.mlp, strict=True)):
             q, k, v = qkv(self.norms[2 * i](x)).chunk(3, dim=-1)
             weights = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
@@ -308,6 +308,7 @@ def to_onnx(model: nn.Module, inputs: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         import onnxruntime
 
+        assert program is not None
         program.save(f"{folder}/model.onnx")
         session = onnxruntime.InferenceSession(f"{folder}/model.onnx")
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
