@@ -175,6 +175,25 @@ def test_the_state_of_a_model_with_a_cost_of_its_own_can_be_loaded() -> None:
     assert searchers[1].cost() == 3
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_nothing_that_is_at_0_is_left_whatever_the_gradients(seed: int) -> None:
+    """By gradients that turn over and over; a choice without a positive factor would be dead."""
+    torch.manual_seed(seed)
+    layers = [LayerChoice([nn.Linear(2, 2) for _ in range(3)], keep=k) for k in (1, 1, 2, None)]
+    model = nn.Sequential(*layers)
+    searcher = Searcher(model, torch.zeros(1, 2), steps=60)
+    for step in range(60):
+        factors = torch.cat([layer.factors for layer in layers])
+        turning = torch.sin(1.7 * torch.arange(12) + step / 7)
+        loss = ((torch.randn(12) + turning) * factors).sum()
+        (loss + 0 * model(torch.rand(8, 2)).sum()).backward()
+        searcher.step()
+    choices = searcher.finish().choices
+    for layer, names in zip(layers, choices.values(), strict=True):
+        factors = dict(zip(layer.names, layer.factors.tolist(), strict=True))
+        assert all(factors[name] > 0 for name in names)
+
+
 @pytest.mark.parametrize("pull", [0.05, 0.15, 0.3])
 def test_what_the_loss_holds_against_pressing_is_not_removed(pull: float) -> None:
     """With both there, the loss likes the one; but without the other it is far worse."""

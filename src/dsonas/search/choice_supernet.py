@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsonas._utils import mask_like
 from dsonas.cost import Budget, Chosen, Item, count_choices
 from dsonas.nn import ScaledModule
 from dsonas.search.knapsack import Bound, best_choices, smallest_choices
@@ -263,8 +264,13 @@ class ChoiceSupernet:
 
         return max(able, key=worth, default=None)
 
+    @torch.no_grad()
     def remove(self, structure: Structure, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-        """Remove candidates physically, in all their places."""
+        """Remove candidates physically, in all their places.
+
+        A choice whose factors have all come to 0 together would let nothing through any more; those
+        that stay begin again.
+        """
         removed: list[nn.Module] = []
         for label, places in self.places.items():
             gone = [name for name in self.live[label] if name not in structure[label]]
@@ -276,6 +282,9 @@ class ChoiceSupernet:
             self._parameters = [p for p in self._parameters if id(p) in left]
             forget_modules(optimizers, removed, left)
         self.live = {label: tuple(structure[label]) for label in self.live}
+        for vector, flags in zip(self.vectors(), self.flags(self.live), strict=True):
+            stays = mask_like(flags, vector)
+            vector.copy_(torch.where((vector * stays > 0).any(), vector, stays))
 
     def final(self) -> nn.Module:
         """Make an ordinary module of a copy of the model."""

@@ -60,11 +60,18 @@ class Ranking:
             torch._foreach_add_(values, gradients, alpha=-rate)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Compute what pressing has taken, at a rebuild."""
+    def settle(self, *, last: bool = False) -> None:
+        """Compute what pressing has taken, at a rebuild.
+
+        Args:
+            last: whether no step follows, in which a factor could rise again. Then nothing counts
+                but the factors, unless those of a vector are all 0.
+        """
         lists = self._vectors, self.values, self._taken, self._pressed
         for vector, value, taken, pressed in zip(*lists, strict=True):
             taken.copy_(torch.where(pressed > 0, (value - vector).clamp(min=0), taken / 2))
+            if last and bool((vector > 0).any()):
+                taken.zero_()
             value.copy_(vector + taken)
 
     def drop(self, live: Sequence[Sequence[bool]]) -> None:
@@ -80,13 +87,15 @@ class Ranking:
 
     def state_dict(self) -> dict[str, Any]:
         """Collect copies of what has been noted."""
-        lists = {"values": self.values, "taken": self._taken, "pressed": self._pressed}
-        return {name: [tensor.clone() for tensor in tensors] for name, tensors in lists.items()}
+        return {name: [tensor.clone() for tensor in tensors] for name, tensors in self._lists()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``."""
-        lists = {"values": self.values, "taken": self._taken, "pressed": self._pressed}
-        for name, tensors in lists.items():
+        for name, tensors in self._lists():
             for tensor, value in zip(tensors, state[name], strict=True):
                 tensor.copy_(value)
+
+    def _lists(self) -> list[tuple[str, list[Tensor]]]:
+        """All that changes, by name."""
+        return [("values", self.values), ("taken", self._taken), ("pressed", self._pressed)]

@@ -366,7 +366,7 @@ class Searcher(Generic[S]):
         """Remove what is exactly 0 and, under a plan, due; press on what is due later."""
         progress = self.done / self.steps
         self.processes.align(self.supernet.model)  # so that all come to the same decision
-        self._ranking.settle()
+        self._ranking.settle(last=self.done >= self.steps)
         planned = self.supernet.planned(progress, self._ranking.values)
         if planned is None or self.done < self.steps:
             self._remove(self.supernet.alive(planned))
@@ -445,7 +445,7 @@ class Searcher(Generic[S]):
             What was found; the supernet stays as it is.
         """
         if not self.finished:
-            self._ranking.settle()
+            self._ranking.settle(last=True)
             planned = self.supernet.planned(1.0, self._ranking.values)
             self._remove(self.supernet.alive() if planned is None else planned)
             if self.live != self.passed[-1]:
