@@ -26,7 +26,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -143,6 +143,22 @@ def has_path(cell: Cell) -> bool:
     return 3 in reached
 
 
+def optimizer_of(weights: Iterable[nn.Parameter], setting: Setting, updates: int) -> Any:
+    """An optimizer, and its learning rate that falls to 0."""
+    optimizer = torch.optim.SGD(weights, setting.lr, momentum=0.9, weight_decay=5e-4)
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+
+
+def train_step(model: nn.Module, optimizer: Any, schedule: Any, x: Tensor, y: Tensor) -> float:
+    """Update weights on a batch; its loss."""
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    optimizer.step()
+    schedule.step()
+    return loss.item()
+
+
 class Search:
     """One search: weights alone first, then weights and factors in turn."""
 
@@ -170,21 +186,14 @@ class Search:
             cost=lambda cell: final_macs(cell) if has_path(cell) or not path else float("inf"),
             config=SearchConfig(epochs=setting.epochs, penalty=penalty, lr=setting.factor_lr),
         )
-        weights = self.searcher.weights()
-        self.optimizer = torch.optim.SGD(weights, setting.lr, momentum=0.9, weight_decay=5e-4)
         updates = (setting.pretrain + setting.epochs) * steps
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, updates)
+        self.optimizer, self.schedule = optimizer_of(self.searcher.weights(), setting, updates)
 
     def _batches(self, part: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         return batches(*part, self.setting.batch, self.generator)
 
     def _weight_step(self, x: Tensor, y: Tensor) -> float:
-        self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.model(x), y)
-        loss.backward()
-        self.optimizer.step()
-        self.schedule.step()
-        return loss.item()
+        return train_step(self.model, self.optimizer, self.schedule, x, y)
 
     def pretrain(self, kept: Path) -> float:
         """Train the weights alone, or take what was kept; returns processor seconds."""
@@ -259,14 +268,10 @@ def best_of_random(setting: Setting, data: Any, seed: int, seconds: float) -> di
         net(data[0][:2])  # makes the normalisations
         net = net.to(memory_format=torch.channels_last)
         updates = setting.epochs * (half // setting.batch)
-        optimizer = torch.optim.SGD(net.parameters(), setting.lr, momentum=0.9, weight_decay=5e-4)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+        optimizer, schedule = optimizer_of(net.parameters(), setting, updates)
         for _ in range(setting.epochs):
             for x, y in batches(data[0][:half], data[1][:half], setting.batch, generator):
-                optimizer.zero_grad()
-                F.cross_entropy(net(x), y).backward()
-                optimizer.step()
-                schedule.step()
+                train_step(net, optimizer, schedule, x, y)
         tried.append((accuracy(net, data[0][half:], data[1][half:]), cell_string(cell)))
     used = round(time.process_time() - start, 1)
     return {"cell": max(tried)[1], "tried": len(tried), "cpu_seconds": used}

@@ -113,7 +113,7 @@ def _work_in(
         refit = stored is not None and stored.budget != config.budget and not own
         if not refit and _is_finished(command, folder, reporter):
             return EXIT_DONE
-        kind = ChoiceJob if config.network.supernet else Job
+        kind = ChoiceJob if own else Job
         job = kind(config, folder, reporter, stop, current_world())
         if architecture and transfers:
             architecture = transferred(architecture, config, job.data, job.measures, folder.held)

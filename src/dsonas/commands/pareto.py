@@ -122,8 +122,9 @@ def check_front(front: FrontConfig | None, job: Job) -> None:
     """Refuse, before any training, a front that has nothing above the budget."""
     if front is None:
         return
-    supernet = job.config.space(job.data).complete()
+    job.config.require_blocks()
     if job.config.budget.bounds:
+        supernet = job.config.space(job.data).complete()
         front.budgets(job.config.budget, measure_all(supernet, job.measures))
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsonas._utils import derive_seed, send
+from dsonas._utils import derive_seed, import_file, send
 
 from .data_config import DataError
 
@@ -334,12 +333,11 @@ def _transformed(function: Callable[[Tensor], Any], image: Tensor, place: str) -
 def load_function(place: str) -> Callable[[Tensor], Any]:
     """Import the function that ``FILE.py:FUNCTION`` names; a DataError if there is none."""
     path, _, name = place.rpartition(":")
-    spec = spec_from_file_location(f"dsonas_augment_{Path(path).stem}", path)
-    if not Path(path).is_file() or spec is None or spec.loader is None:
+    if not Path(path).is_file():
         raise DataError(f"data.augment must name a Python file that exists, got {place}")
-    module = module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        return getattr(module, name)
-    except Exception as error:  # whatever the user's code raises
-        raise DataError(f"data.augment {place} fails: {type(error).__name__}: {error}") from error
+        return getattr(import_file(Path(path), "data.augment"), name)
+    except AttributeError as error:
+        raise DataError(f"data.augment {place} fails: AttributeError: {error}") from error
+    except ValueError as error:
+        raise DataError(str(error)) from error

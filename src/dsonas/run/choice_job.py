@@ -85,14 +85,7 @@ class ChoiceJob(Job):
         stage = search_network(
             network,
             self.data,
-            seed=self.config.seed,
-            factor_split=self.config.data.factor_split,
-            pretrain=self.config.pretrain,
-            config=self.config.search,
-            engine=self.engine,
-            journal=self.journal,
-            resume=self.resume,
-            workers=self.config.data.workers,
+            **self._search_options,
         )
         found = dict(stage.searcher.finish().choices)
         network.cpu()  # its memory is for the training now

@@ -138,9 +138,8 @@ class OwnSpace:
         Raises:
             RunError: if the choices are not those of the model.
         """
-        model = self.supernet(shape, None, SearchConfig(), 0).model
         try:
-            network = apply_choices(model, choices)
+            network = apply_choices(self.model(shape), choices)
         except ValueError as error:
             raise RunError(f"{CHOICES_FILE} is not of {self}: {error}") from None
         network.register_forward_pre_hook(_contiguous)

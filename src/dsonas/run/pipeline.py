@@ -192,14 +192,7 @@ class Job:
             self.data,
             budget=self.config.budget,
             measures=run_measures(self.config, lambda net: self._by_parts(net)),
-            seed=self.config.seed,
-            factor_split=self.config.data.factor_split,
-            pretrain=self.config.pretrain,
-            config=self.config.search,
-            engine=self.engine,
-            journal=self.journal,
-            resume=self.resume,
-            workers=self.config.data.workers,
+            **self._search_options,
         )
         self.folder.write("chain.json", chain_to_json(result.chain))
         architecture = fit_to_budget(result.chain, self.config, self.measures)
@@ -210,6 +203,21 @@ class Job:
         self.folder.write_factors(result.supernet.blocks[0], result.history)
         self.folder.write_log(self.journal.rows)
         return architecture
+
+    @property
+    def _search_options(self) -> dict[str, Any]:
+        """What a search of any supernet is done with."""
+        config = self.config
+        return {
+            "seed": config.seed,
+            "factor_split": config.data.factor_split,
+            "pretrain": config.pretrain,
+            "config": config.search,
+            "engine": self.engine,
+            "journal": self.journal,
+            "resume": self.resume,
+            "workers": config.data.workers,
+        }
 
     def _describe(self, space: SearchSpace) -> None:
         cost = architecture_cost(space.complete())
