@@ -3,9 +3,11 @@
 The fast path beside the same network by its plain path: seconds, memory, what the machine's rates
 allow, where the time goes, and the host's time for a step of published size with nothing to
 compute. Variants are timed in turn in one process (A B A B ...), so that all see the same machine.
-``sparse``, ``growth`` and ``search`` are the other tables of docs/speed.md.
+``host`` is the last of these alone; ``sparse``, ``growth`` and ``search`` are the other tables of
+docs/speed.md.
 
     python benchmarks/step.py --json
+    python benchmarks/step.py host --json
     python benchmarks/step.py sparse --engine.threads 1
 """
 
@@ -92,13 +94,19 @@ def host_time(config: BenchConfig) -> dict[str, float]:
         config, levels=4, blocks=(8, 8, 8), channels=2, batch_size=2, image_size=4, engine=alone
     )
     engine, variants = Engine(alone), {}
-    for kind, ending in (("fused", ""), ("plain", "_plain")):
-        stepper = Stepper(tiny.complete(), tiny, engine, kind)
+    for kind in KINDS.values():
+        stepper, ending = Stepper(tiny.complete(), tiny, engine, kind), f"_{kind}"
+        ending = ending.removesuffix("_fused")  # what a search takes
         variants[f"host_ms_weight_step{ending}"] = stepper.weight
         variants[f"host_ms_factor_step{ending}"] = stepper.factor
     times = time_in_turn(variants, config.repeats)
     torch.set_num_threads(threads)
     return {name: 1000 * value["median"] for name, value in times.items()}
+
+
+def bench_host(config: BenchConfig) -> dict[str, Any]:
+    """The host time of a step alone, by every kind of path."""
+    return environment(Engine(config.engine)) | host_time(config)
 
 
 def measure_machine() -> dict[str, float]:
@@ -262,6 +270,7 @@ def bench_search(config: BenchConfig) -> dict[str, Any]:
 
 BENCHES = {
     "step": bench_step,
+    "host": bench_host,
     "sparse": bench_sparse,
     "growth": bench_growth,
     "search": bench_search,

@@ -14,7 +14,7 @@ from stepper import BenchConfig, Stepper, time_in_turn
 pytestmark = pytest.mark.slow
 
 TINY = BenchConfig(levels=2, blocks=(1, 1), channels=4, batch_size=4, image_size=8, repeats=2)
-HOSTS = ("", "_plain")
+HOSTS = ("", "_recompute", "_plain", "_frozen")
 
 
 def test_variants_are_called_in_turn_and_the_first_round_is_not_counted():
