@@ -128,7 +128,7 @@ def trained_miou(choices, data, held_out, epochs: int, seed: int) -> float:
     return 100 * metric.compute().item()
 
 
-def main(seeds=(0, 1, 2), epochs=10, budget="30%", part="test", most=None, out=None) -> None:
+def main(seeds=range(10), epochs=10, budget="30%", part="test", most=None, out=None) -> None:
     begin, data, held_out, rows = time.time(), read_part("train", most), read_part(part, most), []
     for seed in seeds:
         found = search(data, epochs, budget, seed)
