@@ -105,7 +105,8 @@ def small_mobilenet(width: int, classes: int) -> nn.Module:
     ]  # fmt: skip
     net = MobileNetV2(classes, width / 100, stages, round_nearest=2, dropout=0.0)
     first, end = (net.get_submodule(f"features.{i}.0") for i in (0, len(net.features) - 1))
-    assert isinstance(first, nn.Conv2d) and isinstance(end, nn.Conv2d)
+    assert isinstance(first, nn.Conv2d)
+    assert isinstance(end, nn.Conv2d)
     first.stride, last = (1, 1), max(2, round(1280 * width / 100))
     net.features[-1] = nn.Sequential(*conv_bn(end.in_channels, last, 1, 1), nn.ReLU6())
     net.classifier = nn.Sequential(nn.Linear(last, classes))

@@ -11,7 +11,9 @@ weights train on half of the images and the factors on the other half. Kinds:
 
 - ours: the Searcher's defaults; a path of skip connections through the cell has to stay
 - penalty 0: the same, from the same pretrained weights; all that goes is cut at the end
-- no path: from the same weights, and nothing has to stay
+- capacity: from the same weights, with search.capacity 0.3: what a candidate costs counts for it
+- capacity alone: the same without any data, its losses always 0
+- no path: from the same weights as ours, and nothing has to stay
 - random factors: the same plan and path, by factors drawn at random, without any training
 - random cells: drawn from the whole space, without any training
 - best of random: the best on the factors' images of random cells, each trained on the weights'
@@ -54,9 +56,14 @@ from nas_bench_201_space import (  # pyright: ignore[reportMissingImports]
 OUT = Path("benchmarks/results/nas-bench-201.json")
 NAMES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 LABELS = [f"{source}->{target}" for source, target in EDGES]
-TRAINED = {"ours": {}, "penalty 0": {"penalty": 0.0}, "no path": {"path": False}}
-UNTRAINED = ("random factors", "random cells")
-KINDS = (*TRAINED, *UNTRAINED, "best of random")
+CAPACITY = 0.3
+TRAINED = {
+    "ours": {},
+    "penalty 0": {"penalty": 0.0},
+    "capacity": {"capacity": CAPACITY},
+    "no path": {"path": False},
+}
+KINDS = (*TRAINED, "capacity alone", "random factors", "random cells", "best of random")
 Cell = Mapping[str, Sequence[str]]
 """A candidate's name, alone in a sequence, by label."""
 
@@ -170,6 +177,7 @@ class Search:
         *,
         path: bool = True,
         penalty: float | None = None,
+        capacity: float = 0.0,
     ) -> None:
         self.setting, half = setting, setting.images // 2
         self.weight_part, self.factor_part = zip(*(part.split(half) for part in data), strict=True)
@@ -184,7 +192,9 @@ class Search:
             steps=setting.epochs * steps,
             seed=seed,
             cost=lambda cell: final_macs(cell) if has_path(cell) or not path else float("inf"),
-            config=SearchConfig(epochs=setting.epochs, penalty=penalty, lr=setting.factor_lr),
+            config=SearchConfig(
+                epochs=setting.epochs, penalty=penalty, lr=setting.factor_lr, capacity=capacity
+            ),
         )
         updates = (setting.pretrain + setting.epochs) * steps
         self.optimizer, self.schedule = optimizer_of(self.searcher.weights(), setting, updates)
@@ -240,6 +250,16 @@ def searched(kind: str, setting: Setting, data: Any, seed: int, kept: Path) -> d
     start = time.process_time()
     row = search.run()
     return {**row, "cpu_seconds": round(seconds + time.process_time() - start, 1)}
+
+
+def capacity_alone(setting: Setting, data: Any, seed: int) -> dict[str, Any]:
+    """What a search finds of which no batch says anything."""
+    searcher = Search(setting, data, seed, capacity=CAPACITY).searcher
+    for _ in range(searcher.steps):
+        for vector in searcher.supernet.vectors():
+            vector.grad = torch.zeros_like(vector)
+        searcher.step()
+    return {"cell": cell_string(searcher.finish().choices)}
 
 
 def random_factors(setting: Setting, data: Any, seed: int) -> dict[str, Any]:
@@ -299,6 +319,8 @@ def search(options: argparse.Namespace) -> None:
                 continue
             if kind in TRAINED:
                 row = searched(kind, setting, data, seed, options.data)
+            elif kind == "capacity alone":
+                row = capacity_alone(setting, data, seed)
             elif kind == "random factors":
                 row = random_factors(setting, data, seed)
             elif kind == "random cells":

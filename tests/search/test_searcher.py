@@ -218,15 +218,18 @@ def start(steps: int = 20, **options: Any):
     return model, searcher, torch.optim.SGD(searcher.weights(), lr=0.05, momentum=0.9)
 
 
-def test_a_search_goes_on_where_it_was_saved() -> None:
+@pytest.mark.parametrize("capacity", [0.0, 0.1])
+def test_a_search_goes_on_where_it_was_saved(capacity: float) -> None:
+    config = SearchConfig(capacity=capacity)
+
     def whole(stop: int | None) -> Any:
-        model, searcher, optimizer = start(60)
+        model, searcher, optimizer = start(60, config=config)
         batches = random_batches(1)
         train(searcher, optimizer, model, batches, stop or 60)
         if stop is None:
             return model, searcher
         saved = copy.deepcopy([searcher.state_dict(), model.state_dict(), optimizer.state_dict()])
-        model, searcher, optimizer = start(60)
+        model, searcher, optimizer = start(60, config=config)
         searcher.load_state_dict(saved[0])
         model.load_state_dict(saved[1])
         optimizer = torch.optim.SGD(searcher.weights(), lr=0.05, momentum=0.9)
@@ -446,3 +449,58 @@ def test_a_searcher_that_is_forgotten_watches_no_optimizers() -> None:
 
 def test_the_library_names_are_there() -> None:
     assert {"LayerChoice", "InputChoice", "Zero", "Searcher", "apply_choices"} <= set(dir(dsonas))
+
+
+def test_capacity_is_the_gradient_of_the_expected_cost() -> None:
+    torch.manual_seed(0)
+    supernet = Searcher(small(), torch.zeros(1, 4), steps=1).supernet
+    with torch.no_grad():
+        for vector in supernet.vectors():
+            vector.copy_(torch.rand(len(vector)) + 0.1)
+    shares = {
+        label: vector / vector.sum()
+        for label, vector in zip(supernet.live, supernet.vectors(), strict=True)
+    }
+    cost = torch.tensor(8.0)  # of the last layer
+    for label, share in shares.items():
+        times = 2 if label == "twice" else 1
+        cost = cost + times * (16 * share[0] + 72 * share[1])
+    cost.log().backward()
+    for vector, gradient in zip(supernet.vectors(), supernet.capacity(), strict=True):
+        torch.testing.assert_close(gradient, vector.grad)
+
+
+@pytest.mark.parametrize("capacity", [0.0, 1.0])
+def test_with_capacity_a_budget_is_spent(capacity: float) -> None:
+    def run(budget: float) -> dict[str, list[str]]:
+        torch.manual_seed(0)
+        layers = [
+            LayerChoice({"small": nn.Identity(), "large": nn.Linear(4, 4)}, label=label)
+            for label in "ab"
+        ]
+        net = nn.Sequential(*layers, nn.Linear(4, 2))
+        config = SearchConfig(capacity=capacity)
+        searcher = Searcher(
+            net, torch.zeros(1, 4), budget=Budget(macs=budget), steps=60, config=config
+        )
+        for _ in range(60):
+            small, large = (sum(layer.factors[i] for layer in layers) for i in range(2))
+            (0.05 * (large - small) + 0 * net(torch.randn(8, 4)).sum()).backward()
+            searcher.step()
+        result = searcher.finish()
+        assert result.cost <= budget
+        return dict(result.choices)
+
+    small, large = ["small"], ["large"]
+    assert run(40) == ({"a": large, "b": large} if capacity else {"a": small, "b": small})
+    assert sorted(run(24).values()) == ([large, small] if capacity else [small, small])
+
+
+def test_capacity_is_for_choices() -> None:
+    skeleton = Skeleton(input_channels=1, image_size=8, blocks=(1,), channels=(8,))
+    network = Network(SearchSpace(skeleton=skeleton, num_levels=1).complete(), scaled=True)
+    with pytest.raises(ValueError, match=r"search\.capacity 0\.1 is for models with LayerChoice"):
+        Searcher(network, steps=1, config=SearchConfig(capacity=0.1))
+    model = nn.Sequential(LayerChoice([nn.Linear(2, 2), nn.Identity()]), nn.Linear(2, 1))
+    with pytest.raises(ValueError, match=r"search\.capacity needs the cost of every candidate"):
+        Searcher(model, steps=1, cost=lambda found: 1.0, config=SearchConfig(capacity=0.1))

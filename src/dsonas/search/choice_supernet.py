@@ -230,14 +230,38 @@ class ChoiceSupernet:
             for label, names in self.live.items()
         }
 
-    def scores(self, ranks: Sequence[Tensor]) -> dict[tuple[str, str], float]:
-        """Score every candidate by the square of its factor, its share of its choice."""
+    def capacity(self) -> list[Tensor]:
+        """Compute the gradient of the logarithm of the expected cost by the factors.
+
+        A candidate is expected by its share of the factors of its choice. Multiply-adds count, or
+        parameters where the budget bounds these first.
+        """
+        if self._counted is None:
+            raise ValueError(
+                "search.capacity needs the cost of every candidate, which is counted by example: "
+                "give one"
+            )
+        counted, gradients = self._counted, []
+        measure = self.leading if self.leading in counted.parts else "macs"
+        shares = self.scores(self.vectors(), power=1)
+        whole = counted.expected(shares, measure)
+        for (label, names), vector in zip(self.live.items(), self.vectors(), strict=True):
+            others = shares | {(label, name): 0.0 for name in names}
+            alone = {n: counted.expected(others | {(label, n): 1.0}, measure) for n in names}
+            mean = sum(shares[label, name] * cost for name, cost in alone.items())
+            every = self.places[label][0][1].names
+            over = vector.new_tensor([alone.get(name, mean) - mean for name in every])
+            gradients.append(over / (vector.detach().sum() * whole) if whole else over * 0)
+        return gradients
+
+    def scores(self, ranks: Sequence[Tensor], power: int = 2) -> dict[tuple[str, str], float]:
+        """Score every candidate by a power of its factor, its share of its choice."""
         found = {}
         for (label, names), vector in zip(self.live.items(), ranks, strict=True):
             every = self.places[label][0][1].names
             factors = dict(zip(every, vector.tolist(), strict=True))
-            total = sum(factors[name] ** 2 for name in names) or 1.0
-            found |= {(label, name): factors[name] ** 2 / total for name in names}
+            total = sum(factors[name] ** power for name in names) or 1.0
+            found |= {(label, name): factors[name] ** power / total for name in names}
         return found
 
     def _factors(self, label: str) -> dict[str, float]:

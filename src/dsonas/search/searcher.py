@@ -114,6 +114,13 @@ class Supernet(Protocol[S]):
         """Name what is left, by label."""
         ...
 
+    def capacity(self) -> list[Tensor]:
+        """Compute the gradient of the logarithm of the cost by every vector of factors.
+
+        It is asked for where ``config.capacity`` is not 0; see ``supernet_of``.
+        """
+        ...
+
     def to_state(self, structure: S) -> Any:
         """Turn a structure into plain values; the inverse of ``from_state``."""
         ...
@@ -274,6 +281,7 @@ class Searcher(Generic[S]):
             clip=CLIP,
         )
         self._press(self.penalty)
+        self._capacity = self._capacity_gradients()
         self._parameters = list(self.supernet.model.parameters())
         self.optimizers = OptimizerWatch(
             self.weights, self.supernet.vectors(), self.optimizer, self._forget_factor_gradients
@@ -335,6 +343,9 @@ class Searcher(Generic[S]):
             )
         self.processes.average(gradients)
         self._check_finite(gradients)
+        for vector, gradient in zip(self.supernet.vectors(), self._capacity, strict=False):
+            if vector.grad is not None:
+                vector.grad -= self.config.capacity * gradient
         set_lr(self.optimizer, self._schedule(self.done) if lr is None else lr)
         self.optimizer.step()
         self._ranking.pull(self.optimizer.param_groups[0]["lr"] / (1 - MOMENTUM))
@@ -375,6 +386,7 @@ class Searcher(Generic[S]):
         if self.live != self.passed[-1]:
             self.passed.append(self.live)
         self._press(self.penalty)
+        self._capacity = self._capacity_gradients()
         self._staying = self.live
         if planned is not None:
             lags = self.live != planned
@@ -409,6 +421,10 @@ class Searcher(Generic[S]):
                 )
             self._staying = planned
         self._ranking.press(pressed)
+
+    def _capacity_gradients(self) -> list[Tensor]:
+        """What a unit of ``config.capacity`` adds to the gradients; taken anew at every rebuild."""
+        return self.supernet.capacity() if self.config.capacity else []
 
     def _press(self, gamma: float) -> None:
         rows = self.supernet.penalties(gamma)
@@ -478,6 +494,7 @@ class Searcher(Generic[S]):
             "removals": [self.removals.by_penalty, self.removals.by_budget],
             "factors": [vector.detach().clone() for vector in self.supernet.vectors()],
             "ranking": self._ranking.state_dict(),
+            "capacity": self._capacity,
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -500,5 +517,8 @@ class Searcher(Generic[S]):
         for vector, values in zip(vectors, state["factors"], strict=True):
             vector.copy_(values)
         self._ranking.load_state_dict(state["ranking"])
+        self._capacity = [
+            value.to(vector) for vector, value in zip(vectors, state["capacity"], strict=False)
+        ]
         restore(self.optimizer, state["optimizer"])
         self._list_parameters()

@@ -32,6 +32,13 @@ def supernet_of(
     if not isinstance(model, nn.Module):
         return model
     model = unwrapped(model)
+    if choices_of(model):
+        return ChoiceSupernet(model, example, budget, config, cost, seed)
+    if config.capacity:
+        raise ValueError(
+            f"search.capacity {config.capacity} is for models with LayerChoice or InputChoice, "
+            "which this model has not: give 0"
+        )
     if isinstance(model, Network):
         if budget is not None and budget.given:
             raise ValueError(
@@ -39,8 +46,6 @@ def supernet_of(
                 "leaves as it is: give none here, then dsonas.fit_width(result.structure, budget)"
             )
         return BlockSupernet(model, config, cost or exact_measures()["macs"])
-    if choices_of(model):
-        return ChoiceSupernet(model, example, budget, config, cost, seed)
     if isinstance(model, fx.GraphModule) and scaling_factors(model):
         return ScaledSupernet(model, example, budget, config, cost)
     raise ValueError(
