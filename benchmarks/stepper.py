@@ -24,7 +24,10 @@ from dsonas.nn import Network
 from dsonas.sparse import ProximalNAG
 from dsonas.train import Engine, EngineConfig, factor_gradients, sgd, weight_step
 
-KINDS = ("fused", "recompute", "frozen", "plain", "final")
+PATHS: dict[str, Any] = {
+    "fused": None, "recompute": None, "levels": "levels", "buffer": "buffer",
+    "frozen": "plain", "plain": "plain", "final": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +95,9 @@ class Stepper:
         architecture: what to run.
         config: batch and sharing.
         engine: device and precision.
-        kind: ``fused``, the fast path; ``recompute``, the same with operations run again in
-            backward; ``frozen``, the plain path with the gradients of a step's
+        kind: ``fused``, the way that a search takes; ``recompute``, the same with operations run
+            again in backward; ``levels`` and ``buffer``, one of the ways (``choose_path``);
+            ``frozen``, the plain path with the gradients of a step's
             other part left out too; ``plain``, the plain path as PyTorch runs it when nothing is
             said, every gradient computed; ``final``, a network without scaling factors, which has
             only weight steps.
@@ -105,14 +109,14 @@ class Stepper:
     def __init__(
         self, architecture: Architecture, config: BenchConfig, engine: Engine, kind: str = "fused"
     ) -> None:
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+        if kind not in PATHS:
+            raise ValueError(f"kind must be one of {tuple(PATHS)}, got {kind!r}")
         torch.manual_seed(0)
         self.engine, self.kind = engine, kind
         self.network = Network(
             architecture,
             scaled=kind != "final",
-            reference=kind in ("frozen", "plain"),
+            path=PATHS[kind],
             recompute=kind == "recompute",
         ).train()
         engine.place(self.network)

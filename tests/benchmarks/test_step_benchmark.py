@@ -14,7 +14,7 @@ from stepper import BenchConfig, Stepper, time_in_turn
 pytestmark = pytest.mark.slow
 
 TINY = BenchConfig(levels=2, blocks=(1, 1), channels=4, batch_size=4, image_size=8, repeats=2)
-HOSTS = ("", "_recompute", "_plain", "_frozen")
+HOSTS = ("", "_buffer", "_recompute", "_plain", "_frozen")
 
 
 def test_variants_are_called_in_turn_and_the_first_round_is_not_counted():
@@ -59,7 +59,7 @@ def test_sparse_steps_and_growth_report_every_point():
     json.dumps(growth)
 
 
-@pytest.mark.parametrize("kind", ["recompute", "frozen", "plain"])
+@pytest.mark.parametrize("kind", ["levels", "buffer", "recompute", "frozen", "plain"])
 def test_every_kind_takes_the_same_steps(kind: str):
     steppers = [Stepper(TINY.complete(), TINY, Engine(EngineConfig()), k) for k in ("fused", kind)]
     for stepper in steppers:

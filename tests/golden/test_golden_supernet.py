@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsonas.nn.blocks import Path
 from dsonas.nn.network import Network
 from helpers import golden_cases as golden, golden_hooks as hooks
 
@@ -25,17 +26,15 @@ each_case = pytest.mark.parametrize(("file", "name"), CASES)
 each_source = pytest.mark.parametrize(
     ("file", "name"), [case for case in CASES if golden.Case.of(*case).is_source]
 )
-each_path = pytest.mark.parametrize(
-    "reference", [pytest.param(True, id="reference"), pytest.param(False, id="fused")]
-)
+each_path = pytest.mark.parametrize("path", ["plain", "levels", "buffer"])
 
 
-def supernet(case: golden.Case, reference: bool) -> Network:
+def supernet(case: golden.Case, path: Path) -> Network:
     network = Network(
         case.supernet(),
         scaled=True,
         learn_gamma=not case.meta["fix_gamma"],
-        reference=reference,
+        path=path,
     )
     golden.load_values(network, case, case.param | case.aux)
     return network
@@ -48,9 +47,9 @@ def batch(case: golden.Case) -> tuple[Tensor, Tensor]:
 
 @each_case
 @each_path
-def test_names_cover_the_whole_network(file: str, name: str, reference: bool) -> None:
+def test_names_cover_the_whole_network(file: str, name: str, path: Path) -> None:
     case = golden.Case.of(file, name)
-    network = supernet(case, reference)
+    network = supernet(case, path)
     names = golden.tensor_names(network, case)
     ours = {key for key in network.state_dict() if not key.endswith("num_batches_tracked")}
     assert set(names) == ours
@@ -60,7 +59,7 @@ def test_names_cover_the_whole_network(file: str, name: str, reference: bool) ->
 @each_case
 def test_inference(file: str, name: str) -> None:
     case = golden.Case.of(file, name)
-    network = supernet(case, False).eval()
+    network = supernet(case, "plain").eval()
     with torch.no_grad():
         found = network(batch(case)[0]).softmax(1)
     np.testing.assert_allclose(found, case.groups["infer_prob"], **EXACT)
@@ -69,7 +68,7 @@ def test_inference(file: str, name: str) -> None:
 @each_source
 def test_inference_with_the_stored_statistics(file: str, name: str) -> None:
     case = golden.Case.of(file, name)
-    network = supernet(case, False).eval()
+    network = supernet(case, "plain").eval()
     golden.load_values(network, case, case.groups["aux_after"])
     with torch.no_grad():
         found = network(batch(case)[0]).softmax(1)
@@ -80,11 +79,9 @@ def test_inference_with_the_stored_statistics(file: str, name: str) -> None:
 
 @each_case
 @each_path
-def test_statistics_and_inference_after_a_training_pass(
-    file: str, name: str, reference: bool
-) -> None:
+def test_statistics_and_inference_after_a_training_pass(file: str, name: str, path: Path) -> None:
     case = golden.Case.of(file, name)
-    network = supernet(case, reference)
+    network = supernet(case, path)
     counts = hooks.batch_norm_counts(network)
     images, _ = batch(case)
     network(images)
@@ -99,9 +96,9 @@ def test_statistics_and_inference_after_a_training_pass(
 
 @each_case
 @each_path
-def test_training_output_loss_and_gradients(file: str, name: str, reference: bool) -> None:
+def test_training_output_loss_and_gradients(file: str, name: str, path: Path) -> None:
     case = golden.Case.of(file, name)
-    network = supernet(case, reference)
+    network = supernet(case, path)
     images, labels = batch(case)
     logits = network(images)
     loss = F.cross_entropy(logits, labels, reduction="sum")
@@ -110,7 +107,7 @@ def test_training_output_loss_and_gradients(file: str, name: str, reference: boo
     np.testing.assert_allclose(loss.item(), case.groups["loss_sum"], **EXACT)
     np.testing.assert_allclose(loss.item() / len(labels), case.groups["loss_mean"], **EXACT)
     found = hooks.published_gradients(network, case)
-    undefined = () if reference else undefined_gradients(case, network, images)
+    undefined = () if path == "plain" else undefined_gradients(case, network, images)
     compare_sums_and_norms(found, case.groups["grad_sum_norm"], undefined)
     for group, relative in (("grad_lambda64", 1e-11), ("grad", 2e-7)):
         for key, stored in case.groups[group].items():
@@ -139,7 +136,7 @@ def undefined_gradients(case: golden.Case, network: Network, images: Tensor) -> 
     product may round them differently. Then another place wins, with another gradient for the
     factors that are 0 and for nothing else.
     """
-    plain = supernet(case, True)
+    plain = supernet(case, "plain")
     choices = hooks.max_pool_choices(plain), hooks.max_pool_choices(network)
     for run in (plain, network):
         run(images)
@@ -150,9 +147,9 @@ def undefined_gradients(case: golden.Case, network: Network, images: Tensor) -> 
 
 @each_source
 @each_path
-def test_activations(file: str, name: str, reference: bool) -> None:
+def test_activations(file: str, name: str, path: Path) -> None:
     case = golden.Case.of(file, name)
-    network = supernet(case, reference)
+    network = supernet(case, path)
     outputs = hooks.record_outputs(network, case)
     network(batch(case)[0])
     summaries = case.groups["act_mean_std_min_max"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsonas.nn.blocks import Path
 from dsonas.nn.network import Network
 from dsonas.sparse.proximal import ProximalNAG
 from dsonas.train.steps import weight_step
@@ -79,13 +80,13 @@ def factor_groups(network: Network, case: golden.Case, run: str) -> list[dict[st
     return groups
 
 
-def supernet(run: str, reference: bool) -> Network:
+def supernet(run: str, path: Path) -> Network:
     case = start(run)
     network = Network(
         case.supernet(),
         scaled=True,
         learn_gamma=not case.meta["fix_gamma"],
-        reference=reference,
+        path=path,
     )
     golden.load_values(network, case, case.param | case.aux)
     return network
@@ -125,7 +126,7 @@ def compare(
 
 @pytest.mark.parametrize("run", RUNS)
 def test_plain_search_follows_the_published_solver(run: str) -> None:
-    network, case = supernet(run, True), start(run)
+    network, case = supernet(run, "plain"), start(run)
     counts = hooks.batch_norm_counts(network)
     for step, probabilities in enumerate(search(network, run)):
         compare(network, probabilities, run, step, EXACT)
@@ -135,9 +136,10 @@ def test_plain_search_follows_the_published_solver(run: str) -> None:
         np.testing.assert_allclose(found[name], stored, **FLOAT32, err_msg=name)
 
 
+@pytest.mark.parametrize("path", ["levels", "buffer"])
 @pytest.mark.parametrize("run", RUNS)
-def test_fused_search_follows_the_published_solver(run: str) -> None:
-    plain, fused = supernet(run, True), supernet(run, False)
+def test_a_fast_search_follows_the_published_solver(run: str, path: Path) -> None:
+    plain, fused = supernet(run, "plain"), supernet(run, path)
     choices = hooks.max_pool_choices(plain), hooks.max_pool_choices(fused)
     tolerance = EXACT
     for step, (_, probabilities) in enumerate(

@@ -51,9 +51,9 @@ def batch_norm_counts(network: Network) -> dict[str, int]:
             def count(module: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
                 counts[name] = inputs[0].numel() // inputs[0].shape[1]
 
-            # The fast path does not call the BN of an operation, but the operation before it.
+            # The fast paths do not call the BN of an operation; it sees the size of the block.
             if name.endswith(".bn"):
-                module = network.get_submodule(f"{name.removesuffix('.bn')}.operation")
+                module = network.get_submodule(name.split(".nodes.")[0])
             module.register_forward_pre_hook(count)
     return counts
 

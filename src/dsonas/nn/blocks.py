@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,13 +11,52 @@ from torchvision.ops import stochastic_depth
 
 from dsonas.graph import REDUCTION_OPERATIONS, BlockGraph
 from dsonas.nn.cpu.batchnorm import BatchNorm
+from dsonas.nn.cpu.buffered import NodeRun, run_buffered
 from dsonas.nn.cpu.buffers import BufferPool
-from dsonas.nn.cpu.fused import fused_block
 from dsonas.nn.cpu.layout import Layout
-from dsonas.nn.cpu.nodes import NodeRun
+from dsonas.nn.levels import run_levels
 from dsonas.nn.operations import build_operation, run_plainly
 
 BN_EPS = 2e-5
+Path = Literal["plain", "levels", "buffer"]
+SMALL = 2**15  # values in the features of an operation: up to here the CPU waits for the host
+CROSSOVER = 3  # live connections an operation, from which products of whole levels pay
+
+
+def choose_path(
+    graph: BlockGraph, x: Tensor, *, training: bool, recompute: bool, asked: Path | None = None
+) -> Path:
+    """Choose how a block with scaling factors runs; all three ways compute the same.
+
+    ``plain`` (``Block``) takes one connection at a time, by stock PyTorch, so its time follows the
+    connections that are live. ``levels`` (``levels.py``) takes the fewest calls, and more memory
+    and copies. ``buffer`` (``cpu/buffered.py``) takes the fewest bytes, and the most calls.
+
+    Args:
+        graph: the live connections.
+        x: the input (B, C, H, W).
+        training: whether the batch normalisations are to see the batch.
+        recompute: whether memory counts more than time, which only ``buffer`` heeds.
+        asked: the way that a test or a benchmark asks for.
+
+    Returns:
+        * plain, if nothing is learned: the other two know no running statistics.
+        * buffer, if ``recompute`` asks for it.
+        * levels, on accelerators: a step waits for the host there, whatever its size. Nobody has
+          measured the three on one.
+        * levels, up to ``SMALL`` values on CPUs; beyond it buffer for dense blocks, and plain for
+          sparse ones, where products would be full of zeros. All measured: docs/speed.md.
+    """
+    dense = graph.num_live >= CROSSOVER * len(graph.kept_nodes)
+    if not (training and torch.is_grad_enabled()):
+        return "plain"
+    if asked is not None:
+        return asked
+    if recompute:
+        return "buffer" if dense else "plain"
+    if x.device.type != "cpu" or x.numel() <= SMALL:
+        return "levels"
+    return "buffer" if dense else "plain"
 
 
 def batch_norm(channels: int, learn_gamma: bool = True) -> BatchNorm:
@@ -79,21 +120,15 @@ class Candidate(nn.Module):
 class Block(nn.Module):
     """A block of any graph (eq. 3 and 4): with scaling factors, or plain sums without.
 
-    Supernets train on the fast path while they are dense. With few connections for each node the
-    sums of the plain path cost less than products full of zeros; ``crossover`` connections a node
-    is where the two meet (measured: docs/speed.md).
-
     Args:
         graph: cleaned connections; its kept nodes get modules.
         channels: C of input and output.
         projecting: the shortcut is ReLU(BN(conv 1x1)) rather than the identity.
         learn_gamma: of the BNs in operations and in the projecting shortcut.
-        reference: run supernets by the plain path too.
+        path: how to train with scaling factors; None: what ``choose_path`` finds.
         recompute: with scaling factors, run all operations again in backward to save memory.
         pool: buffers shared with the network's other blocks.
     """
-
-    crossover = 3
 
     def __init__(
         self,
@@ -102,13 +137,14 @@ class Block(nn.Module):
         *,
         projecting: bool = False,
         learn_gamma: bool = True,
-        reference: bool = False,
+        path: Path | None = None,
         recompute: bool = False,
         pool: BufferPool | None = None,
     ) -> None:
         super().__init__()
         self.graph = graph
-        self.reference, self.recompute = reference, recompute
+        self.path: Path | None = path
+        self.recompute = recompute
         self.pool = pool or BufferPool()
         self.layout = Layout.of(graph)
         self.positions: dict[tuple[int, int], int] = {
@@ -129,7 +165,7 @@ class Block(nn.Module):
             width = channels * len(graph.inputs[graph.output_node])
             self.output = nn.Conv2d(width, channels, 1, bias=False)
             self.output_bn = batch_norm(channels)
-        if reference:
+        if path == "plain":
             run_plainly(self)
 
     def forward(self, x: Tensor, factors: Tensor | None = None, drop_path: float = 0.0) -> Tensor:
@@ -142,15 +178,22 @@ class Block(nn.Module):
         """
         if not self.graph.kept_nodes:
             return self.shortcut(x)
-        if factors is not None and self._is_fused():
-            y = self._fused(x, factors)
-        else:
+        path = choose_path(
+            self.graph, x, training=self.training, recompute=self.recompute, asked=self.path
+        )
+        if factors is None or path == "plain":
             y = self._plain(x, factors, drop_path if self.training else 0.0)
+        elif path == "levels":
+            y = run_levels(x, factors, self.output.weight, self.layout, *self._parts())
+        else:
+            runs = [NodeRun(*pair, self.recompute) for pair in zip(*self._parts(), strict=True)]
+            y = run_buffered(x, factors, self.output.weight, self.layout, runs, self.pool)
         return F.relu(self.output_bn(y)) + self.shortcut(x)
 
-    def _is_fused(self) -> bool:
-        dense = self.graph.num_live >= self.crossover * len(self.graph.kept_nodes)
-        return dense and self.training and torch.is_grad_enabled() and not self.reference
+    def _parts(self) -> tuple[list[Any], list[Any]]:
+        """The operations and their batch normalisations, by the mappings behind the attributes."""
+        parts = [node._modules for node in self.nodes.children()]
+        return [part["operation"] for part in parts], [part["bn"] for part in parts]
 
     def _plain(self, x: Tensor, factors: Tensor | None, drop_path: float) -> Tensor:
         features = {0: x}
@@ -170,7 +213,7 @@ class Block(nn.Module):
         return self._project(outputs)
 
     def _project(self, branches: list[Tensor]) -> Tensor:
-        if self.reference:
+        if self.path == "plain":
             weights = self.output.weight.split(branches[0].shape[1], 1)
             return _sum([F.conv2d(x, w) for x, w in zip(branches, weights, strict=True)])
         return self.output(branches[0] if len(branches) == 1 else torch.cat(branches, 1))
@@ -181,15 +224,6 @@ class Block(nn.Module):
         if factors is not None:
             x = x * factors[self.positions[source, target]]
         return stochastic_depth(x, drop_path, "row", True) if drop_path > 0 else x
-
-    def _fused(self, x: Tensor, factors: Tensor) -> Tensor:
-        nodes = [self._node_run(node) for node in self.layout.nodes]
-        return fused_block(x, factors, self.output.weight, self.layout, nodes, self.pool)
-
-    def _node_run(self, node: int) -> NodeRun:
-        candidate = self.nodes[str(node)]
-        assert isinstance(candidate, Candidate)
-        return NodeRun(candidate.operation, candidate.bn, self.recompute)
 
 
 def _sum(tensors: list[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsonas.graph import Architecture, Skeleton
-from dsonas.nn.blocks import Block, ConvBNReLU, ReductionBlock, batch_norm
+from dsonas.nn.blocks import Block, ConvBNReLU, Path, ReductionBlock, batch_norm
 from dsonas.nn.cpu.buffers import BufferPool
 from dsonas.nn.scaling import ScaledModule, ScalingFactors
 
@@ -53,7 +53,8 @@ class Network(ScaledModule):
             learn gamma; None: only without scaling factors (a learned gamma would absorb them).
         auxiliary: add the auxiliary head.
         dropout: probability of dropping a feature before the classifier, in [0, 1).
-        reference: run blocks with scaling factors by the plain path, one connection at a time.
+        path: how blocks with scaling factors train: ``plain``, one connection at a time by stock
+            PyTorch; ``levels`` or ``buffer``. None: what ``choose_path`` finds for each block.
         recompute: run the operations of a supernet's blocks again in backward rather than keep what
             they need there: half the memory for a longer step (docs/speed.md). Operations must be
             deterministic.
@@ -79,7 +80,7 @@ class Network(ScaledModule):
         learn_gamma: bool | None = None,
         auxiliary: bool = False,
         dropout: float = 0.0,
-        reference: bool = False,
+        path: Path | None = None,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -98,7 +99,7 @@ class Network(ScaledModule):
                 skeleton.channels[stage],
                 projecting=_is_first(skeleton, i),
                 learn_gamma=gamma,
-                reference=reference,
+                path=path,
                 recompute=recompute,
                 pool=self.pool,
             )

@@ -6,7 +6,7 @@ normalisation and ReLU to every operation, so a registered builder returns only 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -198,6 +198,21 @@ class SeparableConv(nn.Sequential):
             PointwiseConv(channels),
         )
 
+    @staticmethod
+    def side_by_side(convs: Sequence[SeparableConv], x: Tensor) -> list[Tensor]:
+        """Run several, each on its C channels of (B, n * C, H, W), by one depthwise convolution."""
+        weights: list[list[Any]] = [[part._parameters["weight"] for part in conv] for conv in convs]
+        size = max(wide.shape[-1] for wide, _ in weights)
+        kernels = []
+        for wide, _ in weights:
+            edge = (size - wide.shape[-1]) // 2
+            kernels.append(F.pad(wide, (edge,) * 4) if edge else wide)
+        if x.device.type == "cpu":  # whose library else reorders the features there and back
+            x = x.contiguous(memory_format=torch.channels_last)
+        y = F.conv2d(x, torch.cat(kernels), padding=size // 2, groups=x.shape[1])
+        parts = y.chunk(len(convs), 1)
+        return [F.conv2d(part, point) for part, (_, point) in zip(parts, weights, strict=True)]
+
 
 class AveragePool(nn.Module):
     """Average of a 3x3 window, stride 1; the padding counts, so it always divides by 9.
@@ -219,6 +234,11 @@ class AveragePool(nn.Module):
             return F.conv2d(x, kernel, padding=1, groups=self.channels)
         return F.avg_pool2d(x, 3, stride=1, padding=1)
 
+    @staticmethod
+    def side_by_side(pools: Sequence[AveragePool], x: Tensor) -> list[Tensor]:
+        """Run several, each on its channels of (B, n * C, H, W)."""
+        return [F.avg_pool2d(x, 3, stride=1, padding=1)]
+
 
 class MaxPool(nn.MaxPool2d):
     """Maximum of a 3x3 window, stride 1.
@@ -238,6 +258,11 @@ class MaxPool(nn.MaxPool2d):
         if self.shortcut and self.training and short and input.device.type == "cpu":
             return _ShortIndexMaxPool.apply(input)  # type: ignore[no-any-return]
         return super().forward(input)  # type: ignore[return-value]
+
+    @staticmethod
+    def side_by_side(pools: Sequence[MaxPool], x: Tensor) -> list[Tensor]:
+        """Run several, each on its channels of (B, n * C, H, W)."""
+        return [F.max_pool2d(x, 3, stride=1, padding=1)]
 
 
 class _ShortIndexMaxPool(torch.autograd.Function):

@@ -7,14 +7,15 @@ in each direction (``torch.nn.SyncBatchNorm`` does the same, but has no CPU vers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dsonas._utils import num_processes, sum_all_over_processes
+from dsonas._utils import num_processes, sum_all_over_processes, write_back
 from dsonas.nn.cpu.rows import (
     as_rows,
     fold,
@@ -62,7 +63,8 @@ class _OwnBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, bn: nn.BatchNorm2d) -> Tensor:
         result = torch.empty_like(x, memory_format=torch.channels_last)
-        (ctx.statistics,), ctx.bn = normalise([bn], [x], [result]), bn
+        (sums,) = exchange([bn], moments, [x])
+        ctx.statistics, ctx.bn = normalise(bn, x, result, sums), bn
         ctx.save_for_backward(x, weight)
         return result
 
@@ -71,41 +73,92 @@ class _OwnBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, _ = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        wants = ctx.needs_input_grad[:3]
-        (found,) = normalise_backward([ctx.bn], [x], [ctx.statistics], [gradient], [wants])
-        return *found, None
+        bn, statistics, wants = ctx.bn, ctx.statistics, ctx.needs_input_grad[:3]
+        (sums,) = exchange([bn], gradient_sums, [x], [statistics], [gradient])
+        return *normalise_backward(bn, x, statistics, gradient, wants, sums), None
 
 
-def is_synchronised(bn: nn.BatchNorm2d) -> bool:
-    """Whether its statistics are those of all processes."""
-    return getattr(bn, "synchronised", False)
+class JoinedNorms:
+    """The batch normalisations of a block, one call for those of a level.
+
+    Args:
+        bns: of all nodes, in training mode; alike but for their values.
+        counts: how many belong to each level.
+    """
+
+    def __init__(self, bns: Sequence[nn.BatchNorm2d], counts: Sequence[int]) -> None:
+        self.bn, sizes = bns[0], [count * bns[0].num_features for count in counts] * 2
+        # by the mappings behind them: a module takes as long to find an attribute as cat runs
+        own = [bn._parameters for bn in bns]
+        kept: list[Any] = [bn._buffers for bn in bns]
+        self._running = [part[name] for name in ("running_mean", "running_var") for part in kept]
+        self._counts = [part["num_batches_tracked"] for part in kept]
+        affine: list[Any] = [part[name] for name in ("weight", "bias") for part in own]
+        self._joined = torch.cat(self._running)
+        self._affine = torch.cat(affine).split_with_sizes(sizes)
+        self._statistics = self._joined.split_with_sizes(sizes)
+
+    def __call__(self, level: int, x: Tensor) -> Tensor:
+        """Features of a level (B, n * C, H, W) to the same shape."""
+        pair = slice(level, None, len(self._affine) // 2)
+        (weight, bias), (mean, variance) = self._affine[pair], self._statistics[pair]
+        bn, cudnn = self.bn, torch.backends.cudnn.enabled
+        assert bn.momentum is not None
+        if not getattr(bn, "synchronised", False):
+            return torch.batch_norm(
+                x, weight, bias, mean, variance, True, bn.momentum, bn.eps, cudnn
+            )
+        joined = SimpleNamespace(
+            weight=weight, bias=bias, running_mean=mean, running_var=variance,
+            momentum=bn.momentum, eps=bn.eps, num_features=len(weight), num_batches_tracked=None,
+            synchronised=True,
+        )  # fmt: skip
+        return _OwnBatchNorm.apply(x, weight, bias, joined)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def track(self) -> None:
+        """Write back the running statistics, once all levels have been normalised."""
+        write_back(self._joined, self._running)
+        torch._foreach_add_(self._counts, 1)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def exchange(
+    bns: Sequence[nn.BatchNorm2d], sums: Callable[..., Tensor], *values: Sequence[Any]
+) -> list[tuple[Tensor, Tensor] | None]:
+    """Add up sums over the processes, those of several in one exchange.
+
+    Args:
+        bns: whose they are; all synchronised or none.
+        sums: ``moments`` or ``gradient_sums``.
+        values: their other arguments, one for each.
+
+    Returns:
+        The sums of this process and of all; None for each that is not synchronised.
+    """
+    if not getattr(bns[0], "synchronised", False):
+        return [None] * len(bns)
+    own = [sums(*one) for one in zip(bns, *values, strict=True)]
+    return list(zip(own, sum_all_over_processes(own), strict=True))
 
 
 def normalise(
-    bns: Sequence[nn.BatchNorm2d], xs: Sequence[Tensor], outs: Sequence[Tensor]
-) -> list[Statistics]:
-    """Batch normalisation in training mode, of features side by side; updates running statistics.
+    bn: nn.BatchNorm2d, x: Tensor, out: Tensor, sums: tuple[Tensor, Tensor] | None = None
+) -> Statistics:
+    """Batch normalisation in training mode; updates running statistics.
 
     Args:
-        bns: one for each, affine, with running statistics; all synchronised or none. If they are,
-            the processes exchange their sums once for all of them.
-        xs: features, each (B, C, H, W).
-        outs: where the results go, of the same shapes in channels_last.
+        bn: affine, with running statistics.
+        x: features (B, C, H, W).
+        out: where the result goes, of the same shape in channels_last.
+        sums: what ``exchange`` gave of ``moments``.
 
     Returns:
         What ``normalise_backward`` needs.
     """
-    for bn in bns:
-        if bn.num_batches_tracked is not None:
-            bn.num_batches_tracked.add_(1)
-    if is_synchronised(bns[0]):
-        sums = sum_all_over_processes([_moments(*pair) for pair in zip(bns, xs, strict=True)])
-        each = zip(bns, xs, sums, outs, strict=True)
-        return [_normalise_by(bn, x, total, out) for bn, x, total, out in each]
-    return [_normalise(bn, x, out) for bn, x, out in zip(bns, xs, outs, strict=True)]
-
-
-def _normalise(bn: nn.BatchNorm2d, x: Tensor, out: Tensor) -> Statistics:
+    if bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+    if sums is not None:
+        return _normalise_by(bn, x, sums[1], out)
     rows = fold(bn, x)
     statistics = None if rows is None else _statistics(bn, rows)
     if rows is None or statistics is None:
@@ -133,36 +186,35 @@ def _normalise_by(bn: nn.BatchNorm2d, x: Tensor, sums: Tensor, out: Tensor) -> S
 
 
 def normalise_backward(
-    bns: Sequence[nn.BatchNorm2d],
-    xs: Sequence[Tensor],
-    statistics: Sequence[Statistics],
-    gradients: Sequence[Tensor],
-    wants: Sequence[Wants],
-) -> list[Found]:
-    """Gradients of x, gamma and beta, those that are wanted, of features side by side.
+    bn: nn.BatchNorm2d,
+    x: Tensor,
+    statistics: Statistics,
+    gradient: Tensor,
+    wants: Wants,
+    sums: tuple[Tensor, Tensor] | None = None,
+) -> Found:
+    """Gradients of x, gamma and beta, those that are wanted.
 
     Of several processes, gamma and beta get the part of this one alone, as all other weights do.
 
     Args:
-        bns: as in ``normalise``.
-        xs: as in ``normalise``.
+        bn: as in ``normalise``.
+        x: as in ``normalise``.
         statistics: what ``normalise`` returned.
-        gradients: of the results, each (B, C, H, W) in channels_last.
-        wants: which gradients to compute, for each of them.
+        gradient: of the result, (B, C, H, W) in channels_last.
+        wants: which gradients to compute.
+        sums: what ``exchange`` gave of ``gradient_sums``.
     """
-    each = list(zip(bns, xs, statistics, gradients, strict=True))
-    if not is_synchronised(bns[0]):
-        return [_backward(*one, want) for one, want in zip(each, wants, strict=True)]
-    own = [_sums(*one) for one in each]
-    asked = [sums for sums, want in zip(own, wants, strict=True) if want[0]]
-    total, found = iter(sum_all_over_processes(asked)), []
-    for one, sums, want in zip(each, own, wants, strict=True):
-        x_gradient = _backward_by(*one, next(total)) if want[0] else None
-        found.append((x_gradient, sums[0] if want[1] else None, sums[1] if want[2] else None))
-    return found
+    if sums is None:
+        return _backward(bn, x, statistics, gradient, wants)
+    own, total = sums
+    found = _backward_by(bn, x, statistics, gradient, total) if wants[0] else None
+    return found, own[0] if wants[1] else None, own[1] if wants[2] else None
 
 
-def _sums(bn: nn.BatchNorm2d, x: Tensor, statistics: Statistics, gradient: Tensor) -> Tensor:
+def gradient_sums(
+    bn: nn.BatchNorm2d, x: Tensor, statistics: Statistics, gradient: Tensor
+) -> Tensor:
     """Sums of g * xhat and of g in this process, (2, C): the gradients of gamma and beta."""
     _, along, total = _native_backward(bn, x, statistics, gradient, (False, True, True))
     assert along is not None
@@ -235,7 +287,7 @@ def _input_gradient(
     out.addcmul_(arriving, unfold(scale, rows))
 
 
-def _moments(bn: nn.BatchNorm2d, x: Tensor) -> Tensor:
+def moments(bn: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """Mean and mean square of each channel in this process, (2, C).
 
     In float64, where the mean of squares holds a variance that is small beside the mean.
@@ -257,10 +309,10 @@ def _track(bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
 
 def _statistics(bn: nn.BatchNorm2d, rows: Tensor) -> Statistics | None:
     """Statistics of a batch; None where one pass would not be accurate."""
-    moments = folded_moments(bn, rows)
-    if moments is None:
+    found = folded_moments(bn, rows)
+    if found is None:
         return None
-    mean, variance = moments
+    mean, variance = found
     count = rows.numel() // bn.num_features
     _track(bn, mean, variance * (count / (count - 1)))
     return Statistics(mean, (variance + bn.eps).rsqrt_(), folded=True)
