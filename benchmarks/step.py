@@ -3,8 +3,8 @@
 The fast path beside the same network by its plain path: seconds, memory, what the machine's rates
 allow, where the time goes, and the host's time for a step of published size with nothing to
 compute. Variants are timed in turn in one process (A B A B ...), so that all see the same machine.
-``host`` is the last of these alone; ``sparse``, ``growth`` and ``search`` are the other tables of
-docs/speed.md.
+``host`` is the last of these alone; ``paths``, ``sparse``, ``growth`` and ``search`` are the other
+tables of docs/speed.md.
 
     python benchmarks/step.py --json
     python benchmarks/step.py host --json
@@ -34,6 +34,7 @@ from stepper import BenchConfig, Stepper, environment, peak_memory, time_in_turn
 KINDS = {"fused": "fused", "recompute": "recompute", "reference": "plain", "frozen": "frozen"}
 SHARES = (1.0, 0.5, 0.25, 0.1)
 LEVELS = (2, 3, 4, 5, 6)
+PATH_SIZES = ((4, 16), (8, 16), (8, 32), (16, 32), (8, 64), (16, 64), (32, 64), (16, 256))
 SEARCH_BATCHES, SEARCH_EPOCHS = 4, 12
 COMPONENTS = {
     "convolutions backward": ("convolution_backward",),
@@ -107,6 +108,33 @@ def host_time(config: BenchConfig) -> dict[str, float]:
 def bench_host(config: BenchConfig) -> dict[str, Any]:
     """The host time of a step alone, by every kind of path."""
     return environment(Engine(config.engine)) | host_time(config)
+
+
+def bench_paths(config: BenchConfig) -> dict[str, Any]:
+    """The three ways to run a block at several sizes, dense and sparse: what ``choose_path`` knows.
+
+    One block at 8x8 pixels, so that only channels and batch count.
+    """
+    engine, rows = Engine(config.engine), []
+    for share in (1.0, 0.25):
+        for channels, images in PATH_SIZES:
+            at = replace(config, blocks=(1,), channels=channels, batch_size=images, image_size=8)
+            architecture, variants = at.sparse(share), {}
+            for kind in ("levels", "buffer", "frozen"):
+                stepper = Stepper(architecture, at, engine, kind)
+                variants |= {f"{kind}_weight": stepper.weight, f"{kind}_lambda": stepper.factor}
+            times = time_in_turn(variants, config.repeats)
+            graph = architecture.blocks[0]
+            rows.append(
+                {
+                    "channels": channels,
+                    "batch_size": images,
+                    "values": channels * images * 64,
+                    "connections_per_operation": graph.num_live / len(graph.kept_nodes),
+                    "milliseconds": {name: 1000 * time["median"] for name, time in times.items()},
+                }
+            )
+    return {**environment(engine), "rows": rows}
 
 
 def measure_machine() -> dict[str, float]:
@@ -271,6 +299,7 @@ def bench_search(config: BenchConfig) -> dict[str, Any]:
 BENCHES = {
     "step": bench_step,
     "host": bench_host,
+    "paths": bench_paths,
     "sparse": bench_sparse,
     "growth": bench_growth,
     "search": bench_search,

@@ -313,7 +313,7 @@ def test_the_layout_has_each_connection_in_its_place(seed: int):
         ({}, "buffer"),
         ({"sparse": True}, "plain"),
         ({"size": 4}, "levels"),
-        ({"size": 4, "sparse": True}, "levels"),
+        ({"size": 4, "sparse": True}, "plain"),
         ({"device": "meta"}, "levels"),
         ({"training": False}, "plain"),
         ({"size": 4, "recompute": True}, "buffer"),

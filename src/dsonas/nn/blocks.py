@@ -19,8 +19,8 @@ from dsonas.nn.operations import build_operation, run_plainly
 
 BN_EPS = 2e-5
 Path = Literal["plain", "levels", "buffer"]
-SMALL = 2**15  # values in the features of an operation: up to here the CPU waits for the host
-CROSSOVER = 3  # live connections an operation, from which products of whole levels pay
+SMALL = 2**14  # values in an operation's features: up to here a step on a CPU waits for the host
+DENSE = 3  # live connections an operation, from which products of whole levels pay
 
 
 def choose_path(
@@ -41,22 +41,21 @@ def choose_path(
 
     Returns:
         * plain, if nothing is learned: the other two know no running statistics.
+        * plain below ``DENSE`` connections an operation, at every size: products of whole levels
+          would be full of zeros.
         * buffer, if ``recompute`` asks for it.
-        * levels, on accelerators: a step waits for the host there, whatever its size. Nobody has
-          measured the three on one.
-        * levels, up to ``SMALL`` values on CPUs; beyond it buffer for dense blocks, and plain for
-          sparse ones, where products would be full of zeros. All measured: docs/speed.md.
+        * levels on accelerators: a step waits for the host there. Nobody has measured it on one.
+        * levels up to ``SMALL`` values on CPUs, and buffer beyond. Measured: docs/speed.md.
     """
-    dense = graph.num_live >= CROSSOVER * len(graph.kept_nodes)
     if not (training and torch.is_grad_enabled()):
         return "plain"
     if asked is not None:
         return asked
+    if graph.num_live < DENSE * len(graph.kept_nodes):
+        return "plain"
     if recompute:
-        return "buffer" if dense else "plain"
-    if x.device.type != "cpu" or x.numel() <= SMALL:
-        return "levels"
-    return "buffer" if dense else "plain"
+        return "buffer"
+    return "levels" if x.device.type != "cpu" or x.numel() <= SMALL else "buffer"
 
 
 def batch_norm(channels: int, learn_gamma: bool = True) -> BatchNorm:
