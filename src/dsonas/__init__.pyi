@@ -25,6 +25,7 @@ from .search import (
     SearchConfig as SearchConfig,
     Searcher as Searcher,
     SearchResult as SearchResult,
+    compress as compress,
     search as search,
     shrink as shrink,
 )

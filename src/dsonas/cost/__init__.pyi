@@ -37,6 +37,11 @@ from .edits import (
     without_connection as without_connection,
     without_operation as without_operation,
 )
+from .graph_costs import (
+    GraphCosts as GraphCosts,
+    Links as Links,
+    count_model as count_model,
+)
 from .latency import (
     LatencyMeter as LatencyMeter,
 )

@@ -10,6 +10,10 @@ from .choice_supernet import (
     ChoiceNetwork as ChoiceNetwork,
     ChoiceSupernet as ChoiceSupernet,
 )
+from .compressing import (
+    compress as compress,
+    scale_model as scale_model,
+)
 from .criteria import (
     Factors as Factors,
     connection_flows as connection_flows,

@@ -1,43 +1,62 @@
-"""A model that ``scale_connections`` has prepared, as a supernet of the ``Searcher``."""
+"""A traced model, with factors on its connections and channels, as a supernet."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from dsonas.cost import Budget
+from dsonas._utils import mask_like
+from dsonas.cost import Budget, GraphCosts, Links
 from dsonas.search.search_config import SearchConfig
 from dsonas.sparse import (
+    ChannelMap,
     Choices,
     ProximalNAG,
-    arguments,
+    channel_magnitudes,
+    fold_factors,
     list_connections,
     normalise_factors,
     prune_model,
+    remove_channels,
+    scale_channels,
     scaling_factors,
+    unscale_channels,
 )
 
 Structure = tuple[tuple[bool, ...], ...]
-"""For every input of every sum and concatenation whether it is live."""
+"""For every input of every sum and concatenation, then for every channel, whether it is live."""
+
+Unit = tuple[tuple[int, int], ...]
+"""Inputs that go together: for each the number of its sum, and its own in it."""
+
+Saving = tuple[Unit, dict[str, float]]
+"""What the removal of inputs saves, by measure."""
+
+SMALLEST = 0.05  # initial factor of a channel, where the mean square is 1
+STEP = 16  # a group loses at most this part of its channels before all are compared again
+RECOUNT = 8  # removals of channels between two looks at what links save
 
 
 class ScaledSupernet:
-    """A traced model with a factor on every input of its sums and concatenations.
+    """A traced model with a factor on every input of its sums and concatenations, and on channels.
 
-    What is removed stays in the model as zeros until the end: ``prune_model`` takes it out of the
-    result.
+    What is removed stays in the model as zeros until the end, so that weights keep their shapes in
+    the user's optimizer; costs are counted as if it had been cut. The result is cut once.
 
     Args:
-        model: what ``scale_connections`` has returned.
+        model: what ``scale_connections`` has returned; with ``channels``, a traced model that may
+            have no such factors, whose weights change with the initial factors of its channels.
         example: what ``scale_connections`` has been given, by which costs are counted.
         budget: upper bounds on the result.
         config: when the structure is held; without a budget, its share of the cost.
         cost: the user's function of a structure, in the measure that the budget bounds first.
+        channels: groups of channels that get factors.
 
     Raises:
         ValueError: if nothing keeps the budget.
@@ -50,150 +69,286 @@ class ScaledSupernet:
         budget: Budget | None,
         config: SearchConfig,
         cost: Callable[[Structure], float] | None = None,
+        channels: ChannelMap | None = None,
     ) -> None:
         if example is None:
             raise ValueError("example must be an input of the model, by which costs are counted")
-        self.model, self.example, self.config = model, example, config
+        self.model: nn.Module = model
+        self._traced = model
+        self.example, self.config = example, config
+        self.channels = channels or ChannelMap()
         self.leading = (budget or Budget()).leading
-        self._own_cost, self._counted = cost, {}
-        self.live: Structure = tuple((True,) * vector.numel() for vector in self.vectors())
-        self._whole = self.cost(self.live)
+        self._own_cost = cost
+        self._costs = GraphCosts(model, example, self.channels)
+        self._vectors = scaling_factors(model)
+        if self.channels.sizes:
+            self._vectors += self._scale_channels(model)
+        self._count = len(self._costs.links)  # of sums and concatenations
+        self.live: Structure = tuple((True,) * vector.numel() for vector in self._vectors)
         self._limits = {} if budget is None else budget.of(self._measure_whole).bounds
-        self._floor = self._smallest()
-        least, limit = self.cost(self._floor), self._limits.get(self.leading, float("inf"))
-        if least > limit:
-            raise ValueError(
-                f"budget.{self.leading} must be at least {least:.6g}, what is left without all "
-                f"branches that can go, got {limit:.6g}"
-            )
+        self._whole = {name: self._measure_whole(name) for name in self._limits or ("macs",)}
+        least = self._measure(self._smallest(self.live))
+        for name, limit in self._limits.items():
+            if least[name] > limit:
+                raise ValueError(
+                    f"budget.{name} must be at least {least[name]:.6g}, what is left without all "
+                    f"branches and channels that can go, got {limit:.6g}: raise it, or start from "
+                    "a smaller model"
+                )
+
+    @torch.no_grad()
+    def _scale_channels(self, model: fx.GraphModule) -> list[nn.Parameter]:
+        """Give channels factors that say what readers get of them; the model computes the same."""
+        start = [m.clamp(min=SMALLEST) for m in channel_magnitudes(model, self.channels)]
+        start = [m / m.square().mean().sqrt() for m in start]
+        fold_factors(model, self.channels, [1 / m for m in start])
+        scales = scale_channels(model, self.channels)
+        for vector, value in zip(scales.factors, start, strict=True):
+            vector.copy_(value)
+        return list(scales.factors)
 
     def _measure_whole(self, name: str) -> float:
-        return self._count(self.live)[name]
+        return self._measure(self.live)[name]
 
-    def _count(self, structure: Structure) -> dict[str, float]:
-        """Count a structure; infinite where nothing is left of the model."""
-        if structure not in self._counted:
-            self._counted[structure] = self._count_anew(structure)
-        return self._counted[structure]
+    def _measure(self, structure: Structure) -> dict[str, float]:
+        """Count a structure in all measures."""
+        return self._totals(*self._split(structure))
 
-    def _count_anew(self, structure: Structure) -> dict[str, float]:
-        replica = copy.deepcopy(self.model).eval()
-        with torch.no_grad():
-            for vector, flags in zip(scaling_factors(replica), structure, strict=True):
-                vector.copy_(torch.tensor(flags, dtype=vector.dtype))
-            try:
-                pruned = prune_model(replica, self.example)
-            except ValueError:  # no path is left
-                return {"macs": float("inf"), "params": float("inf")}
-            args, kwargs = arguments(pruned, self.example)
-            with FlopCounterMode(display=False) as counter:
-                pruned(*args, **kwargs)
-        params = sum(parameter.numel() for parameter in pruned.parameters())
-        return {"macs": counter.get_total_flops() / 2, "params": float(params)}
+    def _totals(self, links: Links, counts: np.ndarray) -> dict[str, float]:
+        """Count links and channels in all measures."""
+        found = self._costs.costs(links, counts)
+        if self._own_cost is not None:
+            found[self.leading] = float(self._own_cost(links))
+        elif self.leading not in found:
+            raise ValueError(f"budget.{self.leading} is not counted for a model: give cost=")
+        return found
+
+    def _split(self, structure: Structure) -> tuple[Links, np.ndarray]:
+        """The links, and how many channels of each group are left."""
+        groups = structure[self._count :]
+        return structure[: self._count], np.array([sum(flags) for flags in groups], dtype=float)
 
     def cost(self, structure: Structure) -> float:
         """Compute what the pruned model costs."""
-        if self._own_cost is not None:
-            return float(self._own_cost(structure))
-        found = self._count(structure)
-        if self.leading not in found:
-            raise ValueError(f"budget.{self.leading} is not counted for a model: give cost=")
-        return found[self.leading]
+        return self._measure(structure)[self.leading]
 
     def vectors(self) -> list[nn.Parameter]:
-        """List the factors of every sum and concatenation."""
-        return scaling_factors(self.model)
+        """List the factors of every sum and concatenation, then those of every group."""
+        return self._vectors
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """List all parameters that are left."""
         return self.model.parameters()
 
     def flags(self, structure: Structure) -> list[Sequence[bool]]:
-        """Tell which inputs a structure has."""
+        """Tell which inputs and channels a structure has."""
         return list(structure)
 
     def penalties(self, gamma: float) -> list[Tensor | float]:
-        """Compute Gamma of every vector: the same for all."""
-        return [gamma for _ in self.live]
+        """Compute Gamma of every factor, in proportion to what its removal saves; on average gamma.
+
+        What saves nothing, such as an identity, has none. A channel counts by its whole group.
+        """
+        links, counts = self._split(self.live)
+        rows = [torch.zeros(len(flags)) for flags in links]
+        for unit, saved in self._link_savings(links, counts):
+            if len(unit) == 1:
+                rows[unit[0][0]][unit[0][1]] = saved[self.leading]
+        if len(counts):
+            saved = self._costs.without_channels(links, counts, counts - 1)[self.leading]
+            sizes = self._costs.groups
+            rows += [torch.full((int(n),), float(s)) for n, s in zip(sizes, saved, strict=True)]
+        mean = torch.stack([row.max() for row in rows]).mean().clamp(min=1e-30)
+        return [gamma * row / mean for row in rows]
 
     def normalise(self, optimizer: ProximalNAG, staying: Structure) -> None:
-        """Give the factors of every sum of which something stays a mean square of 1."""
-        sums = zip(self.vectors(), staying, strict=True)
-        normalise_factors([vector for vector, flags in sums if any(flags)], optimizer)
+        """Give the factors of every sum and group of which something stays a mean square of 1."""
+        vectors = zip(self._vectors, staying, strict=True)
+        normalise_factors([vector for vector, flags in vectors if any(flags)], optimizer)
 
     def alive(self, planned: Structure | None = None) -> Structure:
-        """Find the live inputs with positive factors or in a plan; at least one path stays."""
-        kept = planned or [[False] * len(flags) for flags in self.live]
-        found = tuple(
-            tuple(
+        """Find what has positive factors or is in a plan.
+
+        A channel of each group stays, and the links without which the budget cannot be kept.
+        """
+        found = []
+        for i, (flags, vector) in enumerate(zip(self.live, self._vectors, strict=True)):
+            keeps = planned[i] if planned is not None else self._floor[i]
+            left = tuple(
                 was and (value > 0 or stays)
                 for was, value, stays in zip(flags, vector.tolist(), keeps, strict=True)
             )
-            for flags, vector, keeps in zip(self.live, self.vectors(), kept, strict=True)
-        )
-        return self.live if self._count(found)["macs"] == float("inf") else found
+            found.append(left if any(left) or i < self._count else flags)
+        if not self._costs.is_live(tuple(found[: self._count])):
+            found[: self._count] = self.live[: self._count]
+        return tuple(found)
 
     def planned(self, progress: float, ranks: Sequence[Tensor]) -> Structure | None:
-        """Find what is left when the cost falls in equal ratios to the budget until it is held."""
-        final = self._limits.get(self.leading)
-        if final is None:
+        """Find what is left when costs fall in equal ratios to the budget until it is held."""
+        limits = self._limits
+        if not limits:
             if self.config.keep_cost is None:
                 return None
-            final = self.config.keep_cost * self._whole
+            limits = {"macs": self.config.keep_cost * self._whole["macs"]}
         part = min(1.0, progress / self.config.hold_from)
-        return self._cut_to(part, final, ranks) or self.live
+        allowed = {
+            name: self._whole[name] * (min(limit, self._whole[name]) / self._whole[name]) ** part
+            for name, limit in limits.items()
+        }
+        return self._cut(allowed, [vector.detach().cpu().square().numpy() for vector in ranks])
 
-    def _cut_to(self, part: float, final: float, ranks: Sequence[Tensor]) -> Structure | None:
-        """Remove inputs, the smallest shares first, until a cost is met; None if it cannot be.
+    def _cut(self, allowed: dict[str, float], squares: Sequence[np.ndarray]) -> Structure:
+        """Remove what loses least for what it saves until costs are met, or all that can goes.
 
-        What the cheapest structure is made of stays, so that no choice leads to a dead end.
+        To lose a share s of what is left of a sum or group counts as -log(1 - s): the more of it
+        has gone, the more the rest is worth. What the cheapest structure is made of stays, so that
+        no choice leads to a dead end.
         """
-        allowed = self._whole * (min(final, self._whole) / self._whole) ** part
-        current = self.live
-        if self.cost(current) <= allowed:
-            return current
-        for i, j in self._ranked(ranks):
-            if not self._floor[i][j]:
-                current = _without(current, i, j)
-                if self.cost(current) <= allowed:
-                    return current
-        return None
+        links, counts = self._split(self.live)
+        ranked = [
+            _Ranked(flags, values)
+            for flags, values in zip(self.live[self._count :], squares[self._count :], strict=True)
+        ]
+        savings, age = [], 0
+        while True:
+            now = self._totals(links, counts)
+            over = {n: now[n] - limit for n, limit in allowed.items() if now[n] > limit}
+            if not over:
+                break
+            if age % RECOUNT == 0:
+                savings = self._link_savings(links, counts)
+            age += 1
+            ratio, unit = self._best_links(links, savings, over, squares)
+            other, group, fewer = self._best_channels(links, counts, over, ranked)
+            if other < ratio:
+                counts[group] -= fewer
+            elif unit:
+                for i, j in unit:
+                    links = _without(links, i, j)
+                age = 0
+            else:
+                break
+        kept = [group.kept(int(n)) for group, n in zip(ranked, counts, strict=True)]
+        return (*links, *kept)
 
-    def _ranked(self, ranks: Sequence[Tensor]) -> list[tuple[int, int]]:
-        shares = []
-        for i, (vector, flags) in enumerate(zip(ranks, self.live, strict=True)):
-            squares = vector.detach().square()
-            total = float(squares.sum()) or 1.0
-            live = [j for j, alive in enumerate(flags) if alive]
-            shares += [(float(squares[j]) / total, i, j) for j in live]
-        return [(i, j) for _, i, j in sorted(shares)]
+    def _best_channels(
+        self, links: Links, counts: np.ndarray, over: dict[str, float], ranked: list[_Ranked]
+    ) -> tuple[float, int, float]:
+        """The ratio of loss and gain of the best group, its number, and how many channels go."""
+        if not len(counts):
+            return np.inf, -1, 0
+        fewer = np.minimum(np.maximum(1, counts // STEP), counts - 1)
+        saved = self._costs.without_channels(links, counts, fewer)
+        gains = sum(np.minimum(saved[n], over[n]) / over[n] for n in over)
+        losses = [g.loss(int(n), int(f)) for g, n, f in zip(ranked, counts, fewer, strict=True)]
+        usable = (fewer > 0) & (gains > 0)
+        ratios = np.where(usable, np.array(losses) / np.where(usable, gains, 1), np.inf)
+        group = int(ratios.argmin())
+        enough = max(over[n] / max(saved[n][group], 1e-30) for n in over)
+        return (
+            float(ratios[group]),
+            group,
+            max(1, min(fewer[group], np.ceil(fewer[group] * enough))),
+        )
 
-    def _smallest(self) -> Structure:
-        """Remove, one by one, what saves most, as long as anything saves something."""
-        current, cost = self.live, self._whole
-        places = [(i, j) for i, flags in enumerate(self.live) for j, _ in enumerate(flags)]
-        saved = {place: cost - self.cost(_without(current, *place)) for place in places}
-        for place in sorted(places, key=lambda place: -saved[place]):
-            smaller = _without(current, *place)
-            if self.cost(smaller) < cost:
-                current, cost = smaller, self.cost(smaller)
-        return current
+    def _best_links(
+        self,
+        links: Links,
+        savings: list[Saving],
+        over: dict[str, float],
+        squares: Sequence[np.ndarray],
+    ) -> tuple[float, Unit]:
+        """What loses least for what it saves, and the ratio of both."""
+        best, found = np.inf, ()
+        for unit, saved in savings:
+            gain = sum(min(saved[n], amount) / amount for n, amount in over.items())
+            if gain <= 0:
+                continue
+            loss = 0.0
+            for i, j in unit:
+                total = float(squares[i][list(links[i])].sum()) or 1.0
+                loss -= np.log(max(1 - float(squares[i][j]) / total, 1e-3))
+            if loss / gain < best:
+                best, found = loss / gain, unit
+        return best, found
 
+    def _link_savings(
+        self, links: Links, counts: np.ndarray
+    ) -> list[tuple[Unit, dict[str, float]]]:
+        """What is saved by the removal of links: of each, and of all that one feature feeds."""
+        now, found = self._totals(links, counts), []
+        for unit in self._units:
+            left = tuple((i, j) for i, j in unit if links[i][j])
+            if not left or (len(unit) > 1 and len(left) < 2):
+                continue
+            fewer = links
+            for i, j in left:
+                fewer = _without(fewer, i, j)
+            if any(self._floor[i][j] for i, j in left) or not self._costs.is_live(fewer):
+                continue
+            then = self._totals(fewer, counts)
+            found.append((left, {name: now[name] - then[name] for name in now}))
+        return found
+
+    @cached_property
+    def _units(self) -> list[Unit]:
+        """The links that may go together: each, and all that one feature feeds."""
+        fed: dict[int, list[tuple[int, int]]] = {}
+        for i, sources in enumerate(self._costs.sources):
+            for j, source in enumerate(sources):
+                fed.setdefault(source, []).append((i, j))
+        singles = [((i, j),) for i, n in enumerate(self._costs.links) for j in range(n)]
+        return [*singles, *(tuple(unit) for unit in fed.values() if len(unit) > 1)]
+
+    def _smallest(self, structure: Structure) -> Structure:
+        """Remove links that save most, as long as any saves something, and all channels but one."""
+        links, counts = self._split(structure)
+        self._floor = tuple((False,) * len(flags) for flags in structure)
+        while True:
+            savings = self._link_savings(links, counts)
+            unit, saved = max(savings, key=lambda x: x[1][self.leading], default=((), {}))
+            if not unit or saved[self.leading] <= 0:
+                break
+            for i, j in unit:
+                links = _without(links, i, j)
+        self._floor = (*links, *self._floor[self._count :])  # which channel stays is open
+        first = [tuple(j == flags.index(True) for j in range(len(flags)))
+                 for flags in structure[self._count :]]  # fmt: skip
+        return (*links, *first)
+
+    @torch.no_grad()
     def remove(self, structure: Structure, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-        """Note what is removed; the weights go at the end."""
+        """Note what is removed; the weights go at the end.
+
+        A group whose factors have all come to 0 together would let nothing through any more; those
+        that stay begin again. So does a link without which the budget cannot be kept.
+        """
         self.live = structure
+        for i, (vector, flags) in enumerate(zip(self._vectors, structure, strict=True)):
+            stays = mask_like(flags, vector)
+            if i < self._count:
+                needed = mask_like(self._floor[i], vector) * stays
+                vector.copy_(torch.where((vector == 0) & (needed > 0), SMALLEST, vector))
+            elif not bool((vector * stays > 0).any()):
+                vector.copy_(stays)
 
     def final(self) -> nn.Module:
-        """Prune a copy of the model."""
-        return prune_model(self.model, self.example)
+        """Make the final network: channels are cut, then connections."""
+        result = copy.deepcopy(self._traced)
+        if self.channels.sizes:
+            unscale_channels(result, self.channels)
+            remove_channels(result, self.channels, self.live[self._count :])
+        return prune_model(result, self.example) if self._count else result
 
     def choices(self) -> Choices:
-        """Name the inputs that are left, by sum or concatenation."""
+        """Name what is left: inputs by sum or concatenation, numbers of channels by group."""
         found: dict[str, list[str]] = {}
-        for link in list_connections(self.model):
+        for link in list_connections(self._traced):
             names = found.setdefault(link.target, [])
             if link.factor != 0:
                 names.append(link.source)
+        for name, flags in zip(self.channels.sizes, self.live[self._count :], strict=True):
+            found[name] = [str(j) for j, flag in enumerate(flags) if flag]
         return Choices(found)
 
     def to_state(self, structure: Structure) -> list[list[bool]]:
@@ -205,6 +360,24 @@ class ScaledSupernet:
         return tuple(tuple(flags) for flags in state)
 
 
-def _without(structure: Structure, i: int, j: int) -> Structure:
-    flags = tuple(alive and k != j for k, alive in enumerate(structure[i]))
-    return (*structure[:i], flags, *structure[i + 1 :])
+class _Ranked:
+    """The channels of a group in the order in which they go."""
+
+    def __init__(self, flags: Sequence[bool], squares: np.ndarray) -> None:
+        self.size = len(flags)
+        self.order = sorted((j for j, flag in enumerate(flags) if flag), key=squares.__getitem__)
+        self.rest = np.maximum(squares[self.order], 1e-12)[::-1].cumsum()  # of the last n + 1
+
+    def loss(self, count: int, fewer: int) -> float:
+        """Compute what is lost if of ``count`` channels some go."""
+        return float(np.log(self.rest[count - 1] / self.rest[count - fewer - 1])) if fewer else 0.0
+
+    def kept(self, count: int) -> tuple[bool, ...]:
+        """The flags of the last ``count`` channels."""
+        last = set(self.order[len(self.order) - count :])
+        return tuple(j in last for j in range(self.size))
+
+
+def _without(links: Links, i: int, j: int) -> Links:
+    flags = tuple(alive and k != j for k, alive in enumerate(links[i]))
+    return (*links[:i], flags, *links[i + 1 :])

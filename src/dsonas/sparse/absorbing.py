@@ -347,9 +347,9 @@ def _normalised(layer: _BatchNorm, dropped: Tensor, constant: Tensor) -> Tensor:
 
 def _narrow_norm(layer: _BatchNorm, keep: Tensor) -> None:
     layer.num_features = int(keep.sum())
-    for name, value in _tensors(layer):
+    for name, value in own_tensors(layer):
         if value.ndim == 1:
-            _set(layer, name, value[keep])
+            replace_tensor(layer, name, value[keep])
 
 
 def _narrow_columns(layer: nn.Linear | _ConvNd, keep: Tensor, constant: Tensor) -> None:
@@ -360,19 +360,21 @@ def _narrow_columns(layer: nn.Linear | _ConvNd, keep: Tensor, constant: Tensor) 
         offset = offset @ constant.to(weight)
         bias = offset if layer.bias is None else layer.bias + offset
         layer.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
-    _set(layer, "weight", weight[:, keep])
+    replace_tensor(layer, "weight", weight[:, keep])
     if isinstance(layer, nn.Linear):
         layer.in_features = int(keep.sum())
     else:
         layer.in_channels = int(keep.sum())
 
 
-def _tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def own_tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """List the parameters and buffers of a layer, which may be replaced meanwhile."""
     yield from list(layer.named_parameters(recurse=False))
     yield from list(layer.named_buffers(recurse=False))
 
 
-def _set(layer: nn.Module, name: str, value: Tensor) -> None:
+def replace_tensor(layer: nn.Module, name: str, value: Tensor) -> None:
+    """Put a copy of other numbers in the place of a parameter or buffer."""
     old = getattr(layer, name)
     value = value.detach().clone()
     if old.ndim == 4 and not old.is_contiguous():

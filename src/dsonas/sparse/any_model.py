@@ -26,6 +26,8 @@ _CONCATENATIONS: dict[Any, int | None] = {  # their dimension, where the name sa
     torch.cat: None, torch.concat: None, torch.concatenate: None, torch.hstack: 1, torch.dstack: 2,
 }  # fmt: skip
 
+_REMEDY = "a part overwrites what others read through a view; keep its module whole by leaves"
+
 
 def scale_connections(model: nn.Module, example: Any, leaves: Leaves = ()) -> fx.GraphModule:
     """Put a scaling factor on every connection of a model that joins others in a sum or concat.
@@ -69,22 +71,40 @@ def scale_connections(model: nn.Module, example: Any, leaves: Leaves = ()) -> fx
     """
     model = unwrap(model)
     traced = trace(model, example, leaves)
-    remedy = "a part overwrites what others read through a view; keep its module whole by leaves"
-    require_equal(model, traced, example, remedy)
-    observed = observe(traced, example)
-    joins = [*_sums(traced.graph, observed), *_concatenations(traced.graph, observed)]
-    found = sorted(joins, key=itemgetter(0))  # as the model runs
-    if not found:
+    require_equal(model, traced, example, _REMEDY)
+    joins = find_joins(traced, example)
+    if not joins:
         raise ValueError(
             "model must have a sum of features of equal shape or a concatenation of channels, but "
             "none was found: those inside torch.nn modules and leaves are not seen; write "
             "dsonas.sparse.connections.ScaledSum into your forward instead"
         )
-    _warn_of_unfelt(traced, [node for node, _, x in found if isinstance(x, ScaledConcat)])
+    unfelt = [node.name for node, _, _ in joins if is_unfelt(traced, node)]
+    if unfelt:
+        warnings.warn(
+            f"only batch normalisation reads {', '.join(unfelt)}, and takes the scale of every "
+            "channel out: the factors there get no gradient, so a penalty cannot tell what is "
+            "useful; normalise the parts before they are concatenated",
+            stacklevel=2,
+        )
+    scale_joins(traced, joins)
+    require_equal(model, traced, example, _REMEDY)
+    return traced
+
+
+def find_joins(traced: fx.GraphModule, example: Any) -> list[Join]:
+    """Find the sums and concatenations of a traced model, in the order in which it runs."""
+    observed = observe(traced, example)
+    joins = [*_sums(traced.graph, observed), *_concatenations(traced.graph, observed)]
+    return sorted(joins, key=itemgetter(0))
+
+
+def scale_joins(traced: fx.GraphModule, joins: list[Join]) -> None:
+    """Put a scaling factor on every input of some sums and concatenations, in place."""
     home = "scaling" + "_" * hasattr(traced, "scaling")
-    device = next((p.device for p in model.parameters()), None)
+    device = next((p.device for p in traced.parameters()), None)
     replaced: dict[fx.Node, fx.Node] = {}
-    for node, inputs, scaled in found:
+    for node, inputs, scaled in joins:
         sources = [replaced.get(x, x) for x in inputs]
         name = f"{home}.{node.name}"
         traced.add_submodule(name, scaled.to(device))
@@ -93,8 +113,12 @@ def scale_connections(model: nn.Module, example: Any, leaves: Leaves = ()) -> fx
         node.replace_all_uses_with(replaced[node])
     traced.graph.eliminate_dead_code(has_effect)
     traced.recompile()
-    require_equal(model, traced, example, remedy)
-    return traced
+
+
+def is_unfelt(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether only batch normalisation reads a concatenation."""
+    concatenates = node.target in _CONCATENATIONS and len(node.users) > 0
+    return concatenates and all(isinstance(module_of(traced, x), _BatchNorm) for x in node.users)
 
 
 class ScaledConnection(NamedTuple):
@@ -131,11 +155,12 @@ def _plain(target: str) -> str:
     return target.removeprefix("scaling").lstrip("_").removeprefix(".")
 
 
-Found = tuple[fx.Node, list[fx.Node], ScaledSum]
+Join = tuple[fx.Node, list[fx.Node], ScaledSum]
+"""A sum or concatenation, its inputs, and what takes its place."""
 Terms = list[tuple[Any, float]]
 
 
-def _sums(graph: fx.Graph, observed: dict[fx.Node, Observed]) -> Iterator[Found]:
+def _sums(graph: fx.Graph, observed: dict[fx.Node, Observed]) -> Iterator[Join]:
     """Sums of at least two features, a chain of additions as one sum."""
     inner: set[fx.Node] = set()
     for node in reversed(graph.nodes):
@@ -200,7 +225,7 @@ def _stacked(node: fx.Node) -> list[tuple[Any, float]]:
     return [(x, scale) for x in inputs]
 
 
-def _concatenations(graph: fx.Graph, observed: dict[fx.Node, Observed]) -> Iterator[Found]:
+def _concatenations(graph: fx.Graph, observed: dict[fx.Node, Observed]) -> Iterator[Join]:
     for node in graph.nodes:
         if node.target not in _CONCATENATIONS:
             continue
@@ -213,18 +238,3 @@ def _concatenations(graph: fx.Graph, observed: dict[fx.Node, Observed]) -> Itera
         fits = [isinstance(x, fx.Node) and observed[x].is_feature for x in inputs]
         if dim > 0 and all(fits):
             yield node, list(inputs), ScaledConcat(len(inputs), dim)
-
-
-def _warn_of_unfelt(model: fx.GraphModule, concatenations: list[fx.Node]) -> None:
-    unfelt = [
-        node.name
-        for node in concatenations
-        if node.users and all(isinstance(module_of(model, user), _BatchNorm) for user in node.users)
-    ]
-    if unfelt:
-        warnings.warn(
-            f"only batch normalisation reads {', '.join(unfelt)}, and takes the scale of every "
-            "channel out: the factors there get no gradient, so a penalty cannot tell what is "
-            "useful; normalise the parts before they are concatenated",
-            stacklevel=3,
-        )

@@ -107,7 +107,7 @@ class _Observer(fx.Interpreter):
         base = node.args[0] if node.args else None
         while isinstance(base, fx.Node) and base in self.found:
             before = self.found[base]
-            self.found[base] = replace(before, state=_joined([before.state, state]), value=None)
+            self.found[base] = replace(before, state=joined([before.state, state]), value=None)
             base = base.args[0] if base.op in ("call_function", "call_method") else None
 
     def _state(self, node: fx.Node) -> State:
@@ -120,10 +120,10 @@ class _Observer(fx.Interpreter):
             states = [value.state for value in inputs]
         if is_product(node) and any(value.is_zero for value in inputs):
             return State.CUT
-        return _joined(states)
+        return joined(states)
 
 
-def _joined(states: list[State]) -> State:
+def joined(states: list[State]) -> State:
     """What depends on several values."""
     return next((state for state in (State.LIVE, State.CUT) if state in states), State.FIXED)
 

@@ -1,0 +1,424 @@
+"""Scaling factors on the channels of any traced model, and the physical removal of channels.
+
+Which channels can only go together is found by the dependency graph of torch-pruning. A factor
+multiplies the weights with which layers read its channel, y = W (lambda * x): at 0 nothing reads
+the channel any more, whatever normalisation and activation stand in between, so that it can be
+removed exactly; and the penalty acts on what readers make of a channel, not on its scale.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_map
+
+from dsonas.sparse.absorbing import own_tensors, replace_tensor
+from dsonas.sparse.observing import module_of, require_equal
+from dsonas.sparse.recording import arguments, has_effect
+
+FIXED = -1  # a channel without a factor
+
+
+class _ScaledColumns(nn.Module):
+    """A layer whose weights of every input are multiplied by a factor."""
+
+    weight: Tensor
+
+    def scaled(self, scale: Tensor) -> Tensor:
+        return self.weight * scale.view(1, -1, *[1] * (self.weight.ndim - 2))
+
+
+class _ScaledLinear(_ScaledColumns, nn.Linear):
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return F.linear(x, self.scaled(scale), self.bias)
+
+
+class _ScaledConv(_ScaledColumns):
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        layer = cast(Any, self)
+        return layer._conv_forward(x, self.scaled(scale), layer.bias)
+
+
+class _ScaledConv1d(_ScaledConv, nn.Conv1d):
+    pass
+
+
+class _ScaledConv2d(_ScaledConv, nn.Conv2d):
+    pass
+
+
+class _ScaledConv3d(_ScaledConv, nn.Conv3d):
+    pass
+
+
+_SCALED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: _ScaledLinear, nn.Conv1d: _ScaledConv1d, nn.Conv2d: _ScaledConv2d,
+    nn.Conv3d: _ScaledConv3d,
+}  # fmt: skip
+_PLAIN = {scaled: plain for plain, scaled in _SCALED.items()}
+
+
+class ChannelScales(nn.Module):
+    """The scaling factors of groups of channels, and what each reader multiplies its inputs by.
+
+    Args:
+        sizes: channels of every group.
+        indices: for every reader, for every input the number of its channel among those of all
+            groups one after the other; ``FIXED`` for 1.
+
+    Example:
+        >>> scales = ChannelScales([2], [torch.tensor([1, FIXED])])
+        >>> scales()
+        [tensor([1., 1.], grad_fn=<IndexBackward0>)]
+    """
+
+    def __init__(self, sizes: Sequence[int], indices: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.factors = nn.ParameterList([nn.Parameter(torch.ones(size)) for size in sizes])
+        self.num_readers = len(indices)
+        for i, index in enumerate(indices):
+            self.register_buffer(f"index_{i}", index + 1, persistent=False)
+
+    def forward(self) -> list[Tensor]:
+        """Look up the scale of every input of every reader."""
+        flat = torch.cat([self.factors[0].new_ones(1), *self.factors])
+        return [flat[getattr(self, f"index_{i}")] for i in range(self.num_readers)]
+
+
+@dataclass
+class ChannelMap:
+    """Which channels of which layers go together.
+
+    Args:
+        sizes: channels of every group, by the name of a layer that makes them. All channels are
+            numbered, those of one group after the other.
+        outs: for every layer that makes or passes channels on, the number of each of its outputs;
+            ``FIXED`` for those that stay.
+        ins: the same for the inputs of every layer that reads channels.
+    """
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    outs: dict[str, Tensor] = field(default_factory=dict)
+    ins: dict[str, Tensor] = field(default_factory=dict)
+
+    def kept(self, flags: Sequence[Sequence[bool]]) -> Tensor:
+        """Join the flags of all groups to one mask over numbers, with one more for ``FIXED``."""
+        return torch.tensor([flag for group in flags for flag in group] + [True])
+
+    def subset(self, names: Sequence[str]) -> ChannelMap:
+        """Keep some groups."""
+        number = torch.full((sum(self.sizes.values()) + 1,), FIXED)
+        start = count = 0
+        for name, size in self.sizes.items():
+            if name in names:
+                number[start : start + size] = torch.arange(count, count + size)
+                count += size
+            start += size
+        maps = [
+            {key: number[index] for key, index in found.items() if (number[index] >= 0).any()}
+            for found in (self.outs, self.ins)
+        ]
+        return ChannelMap({name: self.sizes[name] for name in names}, *maps)
+
+
+def find_channels(model: fx.GraphModule, example: Any) -> ChannelMap:
+    """Find the channels of a traced model that can be removed, and which go together.
+
+    A group is left alone where removal is not the same as a factor of 0: where channels are
+    normalised together, mixed by something else than a convolution or linear layer, or given out.
+    That is tried out with other weights and inputs.
+
+    Raises:
+        ValueError: if torch-pruning is missing, or cannot follow the model.
+    """
+    try:
+        import torch_pruning as tp
+    except ImportError:
+        raise ValueError(
+            "channels=True needs torch-pruning, which is not installed: python -m pip install "
+            '"dsonas[compress]", or channels=False for branches alone'
+        ) from None
+    replica = _fresh(model)
+    args, kwargs = arguments(replica, _noise(example))
+    try:
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = tp.DependencyGraph().build_dependency(
+                replica, (), forward_fn=lambda m, _: m(*args, **kwargs), verbose=False
+            )
+            groups = list(graph.get_all_groups())
+            found = _Collector(tp, graph, replica, groups).collect()
+    except Exception as error:  # whatever it meets in a model that it does not know
+        raise ValueError(
+            f"channels=True needs a model that torch-pruning can follow, but it stops: {error!r}; "
+            "channels=False removes branches alone"
+        ) from error
+    return found.subset(_exact(model, example, found, list(found.sizes)))
+
+
+class _Collector:
+    """Reads the groups of a dependency graph, leaving those alone that are not clean."""
+
+    def __init__(self, tp: Any, graph: Any, model: nn.Module, groups: list[Any]) -> None:
+        self.tp, self.graph, self.groups = tp, graph, groups
+        self.names = {module: name for name, module in model.named_modules()}
+        self.found = ChannelMap()
+        uses = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+        self.tied = {m for m in model.modules() if any(uses[id(p)] > 1 for p in m.parameters())}
+
+    def collect(self) -> ChannelMap:
+        for group in self.groups:
+            start = sum(self.found.sizes.values())
+            parts = self._parts(group)
+            if parts is None:
+                continue
+            self.found.sizes[self.names[group[0].dep.target.module]] = len(group[0].idxs)
+            for module, reads, idxs, roots in parts:
+                maps, size = self._place(module, reads)
+                index = maps.setdefault(self.names[module], torch.full((size,), FIXED))
+                index[idxs] = torch.tensor(roots) + start
+        return self.found
+
+    def _place(self, module: Any, reads: bool) -> tuple[dict[str, Tensor], int]:
+        pruner = self.graph.get_pruner_of_module(module)
+        size = pruner.get_in_channels(module) if reads else pruner.get_out_channels(module)
+        return (self.found.ins if reads else self.found.outs), size
+
+    def _parts(self, group: Any) -> list[tuple[nn.Module, bool, list[int], list[int]]] | None:
+        """What a group consists of; None if something in it is not known to be separable."""
+        kinds, first = self.tp.ops.OPTYPE, group[0].dep.target.module
+        size, found, read = len(group[0].idxs), [], False
+        for item in group:
+            node, module = item.dep.target, item.dep.target.module
+            if module not in self.names:
+                if node.type in (kinds.OUTPUT, kinds.PARAMETER):
+                    return None
+                continue
+            if module in self.tied:
+                return None
+            through = isinstance(module, _BatchNorm) or _is_depthwise(module)
+            reads = not through and self.graph.is_in_channel_pruning_fn(item.dep.handler)
+            if reads:
+                known = type(module) in _SCALED and getattr(module, "groups", 1) == 1
+            else:
+                known = through or (
+                    isinstance(module, nn.Linear | _ConvNd)
+                    and not getattr(module, "transposed", False)
+                    and getattr(module, "groups", 1) == 1
+                )
+            counts = Counter(item.root_idxs)
+            if not known or len(counts) != size or len(set(counts.values())) > 1:
+                return None
+            read |= reads
+            found.append((module, reads, list(item.idxs), list(item.root_idxs)))
+        if not read or size < 2:
+            return None
+        for channel in (0, size - 1):  # alone, it must take nothing along
+            fn = self.graph.get_pruner_of_module(first).prune_out_channels
+            alone = self.graph.get_pruning_group(first, fn, [channel])
+            if len(alone[0].idxs) != 1:
+                return None
+        return found
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return (
+        isinstance(layer, _ConvNd)
+        and layer.groups > 1
+        and layer.groups == layer.in_channels == layer.out_channels
+    )
+
+
+def _exact(model: fx.GraphModule, example: Any, found: ChannelMap, names: list[str]) -> list[str]:
+    """The groups of which channels can be removed exactly: all, or those of both halves."""
+    if not names:
+        return []
+    part, replica = found.subset(names), _fresh(model)
+    generator = torch.Generator().manual_seed(len(names))
+    flags = [(torch.rand(n, generator=generator) > 0.4).tolist() for n in part.sizes.values()]
+    flags = [[True, *group[1:-1], False] for group in flags]
+    cut = [[1.0 * flag for flag in group] for group in flags]
+    try:
+        fold_factors(replica, part, [torch.tensor(group) for group in cut])
+        narrowed = deepcopy(replica)
+        remove_channels(narrowed, part, flags)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            require_equal(replica, narrowed, _noise(example), "")
+    except (ValueError, RuntimeError, IndexError):
+        if len(names) == 1:
+            return []
+        half = len(names) // 2
+        good = [n for some in (names[:half], names[half:])
+                for n in _exact(model, example, found, some)]  # fmt: skip
+        return good if len(good) < len(names) else []  # two that do not go together
+    return names
+
+
+def _fresh(model: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a model with other weights, none 0, all of which take gradients."""
+    replica = deepcopy(model).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in replica.parameters():
+            p.requires_grad_(p.is_floating_point())
+            random = torch.randn(p.shape, generator=generator).to(p)
+            wide = p.ndim > 1 and p[0].numel() > 0
+            p.copy_(random / p[0].numel() ** 0.5 if wide else 1 + random / 4)
+    return replica
+
+
+def _noise(example: Any) -> Any:
+    """An example with other numbers where they are no indices."""
+    generator = torch.Generator().manual_seed(0)
+    return tree_map(
+        lambda x: (
+            torch.randn(x.shape, generator=generator).to(x)
+            if isinstance(x, Tensor) and x.is_floating_point()
+            else x
+        ),
+        example,
+    )
+
+
+def scale_channels(model: fx.GraphModule, channels: ChannelMap) -> ChannelScales:
+    """Let every reader of channels multiply its weights by their factors, in place.
+
+    Returns:
+        The factors; ``unscale_channels`` takes them out again.
+    """
+    readers = list(channels.ins)
+    scales = ChannelScales(list(channels.sizes.values()), list(channels.ins.values()))
+    like = next(model.parameters())
+    home = "channels" + "_" * hasattr(model, "channels")
+    model.add_module(home, scales.to(like))
+    for name in readers:
+        layer = model.get_submodule(name)
+        layer.__class__ = _SCALED[type(layer)]
+    first = next(node for node in model.graph.nodes if node.op != "placeholder")
+    with model.graph.inserting_before(first):
+        values = model.graph.call_module(home)
+        scale = {
+            model.get_submodule(name): model.graph.call_function(operator.getitem, (values, i))
+            for i, name in enumerate(readers)
+        }
+    for node in model.graph.nodes:
+        layer = module_of(model, node)
+        if layer in scale:
+            node.args, node.kwargs = (*node.all_input_nodes, scale[layer]), {}
+    model.graph.eliminate_dead_code(has_effect)
+    model.recompile()
+    return scales
+
+
+def unscale_channels(model: fx.GraphModule, channels: ChannelMap) -> None:
+    """Undo ``scale_channels``, in place; factors are folded into the weights."""
+    nodes = [n for n in model.graph.nodes if isinstance(module_of(model, n), ChannelScales)]
+    for node in nodes:
+        scales = cast(ChannelScales, model.get_submodule(str(node.target)))
+        for picked in list(node.users):
+            for user in list(picked.users):
+                user.args = tuple(x for x in user.args if x is not picked)
+            model.graph.erase_node(picked)
+        model.graph.erase_node(node)
+        for name in channels.ins:
+            layer = model.get_submodule(name)
+            layer.__class__ = _PLAIN[type(layer)]
+        fold_factors(model, channels, list(scales.factors))
+        model.delete_submodule(str(node.target))
+    model.recompile()
+
+
+@torch.no_grad()
+def fold_factors(model: nn.Module, channels: ChannelMap, factors: Sequence[Tensor]) -> None:
+    """Multiply the weights with which channels are read by factors.
+
+    Args:
+        model: an ordinary one, or one with ``scale_channels``, whose factors do not change.
+        channels: its groups.
+        factors: a vector for every group.
+    """
+    for name, index in channels.ins.items():
+        weight = cast(Tensor, model.get_submodule(name).weight)
+        flat = torch.cat([*(f.detach().to(weight) for f in factors), weight.new_ones(1)])
+        weight.mul_(flat[index.to(weight.device)].view(1, -1, *[1] * (weight.ndim - 2)))
+
+
+@torch.no_grad()
+def remove_channels(
+    model: nn.Module, channels: ChannelMap, flags: Sequence[Sequence[bool]]
+) -> None:
+    """Remove channels physically, in place; outputs stay equal if their factors are 0.
+
+    Args:
+        model: without ``scale_channels``.
+        channels: its groups.
+        flags: for every channel of every group whether it stays.
+    """
+    kept = channels.kept(flags)
+    for name, index in channels.outs.items():
+        _narrow_outputs(model.get_submodule(name), kept[index])
+    for name, index in channels.ins.items():
+        _narrow_inputs(model.get_submodule(name), kept[index])
+
+
+def _narrow_outputs(layer: Any, keep: Tensor) -> None:
+    count, size = int(keep.sum()), len(keep)
+    for name, value in own_tensors(layer):
+        if value.ndim and len(value) == size:
+            replace_tensor(layer, name, value[keep.to(value.device)])
+    if _is_depthwise(layer):
+        layer.in_channels = layer.groups = count
+    if isinstance(layer, _BatchNorm):
+        layer.num_features = count
+    elif isinstance(layer, nn.Linear):
+        layer.out_features = count
+    else:
+        layer.out_channels = count
+
+
+def _narrow_inputs(layer: Any, keep: Tensor) -> None:
+    replace_tensor(layer, "weight", layer.weight[:, keep.to(layer.weight.device)])
+    if isinstance(layer, nn.Linear):
+        layer.in_features = int(keep.sum())
+    else:
+        layer.in_channels = int(keep.sum())
+
+
+@torch.no_grad()
+def channel_magnitudes(model: nn.Module, channels: ChannelMap) -> Iterator[Tensor]:
+    """Estimate what readers get of every channel, from weights alone.
+
+    The root of the product of two sums of squares, each relative to its mean over the group: of
+    what makes a channel (the scale of batch normalisation, or the weights where there is none)
+    and of the weights with which it is read. The mean square is 1.
+    """
+    made, scaled, read = (torch.zeros(sum(channels.sizes.values()) + 1) for _ in range(3))
+    for name, index in channels.outs.items():
+        layer: Any = model.get_submodule(name)
+        if layer.weight is not None and not _is_depthwise(layer):
+            squares = layer.weight.float().cpu().square().reshape(len(index), -1).sum(1)
+            total = scaled if isinstance(layer, _BatchNorm) else made
+            total.index_add_(0, index % len(total), squares)
+    for name, index in channels.ins.items():
+        weight = cast(Tensor, model.get_submodule(name).weight).float().cpu()
+        squares = weight.square().transpose(0, 1).reshape(len(index), -1).sum(1)
+        read.index_add_(0, index % len(read), squares)
+    start = 0
+    for size in channels.sizes.values():
+        part = slice(start, start + size)
+        maker = scaled[part] if bool(scaled[part].any()) else made[part]
+        energy = maker * read[part]
+        yield (energy / energy.mean().clamp(min=1e-30)).sqrt()
+        start += size
