@@ -150,9 +150,11 @@ def test_onnx(tmp_path) -> None:
 
 
 def data(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images whose class is their brightest channel, of three."""
-    images = torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    return images, images.mean((2, 3)).argmax(1)
+    """Images in which the channel of their class, of three, is brighter."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(256, 3, 8, 8, generator=generator)
+    labels = torch.randint(3, (256,), generator=generator)
+    return images + 0.4 * F.one_hot(labels, 3)[:, :, None, None], labels
 
 
 class Wide(nn.Module):
@@ -213,7 +215,7 @@ def test_a_model_is_trained_while_it_shrinks(steps: int | None) -> None:
     assert removed.by_penalty > removed.by_budget
     images, labels = data(2)
     accuracy = (result.model.eval()(images).argmax(1) == labels).float().mean()
-    assert accuracy > 0.8
+    assert accuracy > 0.9
 
 
 def test_the_same_seed_gives_the_same_result() -> None:

@@ -15,6 +15,7 @@ from dsonas.search.searcher import Searcher, SearchResult
 from dsonas.sparse import find_channels, find_joins, is_unfelt, scale_joins, trace
 
 COUNTING = 10**9  # announced steps of the first epoch, in which they are counted
+FACTOR_LR = 0.02  # a trained model stands less than one at the start of its training
 
 
 def compress(
@@ -74,7 +75,7 @@ def compress(
     if fit is not None and epochs == 1 and steps is None:
         raise ValueError("steps must be given for a single epoch: the first one only counts them")
     given = budget if isinstance(budget, Budget) else Budget(macs=budget)
-    config = config or SearchConfig()
+    config = config or SearchConfig(lr=FACTOR_LR)
     supernet = scale_model(
         model, example, given, config, channels=channels, branches=branches, leaves=leaves
     )

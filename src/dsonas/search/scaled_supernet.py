@@ -87,7 +87,8 @@ class ScaledSupernet:
         self.live: Structure = tuple((True,) * vector.numel() for vector in self._vectors)
         self._limits = {} if budget is None else budget.of(self._measure_whole).bounds
         self._whole = {name: self._measure_whole(name) for name in self._limits or ("macs",)}
-        least = self._measure(self._smallest(self.live))
+        self._floor = self._smallest(self.live)
+        least = self._measure(self._floor)
         for name, limit in self._limits.items():
             if least[name] > limit:
                 raise ValueError(
@@ -151,7 +152,7 @@ class ScaledSupernet:
         """
         links, counts = self._split(self.live)
         rows = [torch.zeros(len(flags)) for flags in links]
-        for unit, saved in self._link_savings(links, counts):
+        for unit, saved in self._link_savings(links, counts, self._floor):
             if len(unit) == 1:
                 rows[unit[0][0]][unit[0][1]] = saved[self.leading]
         if len(counts):
@@ -190,36 +191,55 @@ class ScaledSupernet:
             if self.config.keep_cost is None:
                 return None
             limits = {"macs": self.config.keep_cost * self._whole["macs"]}
+        limits = {n: min(limit, self._whole[n]) for n, limit in limits.items()}
+        squares = [vector.detach().cpu().square().numpy() for vector in ranks]
+        live = self.live if progress < 1 else self._nonzero()
+        end = self._cut(live, limits, squares, self._floor)
         part = min(1.0, progress / self.config.hold_from)
-        allowed = {
-            name: self._whole[name] * (min(limit, self._whole[name]) / self._whole[name]) ** part
-            for name, limit in limits.items()
-        }
-        return self._cut(allowed, [vector.detach().cpu().square().numpy() for vector in ranks])
+        whole = self._whole
+        allowed = {n: whole[n] * (limit / whole[n]) ** part for n, limit in limits.items()}
+        return end if part == 1 else self._cut(live, allowed, squares, end)
 
-    def _cut(self, allowed: dict[str, float], squares: Sequence[np.ndarray]) -> Structure:
-        """Remove what loses least for what it saves until costs are met, or all that can goes.
+    def _nonzero(self) -> Structure:
+        """Leave out the links at 0, which the final network does without."""
+        rows = zip(self.live[: self._count], self._vectors, strict=False)
+        links = tuple(
+            tuple(flag and value > 0 for flag, value in zip(flags, vector.tolist(), strict=True))
+            for flags, vector in rows
+        )
+        return (*links, *self.live[self._count :]) if self._costs.is_live(links) else self.live
+
+    def _cut(
+        self,
+        live: Structure,
+        allowed: dict[str, float],
+        squares: Sequence[np.ndarray],
+        stays: Structure,
+    ) -> Structure:
+        """Remove what loses least for what it saves until costs are met.
 
         To lose a share s of what is left of a sum or group counts as -log(1 - s): the more of it
-        has gone, the more the rest is worth. What the cheapest structure is made of stays, so that
-        no choice leads to a dead end.
+        has gone, the more the rest is worth. Where a branch has saved more than was needed,
+        channels come back.
+
+        Args:
+            live: what there is.
+            allowed: the costs to meet.
+            squares: of the ranks of all factors.
+            stays: a structure that meets them, of which nothing goes, so that no choice leads to a
+                dead end.
         """
-        links, counts = self._split(self.live)
-        ranked = [
-            _Ranked(flags, values)
-            for flags, values in zip(self.live[self._count :], squares[self._count :], strict=True)
-        ]
-        savings, age = [], 0
-        while True:
-            now = self._totals(links, counts)
-            over = {n: now[n] - limit for n, limit in allowed.items() if now[n] > limit}
-            if not over:
-                break
+        links, counts = self._split(live)
+        least = self._split(stays)[1]
+        groups = zip(live, squares, stays, strict=True)
+        ranked = [_Ranked(*group) for group in list(groups)[self._count :]]
+        start, savings, age = counts.copy(), [], 0
+        while over := self._over(links, counts, allowed):
             if age % RECOUNT == 0:
-                savings = self._link_savings(links, counts)
+                savings = self._link_savings(links, counts, stays)
             age += 1
             ratio, unit = self._best_links(links, savings, over, squares)
-            other, group, fewer = self._best_channels(links, counts, over, ranked)
+            other, group, fewer = self._best_channels(links, counts, counts - least, over, ranked)
             if other < ratio:
                 counts[group] -= fewer
             elif unit:
@@ -228,16 +248,55 @@ class ScaledSupernet:
                 age = 0
             else:
                 break
+        self._refill(links, counts, start, allowed, ranked)
         kept = [group.kept(int(n)) for group, n in zip(ranked, counts, strict=True)]
         return (*links, *kept)
 
+    def _over(
+        self, links: Links, counts: np.ndarray, allowed: dict[str, float]
+    ) -> dict[str, float]:
+        now = self._totals(links, counts)
+        return {n: now[n] - limit for n, limit in allowed.items() if now[n] > limit}
+
+    def _refill(
+        self,
+        links: Links,
+        counts: np.ndarray,
+        start: np.ndarray,
+        allowed: dict[str, float],
+        ranked: list[_Ranked],
+    ) -> None:
+        """Give channels back, in place, as long as costs are met."""
+        now = self._totals(links, counts)
+        step = STEP
+        while len(counts):
+            more = np.minimum(np.maximum(1, counts // step), start - counts)
+            added = self._costs.without_channels(links, counts, -more)
+            fits = (more > 0) & np.all([now[n] - added[n] <= allowed[n] for n in allowed], 0)
+            if not fits.any() and step == np.inf:
+                return
+            if not fits.any():
+                step = np.inf  # one by one
+                continue
+            pairs = zip(ranked, counts + more, more, strict=True)
+            gains = np.array([group.loss(int(n), int(m)) for group, n, m in pairs])
+            price = sum(-added[n] / allowed[n] for n in allowed)
+            best = np.where(fits, gains / np.maximum(price, 1e-30), -1).argmax()
+            counts[best] += more[best]
+            now = self._totals(links, counts)
+
     def _best_channels(
-        self, links: Links, counts: np.ndarray, over: dict[str, float], ranked: list[_Ranked]
+        self,
+        links: Links,
+        counts: np.ndarray,
+        spare: np.ndarray,
+        over: dict[str, float],
+        ranked: list[_Ranked],
     ) -> tuple[float, int, float]:
         """The ratio of loss and gain of the best group, its number, and how many channels go."""
         if not len(counts):
             return np.inf, -1, 0
-        fewer = np.minimum(np.maximum(1, counts // STEP), counts - 1)
+        fewer = np.minimum(np.maximum(1, counts // STEP), spare)
         saved = self._costs.without_channels(links, counts, fewer)
         gains = sum(np.minimum(saved[n], over[n]) / over[n] for n in over)
         losses = [g.loss(int(n), int(f)) for g, n, f in zip(ranked, counts, fewer, strict=True)]
@@ -272,9 +331,7 @@ class ScaledSupernet:
                 best, found = loss / gain, unit
         return best, found
 
-    def _link_savings(
-        self, links: Links, counts: np.ndarray
-    ) -> list[tuple[Unit, dict[str, float]]]:
+    def _link_savings(self, links: Links, counts: np.ndarray, stays: Structure) -> list[Saving]:
         """What is saved by the removal of links: of each, and of all that one feature feeds."""
         now, found = self._totals(links, counts), []
         for unit in self._units:
@@ -284,7 +341,7 @@ class ScaledSupernet:
             fewer = links
             for i, j in left:
                 fewer = _without(fewer, i, j)
-            if any(self._floor[i][j] for i, j in left) or not self._costs.is_live(fewer):
+            if any(stays[i][j] for i, j in left) or not self._costs.is_live(fewer):
                 continue
             then = self._totals(fewer, counts)
             found.append((left, {name: now[name] - then[name] for name in now}))
@@ -303,17 +360,15 @@ class ScaledSupernet:
     def _smallest(self, structure: Structure) -> Structure:
         """Remove links that save most, as long as any saves something, and all channels but one."""
         links, counts = self._split(structure)
-        self._floor = tuple((False,) * len(flags) for flags in structure)
+        nothing = tuple((False,) * len(flags) for flags in structure)
         while True:
-            savings = self._link_savings(links, counts)
+            savings = self._link_savings(links, counts, nothing)
             unit, saved = max(savings, key=lambda x: x[1][self.leading], default=((), {}))
             if not unit or saved[self.leading] <= 0:
                 break
             for i, j in unit:
                 links = _without(links, i, j)
-        self._floor = (*links, *self._floor[self._count :])  # which channel stays is open
-        first = [tuple(j == flags.index(True) for j in range(len(flags)))
-                 for flags in structure[self._count :]]  # fmt: skip
+        first = [tuple(j == 0 for j in range(len(flags))) for flags in structure[self._count :]]
         return (*links, *first)
 
     @torch.no_grad()
@@ -361,11 +416,13 @@ class ScaledSupernet:
 
 
 class _Ranked:
-    """The channels of a group in the order in which they go."""
+    """The channels of a group in the order in which they go; those of an end structure last."""
 
-    def __init__(self, flags: Sequence[bool], squares: np.ndarray) -> None:
+    def __init__(self, flags: Sequence[bool], squares: np.ndarray, stays: Sequence[bool]) -> None:
         self.size = len(flags)
-        self.order = sorted((j for j, flag in enumerate(flags) if flag), key=squares.__getitem__)
+        live = [j for j, flag in enumerate(flags) if flag]
+        count = sum(stays)
+        self.order = sorted(live, key=lambda j: (stays[j] and count > 1, squares[j]))
         self.rest = np.maximum(squares[self.order], 1e-12)[::-1].cumsum()  # of the last n + 1
 
     def loss(self, count: int, fewer: int) -> float:
