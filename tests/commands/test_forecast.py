@@ -145,6 +145,16 @@ def test_long_steps_are_timed_with_fewer_images(monkeypatch):
     assert any("in proportion" in note for note in plan.notes)
 
 
+def test_steps_that_wait_for_the_host_are_timed_whole(monkeypatch):
+    def measured(self, stage, batch_size, size, count):
+        return module._Timed({"train": 1.0 * batch_size / size}, 0)  # 1 s, with whatever images
+
+    monkeypatch.setattr(module._Meter, "_measured", measured)
+    meter = module._Meter(TINY, blank_data(TINY.data))
+    assert meter._timed(lambda source: None, 512).seconds == {"train": 1.0}
+    assert not meter.cuts
+
+
 def test_the_peak_of_memory_is_that_since_it_was_forgotten():
     engine = Engine(EngineConfig(device="cpu"))
     forget_peak(engine)

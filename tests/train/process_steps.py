@@ -78,7 +78,8 @@ def search(setting: Setting):
     space = SearchSpace(skeleton=SKELETON, num_levels=2)
     weights, factors = split_for_search(setting.data.train, 0.5, 1)
     config = SearchConfig(epochs=2, batch_size=BATCH, rebuild_every=1)
-    network = setting.network(space.complete(), scaled=True)
+    path = "buffer" if setting.dtype is torch.float64 else "levels"  # both normalise together
+    network = setting.network(space.complete(), scaled=True, path=path)
     parts = setting.batches(weights, seed=4), setting.batches(factors, seed=5)
     stage = Searching(network, *parts, config, setting.engine)
     found = setting.run(stage)

@@ -297,13 +297,20 @@ class _Meter:
         return network
 
     def _timed(self, stage: Callable[[Batches], Any], batch_size: int) -> _Timed:
-        """Time and memory of a stage's steps; those of long steps follow from fewer images."""
-        probe = self._measured(stage, batch_size, min(PROBE, batch_size), 1 + LEAST_TIMED)
-        size = int(batch_size * LONGEST_STEP / max(probe.seconds.values()))
+        """Time and memory of a stage's steps; those of long steps follow from fewer images.
+
+        Few images say too much where a step waits for the host: it is timed again with more, until
+        what is known says that these are as many as can be waited for.
+        """
+        size, count = min(PROBE, batch_size), 1 + LEAST_TIMED
+        while True:
+            timed = self._measured(stage, batch_size, size, count)
+            fits = min(batch_size, int(batch_size * LONGEST_STEP / max(timed.seconds.values())))
+            if fits < 2 * size and (fits <= PROBE or count > 1 + LEAST_TIMED):
+                break
+            size, count = fits, 1 + MOST_TIMED
         self.cuts = self.cuts or size < batch_size
-        if size <= PROBE:
-            return probe
-        return self._measured(stage, batch_size, min(size, batch_size), 1 + MOST_TIMED)
+        return timed
 
     def _measured(
         self, stage: Callable[[Batches], Any], batch_size: int, size: int, count: int

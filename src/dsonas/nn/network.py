@@ -62,6 +62,8 @@ class Network(ScaledModule):
     Attributes:
         drop_path: probability of dropping a branch in the last block, set by the training loop;
             it grows linearly with depth to that.
+        nchw: whether to turn images, which come in channels_last, and with them all features into
+            NCHW.
 
     Example:
         >>> import torch
@@ -89,6 +91,7 @@ class Network(ScaledModule):
         skeleton = architecture.skeleton
         self.architecture = architecture
         self.drop_path = 0.0
+        self.nchw = False
         self.pool = BufferPool()
         self._weights: tuple[Architecture, tuple[nn.Parameter, ...]] | None = None
         self._fixed: frozenset[str] | None = None
@@ -135,7 +138,7 @@ class Network(ScaledModule):
 
     def _run(self, x: Tensor, with_auxiliary: bool) -> tuple[Tensor, Tensor | None]:
         skeleton, auxiliary, stage = self.architecture.skeleton, None, 0
-        x = self.stem(x)
+        x = self.stem(x.contiguous() if self.nchw else x)
         for i, block in enumerate(self.blocks):
             if skeleton.block_stages[i] != stage:
                 factors = self.scaling.reductions[stage] if self.scaling else None

@@ -8,14 +8,13 @@ in each direction (``torch.nn.SyncBatchNorm`` does the same, but has no CPU vers
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dsonas._utils import num_processes, sum_all_over_processes, write_back
+from dsonas._utils import num_processes, sum_all_over_processes
 from dsonas.nn.cpu.rows import (
     as_rows,
     fold,
@@ -52,11 +51,23 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """Features (B, C, H, W) to the same shape."""
         if self.training and (self.synchronised or self._folds(input)):
-            return _OwnBatchNorm.apply(input, self.weight, self.bias, self)  # type: ignore[no-any-return]
+            return own_batch_norm(input, self.weight, self.bias, self)
         return super().forward(input)
 
     def _folds(self, input: Tensor) -> bool:
         return torch.is_grad_enabled() and pixels_in_row(self, input) > 0
+
+
+def own_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, bn: Any) -> Tensor:
+    """Batch normalisation in training mode by folded rows, and over the processes.
+
+    Args:
+        x: features (B, C, H, W).
+        weight: gamma (C,).
+        bias: beta (C,).
+        bn: a ``BatchNorm``, or what has its values.
+    """
+    return _OwnBatchNorm.apply(x, weight, bias, bn)  # type: ignore[no-any-return]
 
 
 class _OwnBatchNorm(torch.autograd.Function):
@@ -76,50 +87,6 @@ class _OwnBatchNorm(torch.autograd.Function):
         bn, statistics, wants = ctx.bn, ctx.statistics, ctx.needs_input_grad[:3]
         (sums,) = exchange([bn], gradient_sums, [x], [statistics], [gradient])
         return *normalise_backward(bn, x, statistics, gradient, wants, sums), None
-
-
-class JoinedNorms:
-    """The batch normalisations of a block, one call for those of a level.
-
-    Args:
-        bns: of all nodes, in training mode; alike but for their values.
-        counts: how many belong to each level.
-    """
-
-    def __init__(self, bns: Sequence[nn.BatchNorm2d], counts: Sequence[int]) -> None:
-        self.bn, sizes = bns[0], [count * bns[0].num_features for count in counts] * 2
-        # by the mappings behind them: a module takes as long to find an attribute as cat runs
-        own = [bn._parameters for bn in bns]
-        kept: list[Any] = [bn._buffers for bn in bns]
-        self._running = [part[name] for name in ("running_mean", "running_var") for part in kept]
-        self._counts = [part["num_batches_tracked"] for part in kept]
-        affine: list[Any] = [part[name] for name in ("weight", "bias") for part in own]
-        self._joined = torch.cat(self._running)
-        self._affine = torch.cat(affine).split_with_sizes(sizes)
-        self._statistics = self._joined.split_with_sizes(sizes)
-
-    def __call__(self, level: int, x: Tensor) -> Tensor:
-        """Features of a level (B, n * C, H, W) to the same shape."""
-        pair = slice(level, None, len(self._affine) // 2)
-        (weight, bias), (mean, variance) = self._affine[pair], self._statistics[pair]
-        bn, cudnn = self.bn, torch.backends.cudnn.enabled
-        assert bn.momentum is not None
-        if not getattr(bn, "synchronised", False):
-            return torch.batch_norm(
-                x, weight, bias, mean, variance, True, bn.momentum, bn.eps, cudnn
-            )
-        joined = SimpleNamespace(
-            weight=weight, bias=bias, running_mean=mean, running_var=variance,
-            momentum=bn.momentum, eps=bn.eps, num_features=len(weight), num_batches_tracked=None,
-            synchronised=True,
-        )  # fmt: skip
-        return _OwnBatchNorm.apply(x, weight, bias, joined)  # type: ignore[no-any-return]
-
-    @torch.no_grad()
-    def track(self) -> None:
-        """Write back the running statistics, once all levels have been normalised."""
-        write_back(self._joined, self._running)
-        torch._foreach_add_(self._counts, 1)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def exchange(
