@@ -200,14 +200,11 @@ def compress_theirs(model: nn.Module, example: Tensor, share: float, loop: Loop,
     model = copy.deepcopy(model)
     last = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
     whole = count_model(model, example)["macs"]
-    options = {"reg": args.reg} if hasattr(pruner_class, "reg") or "tp-" in kind[:3] else {}
-    if pruner_class is tp.pruner.BasePruner:
-        options = {}
     pruner = pruner_class(
         model, example, importance=importance(), global_pruning=True, pruning_ratio=1.0,
-        iterative_steps=400, ignored_layers=[last], **options,
+        iterative_steps=400, ignored_layers=[last],
     )  # fmt: skip
-    if options:
+    if pruner_class is not tp.pruner.BasePruner:
         optimizer = sgd(model.parameters())
         for _ in range(args.search_epochs):
             pruner.update_regularizer()
@@ -289,7 +286,6 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.05, help="of the further epochs")
     parser.add_argument("--factor-lr", type=float, default=0.02)
     parser.add_argument("--penalty", type=float, default=None)
-    parser.add_argument("--reg", type=float, default=1e-4, help="of Torch-Pruning's regularisers")
     parser.add_argument("--held-out", action="store_true", help="test on training images")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -69,6 +69,17 @@ def test_own_model(capsys):
     assert len(re.findall(r"<-", out)) == 12
 
 
+def test_compress(capsys):
+    pytest.importorskip("torch_pruning")
+    load("compress")
+    found = re.findall(r"([\d,]+) multiply-adds, accuracy ([\d.]+)%", capsys.readouterr().out)
+    (dense, before), (left, after) = ((int(n.replace(",", "")), float(a)) for n, a in found)
+    assert 0.8 * dense < 4 * left <= dense
+    assert after > 80
+    assert before > 80
+    assert len((EXAMPLES / "compress.py").read_text().splitlines()) <= 40
+
+
 def test_own_operation(capsys):
     load("own_operation").main()
     out = capsys.readouterr().out

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from dsonas.cost import Budget
 from dsonas.search.scaled_supernet import ScaledSupernet, Structure
-from dsonas.search.search_config import SearchConfig
+from dsonas.search.search_config import MOMENTUM, SearchConfig
 from dsonas.search.searcher import Searcher, SearchResult
 from dsonas.sparse import find_channels, find_joins, is_unfelt, scale_joins, trace
 
 COUNTING = 10**9  # announced steps of the first epoch, in which they are counted
 FACTOR_LR = 0.02  # a trained model stands less than one at the start of its training
+DISTANCE = 0.3  # that a factor without gradient moves in all: what is due is pressed by the plan
 
 
 def compress(
@@ -49,7 +51,9 @@ def compress(
             them, and removes nothing.
         channels: whether channels may go, for which torch-pruning is needed.
         branches: whether inputs of sums and concatenations may go.
-        config: how to search; of it ``lr``, ``penalty``, ``normalise``, ``hold_from`` act.
+        config: how to search; of it ``lr``, ``schedule``, ``penalty``, ``normalise`` and
+            ``hold_from`` act. None: a smaller ``lr`` than for a supernet that learns from scratch,
+            and a penalty by which a factor without gradient moves by 0.3 in all.
         leaves: classes of modules to keep whole, where the code cannot be followed.
         seed: decides between factors that are equal.
 
@@ -79,19 +83,19 @@ def compress(
     supernet = scale_model(
         model, example, given, config, channels=channels, branches=branches, leaves=leaves
     )
+
+    def begin(announced: int) -> Searcher[Structure]:
+        penalty = DISTANCE * (1 - MOMENTUM) / (config.lr * announced)
+        gentle = replace(config, penalty=penalty) if config.penalty is None else config
+        return Searcher(supernet, budget=given, steps=announced, config=gentle, seed=seed)
+
     if fit is None:
-        return Searcher(supernet, budget=given, steps=1, config=config, seed=seed).finish()
-    searcher = None
+        return begin(1).finish()
+    searcher = begin(COUNTING if steps is None else steps * epochs)
     for epoch in range(epochs):
-        if searcher is None:
-            announced = COUNTING if steps is None else steps * epochs
-            searcher = Searcher(supernet, budget=given, steps=announced, config=config, seed=seed)
-        elif epoch == 1 and steps is None:
-            counted = searcher.done
+        if epoch == 1 and steps is None:
             searcher.optimizers.close()
-            searcher = Searcher(
-                supernet, budget=given, steps=counted * (epochs - 1), config=config, seed=seed
-            )
+            searcher = begin(searcher.done * (epochs - 1))
         before = searcher.done
         fit(supernet.model.train(), searcher)
         if searcher.done == before:
@@ -99,7 +103,6 @@ def compress(
                 "fit must call searcher.step() after the backward pass of some batches, but never "
                 "did: see dsonas.Searcher"
             )
-    assert searcher is not None
     return searcher.finish()
 
 

@@ -39,6 +39,7 @@ Saving = tuple[Unit, dict[str, float]]
 """What the removal of inputs saves, by measure."""
 
 SMALLEST = 0.05  # initial factor of a channel, where the mean square is 1
+LINKS_UNTIL = 0.5  # part of a plan after which only channels go: they can use a budget up
 STEP = 16  # a group loses at most this part of its channels before all are compared again
 RECOUNT = 8  # removals of channels between two looks at what links save
 
@@ -80,6 +81,7 @@ class ScaledSupernet:
         self.leading = (budget or Budget()).leading
         self._own_cost = cost
         self._costs = GraphCosts(model, example, self.channels)
+        self._readers = self.channels.readers()
         self._vectors = scaling_factors(model)
         if self.channels.sizes:
             self._vectors += self._scale_channels(model)
@@ -194,8 +196,10 @@ class ScaledSupernet:
         limits = {n: min(limit, self._whole[n]) for n, limit in limits.items()}
         squares = [vector.detach().cpu().square().numpy() for vector in ranks]
         live = self.live if progress < 1 else self._nonzero()
-        end = self._cut(live, limits, squares, self._floor)
         part = min(1.0, progress / self.config.hold_from)
+        least = (*live[: self._count], *self._floor[self._count :])
+        late = part > LINKS_UNTIL and not self._over(*self._split(least), limits)
+        end = self._cut(live, limits, squares, least if late else self._floor)
         whole = self._whole
         allowed = {n: whole[n] * (limit / whole[n]) ** part for n, limit in limits.items()}
         return end if part == 1 else self._cut(live, allowed, squares, end)
@@ -218,9 +222,10 @@ class ScaledSupernet:
     ) -> Structure:
         """Remove what loses least for what it saves until costs are met.
 
-        To lose a share s of what is left of a sum or group counts as -log(1 - s): the more of it
-        has gone, the more the rest is worth. Where a branch has saved more than was needed,
-        channels come back.
+        If of a sum, or of what a layer reads, a share r is left, that counts as 1 / r: the more has gone, the
+        more the rest is worth. Costs are products of widths, so that with anything flatter, such
+        as -log r, it would be best to make one width very small. Where a branch has saved more than
+        was needed, channels come back.
 
         Args:
             live: what there is.
@@ -278,12 +283,16 @@ class ScaledSupernet:
             if not fits.any():
                 step = np.inf  # one by one
                 continue
-            pairs = zip(ranked, counts + more, more, strict=True)
-            gains = np.array([group.loss(int(n), int(m)) for group, n, m in pairs])
+            gains = self._losses(ranked, counts + more, more)
             price = sum(-added[n] / allowed[n] for n in allowed)
             best = np.where(fits, gains / np.maximum(price, 1e-30), -1).argmax()
             counts[best] += more[best]
             now = self._totals(links, counts)
+
+    def _losses(self, ranked: list[_Ranked], counts: np.ndarray, fewer: np.ndarray) -> np.ndarray:
+        """What all readers of every group lose if of ``counts`` channels some go."""
+        rows = zip(ranked, self._readers, counts, fewer, strict=True)
+        return np.array([times * group.loss(int(n), int(f)) for group, times, n, f in rows])
 
     def _best_channels(
         self,
@@ -299,9 +308,9 @@ class ScaledSupernet:
         fewer = np.minimum(np.maximum(1, counts // STEP), spare)
         saved = self._costs.without_channels(links, counts, fewer)
         gains = sum(np.minimum(saved[n], over[n]) / over[n] for n in over)
-        losses = [g.loss(int(n), int(f)) for g, n, f in zip(ranked, counts, fewer, strict=True)]
+        losses = self._losses(ranked, counts, fewer)
         usable = (fewer > 0) & (gains > 0)
-        ratios = np.where(usable, np.array(losses) / np.where(usable, gains, 1), np.inf)
+        ratios = np.where(usable, losses / np.where(usable, gains, 1), np.inf)
         group = int(ratios.argmin())
         enough = max(over[n] / max(saved[n][group], 1e-30) for n in over)
         return (
@@ -326,7 +335,7 @@ class ScaledSupernet:
             loss = 0.0
             for i, j in unit:
                 total = float(squares[i][list(links[i])].sum()) or 1.0
-                loss -= np.log(max(1 - float(squares[i][j]) / total, 1e-3))
+                loss += 1 / max(1 - float(squares[i][j]) / total, 1e-3) - 1
             if loss / gain < best:
                 best, found = loss / gain, unit
         return best, found
@@ -434,7 +443,8 @@ class _Ranked:
 
     def loss(self, count: int, fewer: int) -> float:
         """Compute what is lost if of ``count`` channels some go."""
-        return float(np.log(self.rest[count - 1] / self.rest[count - fewer - 1])) if fewer else 0.0
+        before, after = self.rest[count - 1], self.rest[count - fewer - 1]
+        return self.size / count * float(before / after - 1) if fewer else 0.0
 
     def kept(self, count: int) -> tuple[bool, ...]:
         """The flags of the last ``count`` channels."""

@@ -116,6 +116,13 @@ class ChannelMap:
         """Join the flags of all groups to one mask over numbers, with one more for ``FIXED``."""
         return torch.tensor([flag for group in flags for flag in group] + [True])
 
+    def readers(self) -> list[int]:
+        """Count the layers that read each group."""
+        sizes = torch.tensor(list(self.sizes.values()), dtype=torch.long)
+        owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+        read = [owner[index[index >= 0]].unique() for index in self.ins.values()]
+        return torch.cat(read).bincount(minlength=len(sizes)).tolist() if read else []
+
     def subset(self, names: Sequence[str]) -> ChannelMap:
         """Keep some groups."""
         number = torch.full((sum(self.sizes.values()) + 1,), FIXED)
