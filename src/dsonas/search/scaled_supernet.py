@@ -222,10 +222,10 @@ class ScaledSupernet:
     ) -> Structure:
         """Remove what loses least for what it saves until costs are met.
 
-        If of a sum, or of what a layer reads, a share r is left, that counts as 1 / r: the more has gone, the
-        more the rest is worth. Costs are products of widths, so that with anything flatter, such
-        as -log r, it would be best to make one width very small. Where a branch has saved more than
-        was needed, channels come back.
+        If of a sum, or of what a layer reads, a share r is left, that counts as 1 / r: the more has
+        gone, the more the rest is worth. Costs are products of widths, so that with anything
+        flatter, such as -log r, it would be best to make one width very small. Where a branch has
+        saved more than was needed, channels come back.
 
         Args:
             live: what there is.
