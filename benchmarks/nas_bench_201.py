@@ -14,6 +14,7 @@ weights train on half of the images and the factors on the other half. Kinds:
 - capacity: from the same weights, with search.capacity 0.3: what a candidate costs counts for it
 - capacity alone: the same without any data, its losses always 0
 - no path: from the same weights as ours, and nothing has to stay
+- 25M, 50M, 100M, 150M: as capacity, with a bound on the multiply-adds of the table's network
 - random factors: the same plan and path, by factors drawn at random, without any training
 - random cells: drawn from the whole space, without any training
 - best of random: the best on the factors' images of random cells, each trained on the weights'
@@ -57,11 +58,13 @@ OUT = Path("benchmarks/results/nas-bench-201.json")
 NAMES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 LABELS = [f"{source}->{target}" for source, target in EDGES]
 CAPACITY = 0.3
+BUDGETS = ("25M", "50M", "100M", "150M")
 TRAINED = {
     "ours": {},
     "penalty 0": {"penalty": 0.0},
     "capacity": {"capacity": CAPACITY},
     "no path": {"path": False},
+    **{bound: {"capacity": CAPACITY, "budget": bound} for bound in BUDGETS},
 }
 KINDS = (*TRAINED, "capacity alone", "random factors", "random cells", "best of random")
 Cell = Mapping[str, Sequence[str]]
@@ -178,6 +181,7 @@ class Search:
         path: bool = True,
         penalty: float | None = None,
         capacity: float = 0.0,
+        budget: str = "1G",  # above all cells: it is the path that is demanded
     ) -> None:
         self.setting, half = setting, setting.images // 2
         self.weight_part, self.factor_part = zip(*(part.split(half) for part in data), strict=True)
@@ -188,7 +192,7 @@ class Search:
         self.searcher = Searcher(
             self.model.to(memory_format=torch.channels_last),
             data[0][:1],
-            budget=Budget(macs="1G"),  # above all cells: it is the path that is demanded
+            budget=Budget(macs=budget),
             steps=setting.epochs * steps,
             seed=seed,
             cost=lambda cell: final_macs(cell) if has_path(cell) or not path else float("inf"),
@@ -367,6 +371,25 @@ def judge(options: argparse.Namespace) -> None:
             f"| {kind} | {len(values)} | {mean(values):.2f} ± {spread:.2f} | {min(values):.2f} | "
             f"{max(values):.2f} | {p:.2g} | {mean(spent) if spent else 0:.0f} |"
         )
+
+    for bound in BUDGETS:
+        limit = Budget(macs=bound).bounds["macs"]
+        within = {cell: value for cell, value in table.items() if macs_of(cell) <= limit}
+        near = [value for cell, value in within.items() if macs_of(cell) >= 0.9 * limit]
+        if values := found.get(bound):
+            highest = max(macs_of(row["cell"]) for row in rows if row["kind"] == bound) / 1e6
+            best = max(within.values())
+            print(
+                f"{bound}: found {mean(values):.2f} with at most {highest:.1f} M, best within "
+                f"{best:.2f} ({best - mean(values):.2f} above), mean of the {len(near)} cells "
+                f"at most 10 % below {mean(near):.2f}"
+            )
+
+
+def macs_of(cell: str) -> float:
+    """Count the multiply-adds of a cell as the table writes it."""
+    names = [part.split("~")[0] for part in cell.strip("|").replace("+", "").split("|") if part]
+    return final_macs({label: (name,) for label, name in zip(LABELS, names, strict=True)})
 
 
 def main() -> None:
