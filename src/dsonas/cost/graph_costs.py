@@ -99,7 +99,8 @@ class GraphCosts:
         self._inputs: list[tuple[np.ndarray, np.ndarray]] = []  # of every row: group, link
         self._segments = self._droppable()
         self._terms = {"macs": self._count_macs(), "params": self._count_params()}
-        self._states: dict[Links, tuple[np.ndarray, np.ndarray]] = {}
+        self._alive_nodes: dict[Links, np.ndarray] = {}
+        self._matrices: dict[Links, np.ndarray] = {}
 
     @cached_property
     def _owner(self) -> np.ndarray:
@@ -182,15 +183,18 @@ class GraphCosts:
         That is found out by cutting the first input.
         """
         found: dict[str, np.ndarray] = {}
+        self._narrowing: list[int] = []  # the concatenations by which layers lose columns
         observed = observe(self._model, self._example) if self._joins else {}
         first = 0
-        for number, count in zip(self._joins, self.links, strict=True):
+        for i, (number, count) in enumerate(zip(self._joins, self.links, strict=True)):
             node = self._nodes[number]
             join: Any = module_of(self._model, node)
             if isinstance(join, ScaledConcat) and join.dim == 1:
                 widths = [observed[x].shape[1] for x in node.args]
                 columns = np.repeat(np.arange(first, first + count), widths)
-                found |= dict.fromkeys(self._narrowed(str(node.target)), columns)
+                narrowed = self._narrowed(str(node.target))
+                self._narrowing += [i] if narrowed else []
+                found |= dict.fromkeys(narrowed, columns)
             first += count
         return found
 
@@ -212,11 +216,12 @@ class GraphCosts:
 
     def state(self, links: Links) -> tuple[np.ndarray, np.ndarray]:
         """Find which nodes are live, and the matrix that counts rows by live channels of groups."""
-        if links not in self._states:
-            if len(self._states) > 2000:
-                self._states.clear()
-            self._states[links] = self._alive(links), self._matrix(links)
-        return self._states[links]
+        if links not in self._alive_nodes:
+            self._alive_nodes[links] = self._alive(links)
+        narrowing = tuple(links[i] for i in self._narrowing)
+        if narrowing not in self._matrices:
+            self._matrices[narrowing] = self._matrix(links)
+        return self._alive_nodes[links], self._matrices[narrowing]
 
     def _alive(self, links: Links) -> np.ndarray:
         """Which nodes run in the pruned model, and True for -1."""

@@ -369,14 +369,19 @@ class ScaledSupernet:
     def _smallest(self, structure: Structure) -> Structure:
         """Remove links that save most, as long as any saves something, and all channels but one."""
         links, counts = self._split(structure)
-        nothing = tuple((False,) * len(flags) for flags in structure)
-        while True:
+        nothing, before = tuple((False,) * len(flags) for flags in structure), None
+        while links != before:
+            before = links
             savings = self._link_savings(links, counts, nothing)
-            unit, saved = max(savings, key=lambda x: x[1][self.leading], default=((), {}))
-            if not unit or saved[self.leading] <= 0:
-                break
-            for i, j in unit:
-                links = _without(links, i, j)
+            for unit, _ in sorted(savings, key=lambda found: -found[1][self.leading]):
+                fewer = links
+                for i, j in unit:
+                    fewer = _without(fewer, i, j)
+                saves = (
+                    self._totals(fewer, counts)[self.leading]
+                    < self._totals(links, counts)[self.leading]
+                )
+                links = fewer if self._costs.is_live(fewer) and saves else links
         first = [tuple(j == 0 for j in range(len(flags))) for flags in structure[self._count :]]
         return (*links, *first)
 
