@@ -1,8 +1,8 @@
 """Is a search step faster than it was? This source tree beside a former one, step by step in turn.
 
 Each tree runs in a process of its own; only one of them computes at a time (A B A B ...), so both
-see the same machine. Two sizes: that of docs/speed.md, and the published one with nothing to
-compute, whose time is the host's.
+see the same machine. Three sizes: that of docs/speed.md; the published one with nothing to
+compute, whose time is the host's; and that of the demo. The load is told: other programs spoil all.
 
     git worktree add ../former COMMIT
     python benchmarks/against.py ../former --json
@@ -19,8 +19,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from stepper import cpu_name
+
 SIZES = {
     "host": "levels=4, blocks=(8, 8, 8), channels=2, batch_size=2, image_size=4",
+    "demo": "levels=3, blocks=(1, 1), image_size=8",
     "default": "",
 }
 KINDS = ("fused", "frozen", "plain")
@@ -81,8 +86,6 @@ def compare(former: Path, size: str, repeats: int, threads: int) -> dict[str, An
 
 
 def main() -> None:
-    from stepper import cpu_name
-
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("former", type=Path, help="root of the other source tree")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
@@ -90,7 +93,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--json", action="store_true", help="one JSON object in one line")
     options = parser.parse_args()
-    found: dict[str, Any] = {"cpu": cpu_name(), "threads": options.threads}
+    found: dict[str, Any] = {
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
+        "threads": options.threads,
+        "load_before": os.getloadavg()[0],
+    }
     for name in options.sizes:
         found[name] = compare(options.former, SIZES[name], options.repeats, options.threads)
     print(json.dumps(found, indent=None if options.json else 2))

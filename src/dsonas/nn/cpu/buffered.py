@@ -13,7 +13,8 @@ holds all node features of the block as planes (node, B, H, W, C):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
@@ -80,7 +81,8 @@ class NodeRun:
     def __init__(self, operation: nn.Module, bn: nn.BatchNorm2d, recompute: bool) -> None:
         self.operation, self.bn = operation, bn
         self.recompute = recompute or getattr(operation, "recomputable", False)
-        self.inner = [p for p in operation.parameters() if p.requires_grad]
+        found = {id(p): p for p in _parameters(operation) if p.requires_grad}
+        self.inner = list(found.values())
         self.wants = (bn.weight.requires_grad, bn.bias.requires_grad)
         self.parameters = [*self.inner, *compress((bn.weight, bn.bias), self.wants)]
 
@@ -93,7 +95,9 @@ class NodeRun:
         return features
 
     def _operate(self, dtype: torch.dtype, tracked: bool) -> Tensor:
-        precision = torch.autocast(self.z.device.type, dtype, enabled=self.autocast)
+        device, precision = self.z.device.type, nullcontext()
+        if self.autocast != torch.is_autocast_enabled(device):  # backward, after it has ended
+            precision = torch.autocast(device, dtype, enabled=self.autocast)
         with torch.set_grad_enabled(tracked), precision:
             return self.operation(self.z).to(dtype, memory_format=torch.channels_last)
 
@@ -118,6 +122,13 @@ class NodeRun:
             features, [z, *self.inner], incoming, allow_unused=True
         )
         return None if z_gradient is None else z_gradient.permute(0, 2, 3, 1), [*inner, *outer]
+
+
+def _parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Shared ones more than once; ``module.parameters()`` takes a twentieth of a small step."""
+    yield from (parameter for parameter in module._parameters.values() if parameter is not None)
+    for part in module._modules.values():
+        yield from _parameters(part) if part is not None else ()
 
 
 def _run_nodes(nodes: Sequence[NodeRun], zs: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
