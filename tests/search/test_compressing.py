@@ -307,3 +307,13 @@ def test_channels_that_cannot_go_exactly_are_left_alone() -> None:
     assert sorted(found.sizes) == ["c", "g"]
     costs = GraphCosts(trace(Mixed(), x[:1]), x[:1], found)
     assert costs.costs((), costs.groups)["macs"] == 8 * 64
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [(0.5, r'a share such as "50%", got 0\.5'),
+     (Budget(latency_ms=1), "bound macs or params"), ("half", "positive number")],
+)  # fmt: skip
+def test_budgets_that_mean_nothing(budget, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dsonas.compress(Written(), torch.zeros(1, 3, 8, 8), budget=budget)

@@ -78,6 +78,11 @@ def compress(
         raise ValueError(f"epochs must be at least 1, got {epochs}: how often fit is called")
     if fit is not None and epochs == 1 and steps is None:
         raise ValueError("steps must be given for a single epoch: the first one only counts them")
+    if isinstance(budget, int | float) and 0 < budget < 1:
+        raise ValueError(
+            f'budget must be a number of multiply-adds, or a share such as "{100 * budget:g}%", '
+            f"got {budget}"
+        )
     given = budget if isinstance(budget, Budget) else Budget(macs=budget)
     config = config or SearchConfig(lr=FACTOR_LR)
     supernet = scale_model(

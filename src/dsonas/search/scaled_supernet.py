@@ -123,7 +123,10 @@ class ScaledSupernet:
         if self._own_cost is not None:
             found[self.leading] = float(self._own_cost(links))
         elif self.leading not in found:
-            raise ValueError(f"budget.{self.leading} is not counted for a model: give cost=")
+            raise ValueError(
+                f"budget.{self.leading} is not counted for a model: bound macs or params, or give "
+                "Searcher a cost="
+            )
         return found
 
     def _split(self, structure: Structure) -> tuple[Links, np.ndarray]:
