@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from dsonas.graph.spaces import PAPER_OPERATIONS
-from dsonas.nn import operations
 from dsonas.nn.operations import (
     DepthwiseConv,
     PointwiseConv,
@@ -81,20 +80,15 @@ def test_names_are_taken_once_and_unknown_ones_are_refused():
 
 
 @pytest.mark.parametrize(("size", "height", "width"), [(5, 7, 9), (5, 1, 1), (7, 3, 8), (3, 5, 5)])
-@pytest.mark.parametrize("few", [0, 10**6])
-def test_depthwise_convolutions_have_the_gradients_of_plain_ones(
-    size, height, width, few, monkeypatch
-):
-    monkeypatch.setattr(operations, "FEW_VALUES", few)
+def test_depthwise_convolutions_have_the_gradients_of_plain_ones(size, height, width):
     plain = torch.nn.Conv2d(6, 6, size, padding=size // 2, groups=6, bias=False).double()
     check_gradients(DepthwiseConv(6, size), plain, torch.randn(2, 6, height, width).double())
 
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
-def test_a_backward_pass_after_autocast_has_ended(kernel, format, monkeypatch):
+def test_a_backward_pass_after_autocast_has_ended(kernel, format):
     """As PyTorch asks for: only the forward pass is under autocast."""
-    monkeypatch.setattr(operations, "FEW_VALUES", 0)
     conv = nn.Sequential(PointwiseConv(8), DepthwiseConv(8, kernel)).train()
     x = torch.randn(2, 8, 6, 6).contiguous(memory_format=format).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):

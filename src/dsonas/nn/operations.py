@@ -18,7 +18,6 @@ from dsonas.nn.cpu.batchnorm import BatchNorm
 
 Builder = Callable[[int], nn.Module]
 _REGISTRY: dict[str, Builder] = {}
-FEW_VALUES = 2**16  # in features, up to which a dozen small calls more take longer than they save
 
 
 def register_operation(name: str, builder: Builder | None = None) -> Callable[[Builder], Builder]:
@@ -94,8 +93,7 @@ class DepthwiseConv(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Features (B, C, H, W) to the same shape."""
         wide = self.shortcut and self.kernel_size[0] > 3 and self.kernel_size[0] % 2 == 1
-        wide = wide and input.device.type == "cpu" and input.numel() > FEW_VALUES
-        if self.training and wide and self.weight.requires_grad:
+        if self.training and wide and self.weight.requires_grad and input.device.type == "cpu":
             return _WideDepthwise.apply(input, self.weight)  # type: ignore[no-any-return]
         return super().forward(input)
 
