@@ -392,7 +392,7 @@ def macs_of(cell: str) -> float:
     return final_macs({label: (name,) for label, name in zip(LABELS, names, strict=True)})
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("search", help=search.__doc__)
@@ -407,7 +407,7 @@ def main() -> None:
     two.add_argument("--table", type=Path, required=True)
     for command in (one, two):
         command.add_argument("--out", type=Path, default=OUT)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.run(options)
 
 
