@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dsonas.graph.block import BlockGraph
-from dsonas.search.criteria import CRITERIA, Flow, connection_flows, node_importance
+from dsonas.search.block_supernet import BlockSupernet
+from dsonas.search.criteria import Flow, connection_flows, node_importance
 
 
 def relative_importance(graph: BlockGraph, flows: Sequence[float]) -> dict[int, float]:
@@ -33,4 +34,4 @@ class RelativeFlow(Flow):
         }
 
 
-CRITERIA["flow"] = RelativeFlow()
+BlockSupernet.criterion = RelativeFlow()

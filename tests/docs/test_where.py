@@ -26,7 +26,7 @@ def test_every_kind_of_change_names_files(kind: str):
 
 
 def test_names_in_files_are_there():
-    """Such as ``CRITERIA`` in ``src/dsonas/search/criteria.py``."""
+    """Such as ``PENALTIES`` in ``src/dsonas/search/penalties.py``."""
     sources = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "src").rglob("*.py"))
     for name in set(re.findall(r"`([A-Z]{3,}(?:_[A-Z]+)*)`", PAGE)) - {"NAME", "CONTRIBUTING"}:
         assert re.search(rf"^{name}\b.*=", sources, re.MULTILINE), name

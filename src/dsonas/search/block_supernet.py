@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dsonas.cost import CostFunction, architecture_cost
 from dsonas.graph import Architecture, readable_operation
 from dsonas.nn import Network
-from dsonas.search.criteria import CRITERIA
+from dsonas.search.criteria import Criterion, Flow
 from dsonas.search.penalties import penalty_of
 from dsonas.search.removal import MACS, follow_plan
 from dsonas.search.search_config import SearchConfig
@@ -24,13 +24,15 @@ class BlockSupernet:
 
     Args:
         network: the supernet.
-        config: plan, penalty, criterion.
+        config: plan, penalty.
         cost: what is planned.
         latency: milliseconds of an architecture, for ``adaptive_latency``.
 
     Raises:
         ValueError: if the network has no scaling factors.
     """
+
+    criterion: Criterion = Flow()
 
     def __init__(
         self,
@@ -109,9 +111,8 @@ class BlockSupernet:
         if self.config.plan is None:
             return None
         blocks = [vector.tolist() for vector in ranks[: len(self.scaling.blocks)]]
-        criterion = CRITERIA[self.config.criterion]
         return follow_plan(
-            self.config.plan, progress, self.whole, self.live, blocks, criterion, self.cost
+            self.config.plan, progress, self.whole, self.live, blocks, self.criterion, self.cost
         )
 
     def remove(self, structure: Architecture, optimizers: Iterable[torch.optim.Optimizer]) -> None:

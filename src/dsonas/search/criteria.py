@@ -58,9 +58,6 @@ class Flow:
         return connection_flows(graph, factors)
 
 
-CRITERIA: dict[str, Criterion] = {"flow": Flow()}
-
-
 def connection_flows(graph: BlockGraph, factors: Sequence[float]) -> list[float]:
     """Compute the importance that flows over each connection, packed order; 0 where dead.
 

@@ -65,8 +65,6 @@ class SearchConfig:
             search has. It can be measured: by how much the loss falls when the width grows.
         normalise: whether to rescale the factors of every target to a mean square of 1 after each
             step, so that the penalty acts on shares (the scale of a vector is free).
-        criterion: what is removed first where a cost is planned: ``flow``, the operations through
-            which the least of a block's output flows, by the scaling factors.
         keep_cost: share of the cost of the supernet's blocks that the search keeps, in (0, 1];
             the rest of a budget is met by the width. None leaves the sparsity to the penalty
             alone (paper).
@@ -77,8 +75,8 @@ class SearchConfig:
 
     Example:
         >>> config = SearchConfig(space="full", keep_cost=0.35)
-        >>> config.criterion, config.schedule
-        ('flow', 'cosine')
+        >>> config.space, config.schedule
+        ('full', 'cosine')
     """
 
     space: Literal["share", "full"] = "share"
@@ -93,7 +91,6 @@ class SearchConfig:
     )
     capacity: NonNegativeFloat = 0.0
     normalise: bool = True
-    criterion: Literal["flow"] = "flow"
     keep_cost: Share | None = 0.25
     keep_connections: Share = 0.1
     hold_from: Share = 0.75
