@@ -22,6 +22,7 @@ Find a compact network for your own images in one training run.
   run        search, fit to the budget, train and measure: the whole job
   search     steps 1 and 2: pretrain the supernet and search it
   train      step 3: train an architecture file
+  compress   bring a trained model of your own to a budget, and train it on
   evaluate   measure a finished run on its test images
   predict    classify image files with a finished run
   report     one HTML file to look at: network, curves, errors, cost; or several runs
@@ -40,8 +41,8 @@ Find a compact network for your own images in one training run.
 Exit codes: 0 done, 2 bad input, 130 interrupted, 143 terminated
 """
 COMMANDS = (
-    "run", "search", "train", "evaluate", "predict", "report", "export", "shards", "compare",
-    "plan", "latency", "check",
+    "run", "search", "train", "compress", "evaluate", "predict", "report", "export", "shards",
+    "compare", "plan", "latency", "check",
 )  # fmt: skip
 TOGETHER = ("run", "search", "train")  # several processes can do
 _OUT_OF_MEMORY = re.compile("memory|Storage size")  # as torch puts it
@@ -142,7 +143,7 @@ def _complain(message: str) -> int:
 
 def _interrupted(command: str, stop: StopSignal) -> int:
     hint = ""
-    if command in ("run", "search", "train"):
+    if command in (*TOGETHER, "compress"):
         hint = " at once; the same command goes on from the last checkpoint, if there is one"
     print(f"dsonas: interrupted{hint}", file=sys.stderr)
     return stop.exit_code

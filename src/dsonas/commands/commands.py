@@ -19,6 +19,7 @@ from dsonas._utils import PositiveInt
 from dsonas.commands.check_command import check
 from dsonas.commands.compare_command import compare
 from dsonas.commands.configuring import (
+    SUBJECTS,
     OptionParser,
     UsageError,
     add_groups,
@@ -39,7 +40,9 @@ from dsonas.cost import is_chain
 from dsonas.data import plain_name, short_name
 from dsonas.graph import Architecture, draw_architecture
 from dsonas.run import (
+    COMPRESSED_FILE,
     ChoiceJob,
+    CompressJob,
     Job,
     Prediction,
     Reporter,
@@ -54,6 +57,7 @@ from dsonas.run import (
     readable_count,
     transferred,
 )
+from dsonas.search import FACTOR_LR
 from dsonas.train import DivergedError, Interrupted, current_world, require_single
 
 DESCRIPTIONS = {
@@ -65,6 +69,9 @@ DESCRIPTIONS = {
     "chain.json of a search which suits the budget. With --network.transfer true its block is put\n"
     "into the network that the network options describe (recipe imagenet-transfer). Other options\n"
     "of the other steps are accepted and not used, so that a whole configuration can be given.",
+    "compress": "Bring a trained model to a budget: search its branches and channels while its\n"
+    "weights train on, then train what is left. The same command on the same folder resumes.\n"
+    "Needs torch-pruning: pip install dsonas[compress].",
     "evaluate": "Measure the network of a finished run on its test images. The options say where\n"
     "the data are now and where to compute; they default to those of the run.",
     "predict": "Classify image files; prints file, class and probability, separated by tabs.\n"
@@ -75,12 +82,15 @@ STEPS = {
     "run": ("pretrain", "search", "train"),
     "search": ("pretrain", "search"),
     "train": ("train",),
+    "compress": ("search", "train"),
 }
 GROUPS = {
     "run": ("data", "network", "pretrain", "search", "budget", "train", "engine", "log"),
     "search": ("data", "network", "pretrain", "search", "budget", "engine", "log"),
     "train": ("data", "budget", "train", "engine", "log"),
+    "compress": ("data", "search", "budget", "train", "engine", "log"),
 }
+COMPRESSED_LR = 0.05  # of the training of a compressed model
 EXIT_DONE = 0
 
 
@@ -94,8 +104,10 @@ def _work(command: str, arguments: list[str], stop: StopSignal) -> int:
 def _work_in(
     folder: RunFolder, command: str, arguments: list[str], values: Namespace, stop: StopSignal
 ) -> int:
-    config, path = to_config(values), values.get("architecture")
-    path = path and os.path.abspath(path)
+    config, subjects = to_config(values), _subjects(values)
+    path, compresses = subjects["architecture"], command == "compress"
+    if compresses:
+        config = _of_trained_model(config)
     front = asked_front(values)
     transfers, own = config.network.transfer, config.network.supernet
     if own and (path or transfers):
@@ -106,21 +118,21 @@ def _work_in(
     if transfers and not path:
         raise UsageError("network.transfer needs a block: use dsonas train --architecture FILE")
     architecture = _given_architecture(path, config, folder) if path else None
-    stored = _refuse_other_run(folder, config, path)
+    stored = _refuse_other_run(folder, config, subjects)
     if architecture and not transfers:
         folder.require_architecture(architecture)
     with _reporter(folder) as reporter:
         refit = stored is not None and stored.budget != config.budget and not own
+        refit = refit and not compresses
         if not refit and _is_finished(command, folder, reporter):
             return EXIT_DONE
-        kind = ChoiceJob if own else Job
-        job = kind(config, folder, reporter, stop, current_world())
+        job = _job(config, folder, reporter, stop, subjects)
         if architecture and transfers:
             architecture = transferred(architecture, config, job.data, job.measures, folder.held)
             folder.require_architecture(architecture)
         job.check(STEPS[command], architecture)
         check_front(front, job)
-        extra = {"architecture": path} if path else {}
+        extra = {name: value for name, value in subjects.items() if value}
         folder.begin(to_yaml({**extra, **config.groups()}), searches=not path, refits=refit)
         job.write_split()
         stop.wait_for_step()
@@ -136,14 +148,46 @@ def _work_in(
     return EXIT_DONE
 
 
+def _subjects(values: Namespace) -> dict[str, str | None]:
+    """What the command trains, with paths that are found from every folder."""
+    given = {name: values.get(name) for name in SUBJECTS}
+    for name, value in given.items():
+        if value and (name != "model" or ".py:" in value):
+            file, colon, function = value.rpartition(":") if name == "model" else (value, "", "")
+            given[name] = f"{os.path.abspath(os.path.expanduser(file))}{colon}{function}"
+    return given
+
+
+def _of_trained_model(config: RunConfig) -> RunConfig:
+    """Leave out step 1, which a trained model does not need; refuse what is not for one."""
+    if config.network.supernet or config.network.transfer:
+        raise UsageError("network.supernet and network.transfer are not for dsonas compress")
+    if not config.budget.given:
+        raise UsageError("dsonas compress needs a budget: give --budget.macs 50%, say")
+    return replace(config, pretrain=replace(config.pretrain, epochs=0))
+
+
+def _job(
+    config: RunConfig,
+    folder: RunFolder,
+    reporter: Reporter,
+    stop: StopSignal,
+    subjects: dict[str, str | None],
+) -> Job:
+    given = config, folder, reporter, stop, current_world()
+    if subjects["model"]:
+        return CompressJob(*given, place=subjects["model"], weights=subjects["weights"])
+    return (ChoiceJob if config.network.supernet else Job)(*given)
+
+
 def _given_architecture(path: str, config: RunConfig, folder: RunFolder) -> Architecture:
     """The architecture of a file; of a chain, the member that suits the budget."""
     chain = load_chain(path)
     if config.network.transfer or not is_chain(Path(path).read_text(encoding="utf-8")):
         return chain[-1].clean()
     if folder.begun is not None and folder.held is not None:
-        stored, stored_path = stored_config(folder.path, resumes=True)
-        if (stored_path, stored.budget) == (path, config.budget):
+        stored, subjects = stored_config(folder.path, resumes=True)
+        if (subjects["architecture"], stored.budget) == (path, config.budget):
             return folder.held  # a latency measured again would lead to another width
     return fit_to_budget(chain, config)
 
@@ -211,11 +255,14 @@ def _is_finished(command: str, folder: RunFolder, reporter: Reporter) -> bool:
 def _summarise(metrics: dict[str, Any], path: Path, reporter: Reporter) -> None:
     # older runs have none
     beside = f"{_beside(metrics)}\n" if "balanced_accuracy" in metrics else ""
+    compressed = (path / COMPRESSED_FILE).exists()
+    unit = "branches and channels" if compressed else "candidates"
+    unit = "connections" if "channels" in metrics else unit
     reporter.say(
         f"\ntest error {metrics['test_error']:.2f} %  with {readable_count(metrics['macs'])} "
         f"multiply-adds, {readable_count(metrics['params'])} parameters, "
         f"{metrics['live_connections']} of {metrics['supernet_connections']} "
-        f"{'connections' if 'channels' in metrics else 'candidates'}\n{beside}"
+        f"{unit}\n{beside}"
         f"search {metrics['search_seconds']:.0f} s, training {metrics['train_seconds']:.0f} s; "
         f"everything is in {path}"
     )
@@ -236,6 +283,20 @@ def _work_parser(command: str) -> OptionParser:
         parser.add_argument("--architecture", type=str, required=True, metavar="FILE", help=text)
     if command == "run":
         add_front_options(parser)
+    if command == "compress":
+        add = parser.add_argument
+        add(
+            "--model",
+            type=str,
+            required=True,
+            metavar="NAME",
+            help="torchvision:NAME, timm:NAME, or FILE.py:FUNCTION of your own, which returns a "
+            "model, given num_classes, in_channels, image_size if it takes them; required",
+        )
+        add("--weights", type=str, default=None, metavar="FILE",
+            help="its state_dict: .safetensors, or as torch.save writes it; may be left out only "
+            "if FUNCTION gives a trained model")  # fmt: skip
+        parser.set_defaults({"search.lr": FACTOR_LR, "train.lr": COMPRESSED_LR})
     return parser
 
 
@@ -246,14 +307,14 @@ def _default_name(values: Namespace) -> str:
 
 
 def _refuse_other_run(
-    folder: RunFolder, config: RunConfig, architecture: str | None
+    folder: RunFolder, config: RunConfig, subjects: dict[str, str | None]
 ) -> RunConfig | None:
     """Refuse to mix two runs; returns the configuration of the one that the folder holds."""
     if folder.begun is None:
         return None
-    stored, stored_architecture = stored_config(folder.path, resumes=True)
-    before = {**_compared(stored), "architecture": stored_architecture}
-    after = {**_compared(config), "architecture": architecture}
+    stored, stored_subjects = stored_config(folder.path, resumes=True)
+    before = {**_compared(stored), **stored_subjects}
+    after = {**_compared(config), **subjects}
     folder.refuse(changed_settings(before, after, folder.begun))
     return stored
 
@@ -358,6 +419,7 @@ COMMANDS: dict[str, Callable[[str, list[str], StopSignal], int]] = {
     "run": _run,
     "search": _work,
     "train": _work,
+    "compress": _work,
     "evaluate": _evaluate,
     "predict": _predict,
     "check": check,

@@ -31,6 +31,7 @@ _TITLES = {
     "engine": "engine (where and how to compute)",
     "log": "log (where the run is tracked besides its log.csv)",
 }
+SUBJECTS = ("architecture", "model", "weights")  # what a run trains, where it is given
 _NO_SETTINGS = ("help", "print_config", "import", "config")
 
 
@@ -190,7 +191,7 @@ def parse(parser: OptionParser, arguments: Sequence[str]) -> Namespace:
         SystemExit: after printing help or the configuration, if the arguments ask for it.
     """
     values = parser.parse_args(list(arguments))
-    for name in ("data.augment", "network.supernet"):
+    for name in ("data.augment", "network.supernet", "model"):
         value = values.get(name) or ""
         if ".py:" in value and not any(a.startswith(f"--{name}") for a in arguments):
             raise UsageError(
@@ -206,8 +207,10 @@ def parse(parser: OptionParser, arguments: Sequence[str]) -> Namespace:
     return values
 
 
-def stored_config(folder: Path, *, resumes: bool = False) -> tuple[RunConfig, str | None]:
-    """Read the configuration that a run folder holds, and the architecture file that it names.
+def stored_config(
+    folder: Path, *, resumes: bool = False
+) -> tuple[RunConfig, dict[str, str | None]]:
+    """Read the configuration that a run folder holds, and what the run is about, of ``SUBJECTS``.
 
     Args:
         folder: of a run, perhaps of an earlier dsonas, some of whose settings had other names.
@@ -228,12 +231,12 @@ def stored_config(folder: Path, *, resumes: bool = False) -> tuple[RunConfig, st
             f"({', '.join(f'{name} {renamed(name)}' for name in former)}): it can be evaluated, "
             "exported and reported, not resumed; choose another --out"
         )
-    architecture = current.pop("architecture", None)
+    subjects = {name: current.pop(name, None) for name in SUBJECTS}
     if not resumes and ".py:" in current.get("data", {}).get("augment", ""):
         current["data"]["augment"] = "none"  # nothing trains, and a file never runs code
     parser = config_parser("run", "", ())
     try:
-        return to_config(parser.parse_string(yaml.safe_dump(current))), architecture
+        return to_config(parser.parse_string(yaml.safe_dump(current))), subjects
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
 

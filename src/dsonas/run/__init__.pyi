@@ -5,6 +5,9 @@ from .classify import (
     Prediction as Prediction,
     predict_images as predict_images,
 )
+from .compress_job import (
+    CompressJob as CompressJob,
+)
 from .console import (
     Reporter as Reporter,
     readable_count as readable_count,
@@ -49,9 +52,11 @@ from .run_config import (
     upgraded as upgraded,
 )
 from .runs import (
+    COMPRESSED_FILE as COMPRESSED_FILE,
     Preprocessing as Preprocessing,
     RunError as RunError,
     RunFolder as RunFolder,
+    compressed_from_json as compressed_from_json,
     load_chain as load_chain,
     versions as versions,
 )

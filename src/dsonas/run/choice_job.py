@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ class ChoiceJob(Job):
     What it finds are choices: the names that are left, by label.
     """
 
+    copied = SOURCE_FILE  # the user's file, in the run folder
+    searched = "a supernet of your own"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.reporter.unit = "candidates"
@@ -46,7 +50,7 @@ class ChoiceJob(Job):
         for name in self.config.budget.given:
             if name not in COUNTED:
                 raise RunError(
-                    f"budget.{name} cannot bound a supernet of your own, whose cost is counted in "
+                    f"budget.{name} cannot bound {self.searched}, whose cost is counted in "
                     f"{' and '.join(COUNTED)}: bound one of these"
                 )
         for name in OF_BLOCKS:
@@ -56,16 +60,23 @@ class ChoiceJob(Job):
                     f"train.{name} {value} is a part of our own network: give 0, and put it into "
                     "your model"
                 )
-        copy = self.folder.path / SOURCE_FILE
+        copy = self.folder.path / self.copied
         if self.folder.begun is not None and copy.is_file():
             same = copy.read_bytes() == self._source
-            self.folder.refuse([] if same else [f"{self._space.path} has changed since"])
+            self.folder.refuse([] if same else [f"{self._source_path} has changed since"])
+        self._check_model()
+
+    def _check_model(self) -> None:
         self._supernet.cost(self._supernet.live)  # made here, it refuses what cannot work
+
+    @property
+    def _source_path(self) -> Path | None:
+        return self._space.path
 
     @property
     def _source(self) -> bytes:
         try:
-            return self._space.path.read_bytes()
+            return self._source_path.read_bytes() if self._source_path else b""
         except OSError:
             return b""  # what is wrong is told by what loads it
 
@@ -125,4 +136,4 @@ class ChoiceJob(Job):
     def _write_network(self, found: Any, network: Any) -> None:
         self.folder.write(CHOICES_FILE, choices_to_json(found))
         preprocessing, shape = Preprocessing.of(self.data), Shape.of(self.data)
-        self.folder.write_own_network(network, preprocessing, shape, self._space.function)
+        self.folder.write_own_network(network, preprocessing, shape, supernet=self._space.function)

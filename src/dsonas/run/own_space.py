@@ -1,15 +1,15 @@
-"""A supernet of the user's own in a run: from ``FILE.py:FUNCTION`` to the network found in it."""
+"""A model of the user's own in a run: from ``FILE.py:FUNCTION`` to the network found in it."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,12 @@ from dsonas.run.network_files import RunError, Shape
 from dsonas.search import ChoiceSupernet, SearchConfig
 from dsonas.sparse import apply_choices, choices_of
 
-OPTION = "network.supernet"
 SOURCE_FILE, CHOICES_FILE = "supernet.py", "choices.json"  # in a run folder
 
 
 @dataclass(frozen=True)
-class OwnSpace:
-    """A function of the user's that returns a model with choices.
+class OwnModel:
+    """A function of the user's that returns a model.
 
     It is called by name with those of ``num_classes``, ``in_channels`` and ``image_size`` that it
     takes. The model maps images (B, in_channels, image_size, image_size) to logits (B,
@@ -37,11 +36,12 @@ class OwnSpace:
         function: a name in it; a class will do.
     """
 
+    option: ClassVar[str] = "--model"
     path: Path
     function: str
 
     @classmethod
-    def of(cls, place: str) -> OwnSpace:
+    def of(cls, place: str) -> Self:
         """Read ``FILE.py:FUNCTION``.
 
         Raises:
@@ -49,18 +49,18 @@ class OwnSpace:
         """
         path, _, function = place.rpartition(":")
         if not path or not function.isidentifier():
-            raise RunError(f"{OPTION} must be FILE.py:FUNCTION, got {place!r}")
+            raise RunError(f"{cls.option} must be FILE.py:FUNCTION, got {place!r}")
         return cls(Path(path), function)
 
     def model(self, shape: Shape) -> nn.Module:
         """Call the function, and the model once, with images of zeros.
 
         Raises:
-            RunError: if there is no such function, it fails, or what it returns is no supernet for
+            RunError: if there is no such function, it fails, or what it returns is no model for
                 images and classes of this shape.
         """
         try:
-            found = getattr(import_file(self.path, OPTION), self.function, None)
+            found = getattr(import_file(self.path, self.option), self.function, None)
         except ValueError as error:
             raise RunError(f"{error}") from error
         if not callable(found):
@@ -73,13 +73,12 @@ class OwnSpace:
             raise self._error(f"fails{told_by(self.path, error)}") from error
         if not isinstance(model, nn.Module):
             raise self._error(f"must return a torch.nn.Module, got {type(model).__name__}")
-        if not choices_of(model):
-            raise self._error(
-                "must return a model with LayerChoice or InputChoice, but there is nothing to "
-                "choose in it"
-            )
-        self._check_output(model, shape)
+        self._require(model)
+        check_output(model, shape, self._error)
         return model
+
+    def _require(self, model: nn.Module) -> None:
+        """Refuse a model that lacks what it is for."""
 
     def _arguments(self, function: Any, shape: Shape) -> dict[str, int]:
         known = {
@@ -100,25 +99,52 @@ class OwnSpace:
                 )
         return {p.name: known[p.name] for p in parameters if p.name in known}
 
-    @torch.no_grad()
-    def _check_output(self, model: nn.Module, shape: Shape) -> None:
-        """Refuse a model for other images or classes; it also gives lazy modules their sizes."""
-        images = torch.zeros(2, shape.input_channels, shape.image_size, shape.image_size)
-        wanted = (2, shape.num_classes)
-        try:
-            outputs = model.eval()(images), copy.deepcopy(model).train()(images)
-        except Exception as error:  # whatever the user's code raises
-            reason = " ".join(str(error).split())[:300]
+    def __str__(self) -> str:
+        return f"{self.path}:{self.function}"
+
+    def _error(self, what: str) -> RunError:
+        return RunError(f"{self.option} {self} {what}")
+
+
+@torch.no_grad()
+def check_output(model: nn.Module, shape: Shape, error: Callable[[str], RunError]) -> None:
+    """Refuse a model for other images or classes; it also gives lazy modules their sizes.
+
+    Args:
+        model: comes out in training mode.
+        shape: of the images and outputs.
+        error: makes what is raised, of what is wrong.
+    """
+    images = torch.zeros(2, shape.input_channels, shape.image_size, shape.image_size)
+    wanted = (2, shape.num_classes)
+    try:
+        outputs = model.eval()(images), copy.deepcopy(model).train()(images)
+    except Exception as fault:  # whatever the user's code raises
+        reason = " ".join(str(fault).split())[:300]
+        raise error(
+            f"fails on images {tuple(images.shape)}: {type(fault).__name__}: {reason}"
+        ) from fault
+    for logits in outputs:
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise error(
+                f"must give logits {wanted} for 2 images of {wanted[1]} classes, got {got}: its "
+                "last layer must have an output for each class of the data"
+            )
+    model.train()
+
+
+class OwnSpace(OwnModel):
+    """A function of the user's that returns a model with choices, see ``OwnModel``."""
+
+    option = "network.supernet"
+
+    def _require(self, model: nn.Module) -> None:
+        if not choices_of(model):
             raise self._error(
-                f"fails on images {tuple(images.shape)}: {type(error).__name__}: {reason}"
-            ) from error
-        for logits in outputs:
-            if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
-                got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                raise self._error(
-                    f"must give logits {wanted} for 2 images of {wanted[1]} classes, got {got}"
-                )
-        model.train()
+                "must return a model with LayerChoice or InputChoice, but there is nothing to "
+                "choose in it"
+            )
 
     def supernet(
         self, shape: Shape, budget: Budget | None, config: SearchConfig, seed: int
@@ -142,17 +168,11 @@ class OwnSpace:
             network = apply_choices(self.model(shape), choices)
         except ValueError as error:
             raise RunError(f"{CHOICES_FILE} is not of {self}: {error}") from None
-        network.register_forward_pre_hook(_contiguous)
+        network.register_forward_pre_hook(contiguous)
         return network.train()
 
-    def __str__(self) -> str:
-        return f"{self.path}:{self.function}"
 
-    def _error(self, what: str) -> RunError:
-        return RunError(f"{OPTION} {self} {what}")
-
-
-def _contiguous(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def contiguous(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Give images, which come in channels_last, the layout in which features take any view()."""
     return tuple(images.clone(memory_format=torch.contiguous_format) for images in inputs)
 

@@ -368,9 +368,10 @@ def changed_settings(
         >>> list(changed_settings(before, {"seed": 1, "train.lr": 0.1}, "search"))
         ['seed was 0 and is 1']
     """
+    own = any(after.get(name) is not None for name in ("network.supernet", "model"))
     for key in sorted({*before, *after}):
         old, new = before.get(key), after.get(key)
-        if old != new and _is_fixed(key, begun, after.get("network.supernet") is not None):
+        if old != new and _is_fixed(key, begun, own):
             yield f"{key} was {old!r} and is {new!r}"
 
 

@@ -32,8 +32,16 @@ from dsonas.run.network_files import (
     read_network,
     write_weights,
 )
-from dsonas.run.own_space import CHOICES_FILE, SOURCE_FILE, OwnSpace, choices_from_json
+from dsonas.run.own_space import (
+    CHOICES_FILE,
+    SOURCE_FILE,
+    OwnModel,
+    OwnSpace,
+    choices_from_json,
+)
 from dsonas.run.stage_checkpoints import StageCheckpoints
+from dsonas.run.trained_model import named_model
+from dsonas.sparse import load_model
 from dsonas.train import STAGES, Row
 
 STUDY_FILES = ("attempts.json", "given.json", "lock", "output.txt", "task.json")  # of a job
@@ -70,6 +78,8 @@ SUMMARY = (  # numbers of metrics.json that describe a finished run
 
 LOCK_NAME = ".lock"
 NETWORK_FILE = "network.safetensors"
+COMPRESSED_FILE, MODEL_SOURCE = "compressed.json", "model.py"  # of dsonas compress
+MODEL_FOLDER = "model"  # of save_model
 
 
 class FolderInUseError(ValueError):
@@ -256,7 +266,7 @@ class RunFolder:
         if not self.writes:
             return
         if searches and self.begun is None:
-            for name in ("chain.json", CHOICES_FILE, SOURCE_FILE):
+            for name in ("chain.json", CHOICES_FILE, SOURCE_FILE, COMPRESSED_FILE, MODEL_SOURCE):
                 (self.path / name).unlink(missing_ok=True)
         if refits or (searches and self.begun is None):
             (self.path / "architecture.json").unlink(missing_ok=True)
@@ -359,24 +369,24 @@ class RunFolder:
             write_weights(self.path / NETWORK_FILE, network, preprocessing, shape)
 
     def write_own_network(
-        self, network: nn.Module, preprocessing: Preprocessing, shape: Shape, function: str
+        self, network: nn.Module, preprocessing: Preprocessing, shape: Shape, **notes: str
     ) -> None:
-        """Write the weights of a network out of a supernet of the user's.
+        """Write the weights of a network out of a model of the user's.
 
         Args:
-            network: see ``OwnSpace.final``.
+            network: see ``OwnSpace.final``, or a compressed one.
             preprocessing: what it expects of an image.
             shape: of its images and outputs.
-            function: of ``supernet.py``, which makes its supernet.
+            notes: ``supernet``, the function of ``supernet.py`` which makes its supernet.
         """
         if self.writes:
             path = self.path / NETWORK_FILE
-            write_weights(path, network, preprocessing, shape, supernet=function)
+            write_weights(path, network, preprocessing, shape, **notes)
 
     def load_network(self) -> FinishedNetwork:
         """The trained network, in evaluation mode, and what it expects.
 
-        That of a supernet of the user's is made by the copy of their file in the folder, once that
+        That of a model of the user's is made by the copy of their file in the folder, once that
         has been imported: a folder alone never runs code.
 
         Raises:
@@ -391,20 +401,55 @@ class RunFolder:
             )
         if (self.path / CHOICES_FILE).exists():
             choices = choices_from_json(self.path / CHOICES_FILE)
-            source = self.path / SOURCE_FILE
-            if not source.is_file() or not is_imported(source):
-                raise RunError(
-                    f"{self.path} holds a network of an own supernet, whose source is run only if "
-                    f"it is named: add --import {source}"
-                )
+            source = self._require_imported(SOURCE_FILE)
 
             def final(shape: Shape, notes: Mapping[str, Any]) -> nn.Module:
                 return OwnSpace(source, str(notes.get("supernet"))).final(shape, choices)
 
             return read_network(path, final)
+        if (self.path / COMPRESSED_FILE).exists():
+            model = named_model(compressed_from_json(self.path / COMPRESSED_FILE)["model"])
+            if isinstance(model, OwnModel):
+                model = OwnModel(self._require_imported(MODEL_SOURCE), model.function)
+            folder = self.path / MODEL_FOLDER
+            return read_network(path, lambda shape, _: load_model(folder, model.model(shape)))
         architecture = load_architecture(self.path / "architecture.json")
         shape = Shape.of(architecture.skeleton)
         return read_network(path, lambda *_: Network(architecture), shape)
+
+    def _require_imported(self, name: str) -> Path:
+        """The copy of the user's file, which has been imported."""
+        source = self.path / name
+        if not source.is_file() or not is_imported(source):
+            raise RunError(
+                f"{self.path} holds a network of an own model, whose source is run only if "
+                f"it is named: add --import {source}"
+            )
+        return source
+
+
+def compressed_to_json(found: Mapping[str, Any]) -> str:
+    """Write what a compression has left as JSON, a line for each group of channels or sum."""
+    rows = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in found["left"].items())
+    others = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items() if k != "left"]
+    return "{\n" + ",\n".join([*others, '  "left": {\n' + rows + "\n  }"]) + "\n}\n"
+
+
+def compressed_from_json(path: Path) -> dict[str, Any]:
+    """Read ``compressed_to_json`` from a file.
+
+    Raises:
+        RunError: if it is something else.
+    """
+    value: Any = None
+    with suppress(ValueError, RecursionError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+    left = value.get("left") if isinstance(value, dict) else None
+    rows = left.values() if isinstance(left, dict) else [None]
+    counted = all(isinstance(row, list) and list(map(type, row)) == [int, int] for row in rows)
+    if not counted or not isinstance(value.get("model"), str):
+        raise RunError(f"{path} must hold a model and what is left of it: repeat the command")
+    return value
 
 
 def _line_each(value: Any) -> str:

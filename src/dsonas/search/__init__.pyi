@@ -11,6 +11,7 @@ from .choice_supernet import (
     ChoiceSupernet as ChoiceSupernet,
 )
 from .compressing import (
+    FACTOR_LR as FACTOR_LR,
     compress as compress,
     scale_model as scale_model,
 )
@@ -21,6 +22,9 @@ from .criteria import (
 )
 from .removal import (
     follow_plan as follow_plan,
+)
+from .scaled_supernet import (
+    ScaledSupernet as ScaledSupernet,
 )
 from .search_config import (
     PretrainConfig as PretrainConfig,

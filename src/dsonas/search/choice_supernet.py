@@ -16,6 +16,7 @@ from dsonas._utils import mask_like
 from dsonas.cost import Budget, Chosen, Item, count_choices
 from dsonas.nn import ScaledModule
 from dsonas.search.knapsack import Bound, best_choices, smallest_choices
+from dsonas.search.scaled_supernet import ScaledSupernet
 from dsonas.search.search_config import SearchConfig
 from dsonas.sparse import (
     Choice,
@@ -330,15 +331,16 @@ class ChoiceSupernet:
 
 
 class ChoiceNetwork(ScaledModule):
-    """A model with choices as the stages of a search train it, on images.
+    """A model with choices, or a traced one, as the stages of a search train it, on images.
 
     Args:
         supernet: whose model it runs.
     """
 
-    def __init__(self, supernet: ChoiceSupernet) -> None:
+    def __init__(self, supernet: ChoiceSupernet | ScaledSupernet) -> None:
         super().__init__()
-        self.model, self.supernet = supernet.model, supernet
+        self.model: nn.Module = supernet.model
+        self.supernet: Any = supernet
         factors = {id(vector) for vector in supernet.vectors()}
         trained = [p for p in self.model.parameters() if p.requires_grad and id(p) not in factors]
         self._weights = supernet.live, trained

@@ -90,9 +90,9 @@ def compress(
     )
 
     def begin(announced: int) -> Searcher[Structure]:
-        penalty = DISTANCE * (1 - MOMENTUM) / (config.lr * announced)
-        gentle = replace(config, penalty=penalty) if config.penalty is None else config
-        return Searcher(supernet, budget=given, steps=announced, config=gentle, seed=seed)
+        return Searcher(
+            supernet, budget=given, steps=announced, config=gentle(config, announced), seed=seed
+        )
 
     if fit is None:
         return begin(1).finish()
@@ -109,6 +109,13 @@ def compress(
                 "did: see dsonas.Searcher"
             )
     return searcher.finish()
+
+
+def gentle(config: SearchConfig, steps: int) -> SearchConfig:
+    """Give a configuration without a penalty that of a trained model, for so many steps."""
+    if config.penalty is not None:
+        return config
+    return replace(config, penalty=DISTANCE * (1 - MOMENTUM) / (config.lr * steps))
 
 
 def scale_model(

@@ -134,9 +134,9 @@ class ScaledSupernet:
         groups = structure[self._count :]
         return structure[: self._count], np.array([sum(flags) for flags in groups], dtype=float)
 
-    def cost(self, structure: Structure) -> float:
+    def cost(self, structure: Structure, measure: str | None = None) -> float:
         """Compute what the pruned model costs."""
-        return self._measure(structure)[self.leading]
+        return self._measure(structure)[measure or self.leading]
 
     def vectors(self) -> list[nn.Parameter]:
         """List the factors of every sum and concatenation, then those of every group."""
@@ -149,6 +149,16 @@ class ScaledSupernet:
     def flags(self, structure: Structure) -> list[Sequence[bool]]:
         """Tell which inputs and channels a structure has."""
         return list(structure)
+
+    def measured(self) -> dict[str, float]:
+        """Count what is left and what it costs, for the log."""
+        cost = self._measure(self.live)
+        counts = {name: int(cost[name]) for name in ("macs", "params")}
+        return {"live_connections": sum(map(sum, self.live)), **counts}
+
+    def logged_factors(self) -> list[nn.Parameter]:
+        """List the vectors whose course is logged: all."""
+        return self._vectors
 
     def penalties(self, gamma: float) -> list[Tensor | float]:
         """Compute Gamma of every factor, in proportion to what its removal saves; on average gamma.
@@ -411,6 +421,12 @@ class ScaledSupernet:
             unscale_channels(result, self.channels)
             remove_channels(result, self.channels, self.live[self._count :])
         return prune_model(result, self.example) if self._count else result
+
+    @property
+    def labels(self) -> list[str]:
+        """Name every sum and concatenation, then every group of channels."""
+        sums = dict.fromkeys(link.target for link in list_connections(self._traced))
+        return [*sums, *self.channels.sizes]
 
     def choices(self) -> Choices:
         """Name what is left: inputs by sum or concatenation, numbers of channels by group."""

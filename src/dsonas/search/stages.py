@@ -17,6 +17,8 @@ from dsonas.graph import Architecture, SearchSpace
 from dsonas.nn import Network, ScaledModule
 from dsonas.search.block_supernet import BlockSupernet
 from dsonas.search.choice_supernet import ChoiceNetwork
+from dsonas.search.compressing import gentle
+from dsonas.search.scaled_supernet import ScaledSupernet
 from dsonas.search.search_config import (
     CLIP,
     MOMENTUM,
@@ -125,7 +127,7 @@ class Searching:
     """Step 2 as a stage of the loop: weight steps, and factor steps by a ``Searcher``, in turn.
 
     Args:
-        network: our blocks with scaling factors, or a model with choices.
+        network: our blocks with scaling factors, a model with choices, or a traced one.
         weight_batches: of the images from which weights learn.
         factor_batches: of those from which scaling factors learn.
         config: how to search.
@@ -162,11 +164,12 @@ class Searching:
             if isinstance(network, ChoiceNetwork)
             else BlockSupernet(network, config, measures[leading], measures.get("latency_ms"))
         )
-        steps = self.num_epochs * self.kinds.count("factors")
+        steps = max(1, self.num_epochs * self.kinds.count("factors"))
+        is_trained = isinstance(self.supernet, ScaledSupernet)
         self.searcher: Searcher[Any] = Searcher(
             self.supernet,
-            steps=max(1, steps),
-            config=config,
+            steps=steps,
+            config=gentle(config, steps) if is_trained else config,
             processes=engine.processes,
         )
         self.weight_optimizer = sgd(network.weights(), config.lr, config.weight_decay, MOMENTUM)
@@ -380,7 +383,7 @@ def search_network(
     """Pretrain and search a supernet that is on its device; see ``search``.
 
     Args:
-        network: our blocks, or a model with choices, which brings its budget along.
+        network: our blocks, or a model with choices or a traced one, which bring their budget.
         leading: the measure that the plan of our blocks is about.
 
     Returns:

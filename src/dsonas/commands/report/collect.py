@@ -13,7 +13,15 @@ import yaml
 
 from dsonas.cost import MEASURES, Budget, Cost, architecture_cost
 from dsonas.graph import Architecture, block_connections, doubled_channels
-from dsonas.run import CHOICES_FILE, RunError, RunFolder, choices_from_json, upgraded
+from dsonas.run import (
+    CHOICES_FILE,
+    COMPRESSED_FILE,
+    RunError,
+    RunFolder,
+    choices_from_json,
+    compressed_from_json,
+    upgraded,
+)
 from dsonas.train import STAGES
 
 Factors = list[list[float]]  # packed factors of each block, or one list for all blocks
@@ -41,6 +49,7 @@ class RunRecord:
     architecture: Architecture | None = None  # what was found or trained
     history: list[Factors] = field(default_factory=list)  # factors after each search epoch
     choices: dict[str, list[str]] | None = None  # what was found in a supernet of the user's
+    compressed: dict[str, Any] | None = None  # what is left of a trained model of the user's
     # its factors from the start of the search on, as far as they are not 0
     choice_history: dict[Candidate, dict[int, float]] = field(default_factory=dict)
     # other networks that the folder knows: (multiply-adds, test error, kind)
@@ -60,7 +69,19 @@ class RunRecord:
     @property
     def has_found(self) -> bool:
         """Whether its search has come to its end."""
-        return self.architecture is not None or self.choices is not None
+        return self.architecture is not None or self.is_own
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the network found is out of a model of the user's."""
+        return self.choices is not None or self.compressed is not None
+
+    @property
+    def unit(self) -> str:
+        """What its search removes."""
+        if self.compressed is not None:
+            return "branches and channels"
+        return "connections" if self.choices is None else "candidates"
 
     def factors(self, place: int) -> list[float] | None:
         """The scaling factors of a block at the end of the search; None if they are not known.
@@ -180,6 +201,7 @@ def read_run(path: str | Path) -> RunRecord:
     if found_choices := read(CHOICES_FILE, choices_from_json):
         record.choices = found_choices
         record.choice_history = read("factors.csv", _read_choice_factors) or {}
+    record.compressed = read(COMPRESSED_FILE, compressed_from_json)
     record.studies = read("compare.json", _read_study) or []
     record.studies += read("pareto.csv", _read_front) or []
     return record

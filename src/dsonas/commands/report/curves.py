@@ -32,11 +32,11 @@ def charts(record: RunRecord, most: Mapping[str, int]) -> Iterator[Chart]:
     epochs, x_label = stages["search"], "search epoch"
     supernet, bounds = record.supernet, record.bounds
     start, final = cost_of(supernet), record.final_cost
-    unit = "connections" if record.choices is None else "candidates"
+    unit = record.unit
     if points := _points(epochs, "live_connections", supernet and supernet.num_live):
         svg = lines(unit, [Line(f"live {unit}", points)], "whole", x_label=x_label)
         yield Chart(f"Live {unit}", "what the search has not removed", svg)
-    if record.choices is not None:
+    if record.is_own:
         yield from _removals(epochs, x_label)
     for name, title in (("macs", "Multiply-adds"), ("params", "Parameters")):
         levels = [(bounds[name], "budget", "budget")] if name in bounds else []
@@ -45,7 +45,7 @@ def charts(record: RunRecord, most: Mapping[str, int]) -> Iterator[Chart]:
             line = Line(title.lower(), points)
             svg = lines(title, [line], "count", levels=levels, x_label=x_label)
             note = "at the supernet's width; it is fitted afterwards"
-            yield Chart(title, note if record.choices is None else "of what is left", svg)
+            yield Chart(title, "of what is left" if record.is_own else note, svg)
     named = (
         ("mean factor", "mean_factor", "k0", 1.0),
         ("penalty scale", "penalty_scale", "k2", None),
