@@ -22,6 +22,7 @@ part=("${@:3}")
 keep() {
   [ -e "$out/compare.json" ] || return 0 # a dry run leaves none
   .venv/bin/python benchmarks/study_archive.py pack "$out" "$archive"
+  sed -i "s|$kind:$data|$kind:DATA|g" "$archive" # the images may lie elsewhere next time
   [ ${#part[@]} = 0 ] || return 0
   for suffix in json md; do
     cp "$out/compare.$suffix" "$results/compare-cifar10.$suffix"
@@ -29,7 +30,10 @@ keep() {
   cp "$out/compare.svg" docs/images/compare-cifar10.svg
 }
 
-[ ! -e "$archive" ] || .venv/bin/python benchmarks/study_archive.py unpack "$archive" "$out"
+if [ -e "$archive" ]; then
+  .venv/bin/python benchmarks/study_archive.py unpack "$archive" "$out"
+  sed -i "s|$kind:DATA|$kind:$data|g" "$out/config.yaml"
+fi
 trap keep EXIT
 .venv/bin/dsonas compare --config cifar10-small --data.name "$kind:$data" --out "$out" --engine.threads 1 \
   --budgets 2M --spaces share,full --seeds 5 --train_seeds 2 \
