@@ -20,6 +20,7 @@ from dsonas.sparse import (
     ScaledSum,
     State,
     arguments,
+    evaluating,
     joined,
     module_of,
     observe,
@@ -34,11 +35,8 @@ Links = tuple[tuple[bool, ...], ...]
 def count_model(model: nn.Module, example: Any) -> dict[str, float]:
     """Count the multiply-adds of a model on an example, and its parameters."""
     args, kwargs = arguments(model, example)
-    modes = [(part, part.training) for part in model.modules()]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(*args, **kwargs)
-    for part, mode in modes:
-        part.training = mode
+    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*args, **kwargs)
     params = sum(parameter.numel() for parameter in model.parameters())
     return {"macs": counter.get_total_flops() / 2, "params": float(params)}
 
@@ -145,12 +143,8 @@ class GraphCosts:
     def _count_macs(self) -> _Terms:
         """Every node that has multiply-adds."""
         counter = _Counter(self._model)
-        with torch.no_grad():
-            modes = [(part, part.training) for part in self._model.modules()]
-            self._model.eval()
+        with evaluating(self._model), torch.no_grad():
             counter.run(*placed(self._model, self._example))
-            for part, mode in modes:
-                part.training = mode
         terms = []
         for node, flops in counter.flops.items():
             rows = self._sizes(str(node.target)) if node.op == "call_module" else None

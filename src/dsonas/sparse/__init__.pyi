@@ -54,6 +54,7 @@ from .proximal import (
 )
 from .recording import (
     arguments as arguments,
+    evaluating as evaluating,
 )
 from .saving import (
     load_model as load_model,

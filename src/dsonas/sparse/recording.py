@@ -10,7 +10,7 @@ from __future__ import annotations
 import builtins
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import wraps
 from inspect import Parameter, signature
 from typing import Any, cast
@@ -357,12 +357,20 @@ class _Recorder(fx.Tracer):
                 kwargs = {**kwargs, "training": False}
             return target(*args, **kwargs)
         module = self.model.get_submodule(target)
-        modes = [(part, part.training) for part in module.modules()]
-        try:
-            return module.eval()(*args, **kwargs)
-        finally:
-            for part, mode in modes:
-                part.training = mode
+        with evaluating(module):
+            return module(*args, **kwargs)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode for a while; each of its parts gets its own mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def _autocasts() -> tuple[bool, bool]:
