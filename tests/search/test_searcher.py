@@ -501,6 +501,9 @@ def test_capacity_is_for_choices() -> None:
     network = Network(SearchSpace(skeleton=skeleton, num_levels=1).complete(), scaled=True)
     with pytest.raises(ValueError, match=r"search\.capacity 0\.1 is for models with LayerChoice"):
         Searcher(network, steps=1, config=SearchConfig(capacity=0.1))
+    with pytest.raises(ValueError, match=r"search\.capacity 0\.1 is for models with LayerChoice"):
+        dsonas.compress(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.zeros(1, 4),
+                        budget="60%", config=SearchConfig(capacity=0.1))  # fmt: skip
     model = nn.Sequential(LayerChoice([nn.Linear(2, 2), nn.Identity()]), nn.Linear(2, 1))
     with pytest.raises(ValueError, match=r"search\.capacity needs the cost of every candidate"):
         Searcher(model, steps=1, cost=lambda found: 1.0, config=SearchConfig(capacity=0.1))

@@ -439,13 +439,6 @@ class ScaledSupernet:
             found[name] = [str(j) for j, flag in enumerate(flags) if flag]
         return Choices(found)
 
-    def capacity(self) -> list[Tensor]:
-        """Refuse: how much capacity is worth is asked for models with choices only."""
-        raise ValueError(
-            f"search.capacity {self.config.capacity} is for models with LayerChoice or "
-            "InputChoice, which this model has not: give 0"
-        )
-
     def to_state(self, structure: Structure) -> list[list[bool]]:
         """Turn a structure into lists."""
         return [list(flags) for flags in structure]

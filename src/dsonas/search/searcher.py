@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dsonas._utils import mask_like
 from dsonas.cost import Budget
+from dsonas.search.choice_supernet import ChoiceSupernet
 from dsonas.search.optimizer_watch import OptimizerWatch
 from dsonas.search.ranking import Ranking
 from dsonas.search.search_config import CLIP, MOMENTUM, SearchConfig
@@ -112,13 +113,6 @@ class Supernet(Protocol[S]):
 
     def choices(self) -> Choices:
         """Name what is left, by label."""
-        ...
-
-    def capacity(self) -> list[Tensor]:
-        """Compute the gradient of the logarithm of the cost by every vector of factors.
-
-        It is asked for where ``config.capacity`` is not 0; see ``supernet_of``.
-        """
         ...
 
     def to_state(self, structure: S) -> Any:
@@ -424,7 +418,14 @@ class Searcher(Generic[S]):
 
     def _capacity_gradients(self) -> list[Tensor]:
         """What a unit of ``config.capacity`` adds to the gradients; taken anew at every rebuild."""
-        return self.supernet.capacity() if self.config.capacity else []
+        if not self.config.capacity:
+            return []
+        if not isinstance(self.supernet, ChoiceSupernet):
+            raise ValueError(
+                f"search.capacity {self.config.capacity} is for models with LayerChoice or "
+                "InputChoice, which this model has not: give 0"
+            )
+        return self.supernet.capacity()
 
     def _press(self, gamma: float) -> None:
         rows = self.supernet.penalties(gamma)

@@ -35,11 +35,6 @@ def supernet_of(
     if choices_of(model):
         return ChoiceSupernet(model, example, budget, config, cost, seed)
     if isinstance(model, Network):
-        if config.capacity:
-            raise ValueError(
-                f"search.capacity {config.capacity} is for models with LayerChoice or InputChoice, "
-                "which this model has not: give 0"
-            )
         if budget is not None and budget.given:
             raise ValueError(
                 f"budget.{budget.leading} of our own blocks is met by their width, which a search "
