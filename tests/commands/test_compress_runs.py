@@ -5,15 +5,15 @@ import json
 import shutil
 from pathlib import Path
 
-import onnxruntime
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import dsonas as package
-from dsonas.run import RunFolder, StopSignal
+from dsonas.run import StopSignal
 from dsonas.run.network_files import RunError, Shape
 from dsonas.run.trained_model import LibraryModel, give_weights, named_model
+from helpers.reading_runs import check_readers
 
 pytestmark = pytest.mark.slow
 
@@ -118,18 +118,7 @@ def test_interrupts_change_no_bit(done, options, dsonas, tmp_path, monkeypatch, 
 
 
 def test_evaluate_predict_export_and_report_read_the_folder(done, dsonas, digit_folder, tmp_path):
-    expected = json.loads((done / "metrics.json").read_text())["test_error"]
-    measured = dsonas("evaluate", "--run", done, "--json")
-    assert json.loads(measured.out)["test_error"] == expected
-    images = sorted(digit_folder().rglob("*.png"))[:3]
-    assert len(dsonas("predict", "--run", done, *images).out.splitlines()) == 3
-    exported = json.loads(dsonas("export", done, "--json").out)
-    assert [file["format"] for file in exported["exports"]] == ["onnx", "pt2"]
-    session = onnxruntime.InferenceSession(done / "export" / "network.onnx")
-    pixels = torch.rand(5, 1, 8, 8)
-    (logits,) = session.run(None, {"images": pixels.numpy()})
-    network, *_ = RunFolder(done).load_network()
-    torch.testing.assert_close(torch.from_numpy(logits), network(pixels), atol=1e-4, rtol=1e-4)
+    check_readers(done, done, dsonas, digit_folder())
     page = (done / "report.html").read_text()
     for label, (kept, whole) in json.loads((done / "compressed.json").read_text())["left"].items():
         assert f"<tr><th>{label}</th><td><b>{kept}</b> of {whole}</td></tr>" in page

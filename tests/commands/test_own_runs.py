@@ -6,7 +6,6 @@ import re
 import shutil
 from pathlib import Path
 
-import onnxruntime
 import pytest
 import torch
 import yaml
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 import dsonas as package
 from dsonas.run import RunFolder, StopSignal
 from dsonas.search import Searcher
+from helpers.reading_runs import check_readers
 
 pytestmark = pytest.mark.slow
 
@@ -114,20 +114,9 @@ def test_the_files_make_the_network_again_in_a_script(done: Path, space: Path):
 def test_evaluate_predict_and_export_know_the_network(done, dsonas, digit_folder, tmp_path):
     run = tmp_path / "moved"  # the user's file is out of reach there
     shutil.copytree(done, run)
-    expected = json.loads((done / "metrics.json").read_text())["test_error"]
-    measured = dsonas("evaluate", "--run", run, "--json")
-    assert json.loads(measured.out)["test_error"] == expected
-    images = sorted(digit_folder().rglob("*.png"))[:3]
-    assert len(dsonas("predict", "--run", run, *images).out.splitlines()) == 3
-    exported = json.loads(dsonas("export", run, "--json").out)
-    assert [file["format"] for file in exported["exports"]] == ["onnx", "pt2"]
-    session = onnxruntime.InferenceSession(run / "export" / "network.onnx")
-    pixels = torch.rand(5, 1, 8, 8)
-    (logits,) = session.run(None, {"images": pixels.numpy()})
-    network, *_ = RunFolder(done).load_network()
-    torch.testing.assert_close(torch.from_numpy(logits), network(pixels), atol=1e-4, rtol=1e-4)
+    pixels, logits = check_readers(run, done, dsonas, digit_folder())
     program = torch.export.load(run / "export" / "network.pt2").module()
-    torch.testing.assert_close(program(pixels), network(pixels), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(program(pixels), logits, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("every", [7, 23])
