@@ -6,19 +6,17 @@ goes on where it was cut off. Searches never see the table: ``judge`` looks thei
     python benchmarks/nas_bench_201.py search --data DIR --seeds 201 202 --kinds ours "penalty 0"
     python benchmarks/nas_bench_201.py judge --table nas-bench-201-cifar10.csv
 
-DIR holds train/CLASS/*.jpg. The supernet is that of examples/nas_bench_201_space.py, small; the
-weights train on half of the images and the factors on the other half. Kinds:
+DIR holds train/CLASS/*.jpg. The supernet is that of examples/nas_bench_201_space.py, small; weights
+and factors train on the same images. Kinds:
 
 - ours: the Searcher's defaults; a path of skip connections through the cell has to stay
-- penalty 0: the same, from the same pretrained weights; all that goes is cut at the end
-- capacity: from the same weights, with search.capacity 0.3: what a candidate costs counts for it
-- capacity alone: the same without any data, its losses always 0
-- no path: from the same weights as ours, and nothing has to stay
-- 25M, 50M, 100M, 150M: as capacity, with a bound on the multiply-adds of the table's network
+- penalty 0: the same, from the same first epoch; all that goes is cut at the end
+- no path: from the same first epoch as ours, and nothing has to stay
+- 25M, 50M, 100M, 150M: as ours, with a bound on the multiply-adds of the table's network
 - random factors: the same plan and path, by factors drawn at random, without any training
 - random cells: drawn from the whole space, without any training
-- best of random: the best on the factors' images of random cells, each trained on the weights'
-  images for as many epochs as our search, until the processor seconds of ``ours`` are used up
+- best of random: the best on one half of the images of random cells, each trained on the other
+  for as many epochs as our search, until the processor seconds of ``ours`` are used up
 """
 
 from __future__ import annotations
@@ -57,16 +55,15 @@ from nas_bench_201_space import (  # pyright: ignore[reportMissingImports]
 OUT = Path("benchmarks/results/nas-bench-201.json")
 NAMES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 LABELS = [f"{source}->{target}" for source, target in EDGES]
-CAPACITY = 0.3
+HELD_OUT = 2000  # training images by which the supernet and what is left of it are compared
 BUDGETS = ("25M", "50M", "100M", "150M")
 TRAINED = {
     "ours": {},
     "penalty 0": {"penalty": 0.0},
-    "capacity": {"capacity": CAPACITY},
     "no path": {"path": False},
-    **{bound: {"capacity": CAPACITY, "budget": bound} for bound in BUDGETS},
+    **{bound: {"budget": bound} for bound in BUDGETS},
 }
-KINDS = (*TRAINED, "capacity alone", "random factors", "random cells", "best of random")
+KINDS = (*TRAINED, "random factors", "random cells", "best of random")
 Cell = Mapping[str, Sequence[str]]
 """A candidate's name, alone in a sequence, by label."""
 
@@ -76,7 +73,7 @@ class Setting:
     """What all searches share.
 
     Args:
-        images: of the training part, half for the weights and half for the factors.
+        images: of the training part, for weights and factors alike.
         size: pixels a side; CIFAR-10's 32 are averaged down to it.
         channels: of the first stage.
         cells: in each of three stages.
@@ -84,7 +81,7 @@ class Setting:
         lr: of the weights, falling to 0 over pretraining and search.
         factor_lr: of the factors, falling to a tenth over the search.
         pretrain: epochs of the weights alone.
-        epochs: of the search; each uses up both halves.
+        epochs: of the search, in each of which both see all images.
     """
 
     images: int = 20_000
@@ -94,12 +91,15 @@ class Setting:
     batch: int = 64
     lr: float = 0.05
     factor_lr: float = 0.02
-    pretrain: int = 12
-    epochs: int = 6
+    pretrain: int = 6
+    epochs: int = 3
 
 
 def read_images(folder: Path, setting: Setting) -> tuple[Tensor, Tensor]:
-    """Read some training images, the same ones always: (n, 3, size, size) in [-1, 1], labels."""
+    """Read training images, the same ones always: (n, 3, size, size) in [-1, 1], labels.
+
+    The last ``HELD_OUT`` are trained on by nobody.
+    """
     cache = folder / f"train-{setting.size}.pt"
     if not cache.exists():
         found = ImageFolder(str(folder / "train"), pil_to_tensor)
@@ -107,7 +107,7 @@ def read_images(folder: Path, setting: Setting) -> tuple[Tensor, Tensor]:
         torch.save((torch.stack(small), torch.tensor(found.targets)), cache)
     pixels, labels = torch.load(cache)
     some = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    some = some[: setting.images]
+    some = some[: setting.images + HELD_OUT]
     return pixels[some].float() / 127.5 - 1, labels[some]
 
 
@@ -180,15 +180,15 @@ class Search:
         *,
         path: bool = True,
         penalty: float | None = None,
-        capacity: float = 0.0,
         budget: str = "1G",  # above all cells: it is the path that is demanded
     ) -> None:
-        self.setting, half = setting, setting.images // 2
-        self.weight_part, self.factor_part = zip(*(part.split(half) for part in data), strict=True)
+        self.setting, (images, labels) = setting, data
+        self.data = images[: setting.images], labels[: setting.images]
+        self.held_out = images[setting.images :], labels[setting.images :]
         torch.manual_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.model = nas_bench_201(setting.channels, setting.cells)
-        steps = half // setting.batch
+        steps = setting.images // setting.batch
         self.searcher = Searcher(
             self.model.to(memory_format=torch.channels_last),
             data[0][:1],
@@ -196,74 +196,74 @@ class Search:
             steps=setting.epochs * steps,
             seed=seed,
             cost=lambda cell: final_macs(cell) if has_path(cell) or not path else float("inf"),
-            config=SearchConfig(
-                epochs=setting.epochs, penalty=penalty, lr=setting.factor_lr, capacity=capacity
-            ),
+            config=SearchConfig(epochs=setting.epochs, penalty=penalty, lr=setting.factor_lr),
         )
         updates = (setting.pretrain + setting.epochs) * steps
+        self.trajectory: list[dict[str, Any]] = []
         self.optimizer, self.schedule = optimizer_of(self.searcher.weights(), setting, updates)
 
-    def _batches(self, part: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        return batches(*part, self.setting.batch, self.generator)
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches(*self.data, self.setting.batch, self.generator)
 
     def _weight_step(self, x: Tensor, y: Tensor) -> float:
         return train_step(self.model, self.optimizer, self.schedule, x, y)
 
-    def pretrain(self, kept: Path) -> float:
-        """Train the weights alone, or take what was kept; returns processor seconds."""
-        parts = self.model, self.optimizer, self.schedule
+    def begin(self, kept: Path) -> float:
+        """Train the weights alone, then search for an epoch, in which nothing is decided yet.
+
+        Returns:
+            Processor seconds; what was kept of another kind of search is taken instead.
+        """
+        parts = self.searcher, self.model, self.optimizer, self.schedule
         if not kept.exists():
             start = time.process_time()
             for _ in range(self.setting.pretrain):
-                for batch in self._batches(self.weight_part):
+                for batch in self._batches():
                     self._weight_step(*batch)
+            self._epoch()
             states = [part.state_dict() for part in parts]
             kept.parent.mkdir(parents=True, exist_ok=True)
-            torch.save((states, self.generator.get_state(), time.process_time() - start), kept)
-        states, random_state, seconds = torch.load(kept)
+            state = states, self.generator.get_state(), self.trajectory, time.process_time() - start
+            torch.save(state, kept)
+        states, random_state, self.trajectory, seconds = torch.load(kept)
         for part, state in zip(parts, states, strict=True):
             part.load_state_dict(state)
         self.generator.set_state(random_state)
         return seconds
 
+    def _epoch(self) -> None:
+        """Update weights and factors in turn; note the factors, and how many are left."""
+        losses = []
+        for batch, (x, y) in zip(self._batches(), self._batches(), strict=True):
+            losses.append(self._weight_step(*batch))
+            F.cross_entropy(self.model(x), y).backward()
+            self.searcher.step()
+        vectors = self.searcher.supernet.vectors()
+        factors = [[round(factor, 3) for factor in vector.tolist()] for vector in vectors]
+        live = sum(map(len, self.searcher.live.values()))
+        self.trajectory.append({"loss": round(mean(losses), 4), "live": live, "factors": factors})
+        print(json.dumps(self.trajectory[-1]), flush=True)
+
     def run(self) -> dict[str, Any]:
-        """Search; what was found, with the factors and what was left after every epoch."""
-        trajectory, vectors = [], self.searcher.supernet.vectors()
-        for _ in range(self.setting.epochs):
-            losses = []
-            parts = self._batches(self.weight_part), self._batches(self.factor_part)
-            for batch, (x, y) in zip(*parts, strict=True):
-                losses.append(self._weight_step(*batch))
-                F.cross_entropy(self.model(x), y).backward()
-                self.searcher.step()
-            factors = [[round(factor, 3) for factor in vector.tolist()] for vector in vectors]
-            live = sum(map(len, self.searcher.live.values()))
-            trajectory.append({"loss": round(mean(losses), 4), "live": live, "factors": factors})
-            print(json.dumps(trajectory[-1]), flush=True)
+        """Go on to the end; what was found."""
+        while len(self.trajectory) < self.setting.epochs:
+            self._epoch()
+        before = accuracy(self.model, *self.held_out)
         found = self.searcher.finish()
-        removed = found.removals
-        counts = {"by_penalty": removed.by_penalty, "by_budget": removed.by_budget}
-        return {"cell": cell_string(found.choices), **counts, "trajectory": trajectory}
+        after = accuracy(found.model, *self.held_out)
+        measured = {"supernet_accuracy": round(before, 1), "cut_accuracy": round(after, 1)}
+        cell = {"cell": cell_string(found.choices)}
+        return {**cell, **vars(found.removals), **measured, "trajectory": self.trajectory}
 
 
 def searched(kind: str, setting: Setting, data: Any, seed: int, kept: Path) -> dict[str, Any]:
     """A row of a search with training."""
     search = Search(setting, data, seed, **TRAINED[kind])
     name = "-".join(f"{value:g}" for key, value in asdict(setting).items() if key != "factor_lr")
-    seconds = search.pretrain(kept / f"pretrained-{name}-{seed}.pt")
+    seconds = search.begin(kept / f"begun-{name}-{seed}.pt")
     start = time.process_time()
     row = search.run()
     return {**row, "cpu_seconds": round(seconds + time.process_time() - start, 1)}
-
-
-def capacity_alone(setting: Setting, data: Any, seed: int) -> dict[str, Any]:
-    """What a search finds of which no batch says anything."""
-    searcher = Search(setting, data, seed, capacity=CAPACITY).searcher
-    for _ in range(searcher.steps):
-        for vector in searcher.supernet.vectors():
-            vector.grad = torch.zeros_like(vector)
-        searcher.step()
-    return {"cell": cell_string(searcher.finish().choices)}
 
 
 def random_factors(setting: Setting, data: Any, seed: int) -> dict[str, Any]:
@@ -296,7 +296,8 @@ def best_of_random(setting: Setting, data: Any, seed: int, seconds: float) -> di
         for _ in range(setting.epochs):
             for x, y in batches(data[0][:half], data[1][:half], setting.batch, generator):
                 train_step(net, optimizer, schedule, x, y)
-        tried.append((accuracy(net, data[0][half:], data[1][half:]), cell_string(cell)))
+        rest = slice(half, setting.images)
+        tried.append((accuracy(net, data[0][rest], data[1][rest]), cell_string(cell)))
     used = round(time.process_time() - start, 1)
     return {"cell": max(tried)[1], "tried": len(tried), "cpu_seconds": used}
 
@@ -323,8 +324,6 @@ def search(options: argparse.Namespace) -> None:
                 continue
             if kind in TRAINED:
                 row = searched(kind, setting, data, seed, options.data)
-            elif kind == "capacity alone":
-                row = capacity_alone(setting, data, seed)
             elif kind == "random factors":
                 row = random_factors(setting, data, seed)
             elif kind == "random cells":

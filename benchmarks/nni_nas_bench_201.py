@@ -70,7 +70,8 @@ class NniSearch:
         self.generator = torch.Generator().manual_seed(seed)
         half = setting.images // 2
         self.setting, self.kind, self.seconds = setting, kind, seconds
-        self.weight_part, self.factor_part = zip(*(part.split(half) for part in data), strict=True)
+        parts = (part[: 2 * half].split(half) for part in data)
+        self.weight_part, self.factor_part = zip(*parts, strict=True)
         space = NasBench201(setting.channels, setting.cells, 10)
         net = getattr(strategy, STRATEGIES[kind])().mutate_model(space)
         self.net: nn.Module = net.to(memory_format=torch.channels_last)

@@ -39,7 +39,6 @@ OPTIONS = {
     "element": ("--network.blocks [1,x]", "network.blocks must be a list"),
     "seed type": ("--seed x", "seed must be a whole number"),
     "seed": ("--seed -1", "seed must be a whole number >= 0, got '-1'"),
-    "capacity": ("--search.capacity 0.1", "search.capacity 0.1 is for network.supernet"),
     "data": ("--data.test 1", "data.test must be above 0 and below 1"),
     "data count": ("--data.max_train_images 0", "data.max_train_images must be"),
     "network": ("--network.levels 0", "network.levels must be a whole number > 0, got '0'"),

@@ -16,7 +16,6 @@ SEARCH = {
     "batch_size": [1, 0],
     "penalty": [-1e-9, NAN],
     "penalty_kind": ["magic"],
-    "capacity": [-1e-9, NAN],
     "rebuild_every": [0],
     "keep_cost": [0.0, -0.5, 1.01, NAN],
     "keep_connections": [0.0, 1.01, NAN, None],

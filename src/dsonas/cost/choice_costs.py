@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -64,27 +63,6 @@ class ChoiceCosts:
             measure: ``macs`` for one call with the example, or ``params``.
         """
         return float(sum(item.amount for item in self.parts[measure] if item.is_in(chosen)))
-
-    def expected(self, shares: Mapping[Candidate, float], measure: str = "macs") -> float:
-        """Compute the mean cost where every candidate is there by chance, apart from the others.
-
-        Args:
-            shares: the probability of every candidate.
-            measure: see ``cost``.
-
-        Example:
-            >>> item = Item(10.0, (frozenset({("a", "conv")}),))
-            >>> ChoiceCosts({"macs": [item]}).expected({("a", "conv"): 0.25})
-            2.5
-        """
-
-        def absent(context: Context) -> float:
-            return 1 - math.prod(shares.get(candidate, 0.0) for candidate in context)
-
-        return sum(
-            item.amount * (1 - math.prod(map(absent, item.contexts)))
-            for item in self.parts[measure]
-        )
 
 
 def count_choices(model: nn.Module, example: Any) -> ChoiceCosts:

@@ -249,11 +249,6 @@ class RunConfig:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed must be a whole number >= 0, got {self.seed!r}")
         object.__setattr__(self, "seed", int(self.seed))
-        if self.search.capacity and self.network.supernet is None:
-            raise ValueError(
-                f"search.capacity {self.search.capacity} is for network.supernet, a space of your "
-                "own with choices, which is not given: give 0"
-            )
 
     def groups(self) -> dict[str, Any]:
         """All values, nested as in a YAML file; the seed first."""

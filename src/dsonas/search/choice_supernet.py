@@ -32,7 +32,7 @@ from dsonas.sparse import (
 Structure = dict[str, tuple[str, ...]]
 """The names that are left, by label; treated as a value."""
 
-BEGIN = 0.25  # part of a search in which nothing is removed: candidates learn first
+JUDGED = 2 / 3  # of the part of a search after which the structure is held
 SAMPLES = 30  # random combinations on which a user's cost function is tried
 MAX_TABLE = 100_000  # combinations whose costs are all asked for, where they are no sums
 
@@ -63,6 +63,7 @@ class ChoiceSupernet:
         seed: int = 0,
     ) -> None:
         self.model, self.config = model, config
+        self.judged: float | None = JUDGED * config.hold_from
         self.places = choices_of(model)
         self.keep = {label: found[0][1].keep for label, found in self.places.items()}
         self.live: Structure = {label: found[0][1].live for label, found in self.places.items()}
@@ -214,7 +215,8 @@ class ChoiceSupernet:
                 label: tuple(n for n in names if scores[label, n] > 0) or names[:1]
                 for label, names in best.items()
             }
-        now = (progress - BEGIN) / max(1e-9, self.config.hold_from - BEGIN)
+        begin = JUDGED * self.config.hold_from
+        now = (progress - begin) / (self.config.hold_from - begin)
         start = sum(len(places[0][1].names) for places in self.places.values())
         end = sum(map(len, best.values()))
         wanted = start if now <= 0 else math.ceil(start * (end / start) ** min(1.0, now))
@@ -231,38 +233,13 @@ class ChoiceSupernet:
             for label, names in self.live.items()
         }
 
-    def capacity(self) -> list[Tensor]:
-        """Compute the gradient of the logarithm of the expected cost by the factors.
-
-        A candidate is expected by its share of the factors of its choice. Multiply-adds count, or
-        parameters where the budget bounds these first.
-        """
-        if self._counted is None:
-            raise ValueError(
-                "search.capacity needs the cost of every candidate, which is counted by example: "
-                "give one"
-            )
-        counted, gradients = self._counted, []
-        measure = self.leading if self.leading in counted.parts else "macs"
-        shares = self.scores(self.vectors(), power=1)
-        whole = counted.expected(shares, measure)
-        for (label, names), vector in zip(self.live.items(), self.vectors(), strict=True):
-            others = shares | {(label, name): 0.0 for name in names}
-            alone = {n: counted.expected(others | {(label, n): 1.0}, measure) for n in names}
-            mean = sum(shares[label, name] * cost for name, cost in alone.items())
-            every = self.places[label][0][1].names
-            over = vector.new_tensor([alone.get(name, mean) - mean for name in every])
-            gradients.append(over / (vector.detach().sum() * whole) if whole else over * 0)
-        return gradients
-
-    def scores(self, ranks: Sequence[Tensor], power: int = 2) -> dict[tuple[str, str], float]:
-        """Score every candidate by a power of its factor, its share of its choice."""
+    def scores(self, ranks: Sequence[Tensor]) -> dict[tuple[str, str], float]:
+        """Name the ranks of all live candidates."""
         found = {}
         for (label, names), vector in zip(self.live.items(), ranks, strict=True):
             every = self.places[label][0][1].names
-            factors = dict(zip(every, vector.tolist(), strict=True))
-            total = sum(factors[name] ** power for name in names) or 1.0
-            found |= {(label, name): factors[name] ** power / total for name in names}
+            values = dict(zip(every, vector.tolist(), strict=True))
+            found |= {(label, name): values[name] for name in names}
         return found
 
     def _factors(self, label: str) -> dict[str, float]:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from dsonas._utils import mask_like
 
+LEAST = 0.01  # rank of the lowest of a vector, where the highest has 1
+
 
 class Ranking:
     """Follow where factors would be without the pressing of a plan.
@@ -19,11 +21,15 @@ class Ranking:
     resists brings it back among those that stay. What was taken from a factor that is no longer
     pressed counts half at every rebuild.
 
+    Where what goes is decided once, ``hold`` ends it: from then on ranks are how far the gradients
+    alone would have moved the factors until then.
+
     Args:
         vectors: the vectors of scaling factors.
 
     Attributes:
         values: to rank by, shaped as the vectors; they are up to date after ``settle``.
+        held: whether they stay as they are.
 
     Example:
         >>> vector = nn.Parameter(torch.tensor([1.0, 0.5]))
@@ -38,7 +44,7 @@ class Ranking:
     """
 
     def __init__(self, vectors: Sequence[nn.Parameter]) -> None:
-        self._vectors = vectors
+        self._vectors, self.held = vectors, False
         self.values = [vector.detach().clone() for vector in vectors]
         self._taken = [torch.zeros_like(vector) for vector in self.values]
         self._pressed = [torch.zeros_like(vector) for vector in self.values]
@@ -50,6 +56,8 @@ class Ranking:
     @torch.no_grad()
     def pull(self, rate: float) -> None:
         """Add how far the gradients of a step would move the factors, ``rate`` for each unit."""
+        if self.held:
+            return
         found = [
             (value, vector.grad)
             for value, vector in zip(self.values, self._vectors, strict=True)
@@ -58,6 +66,15 @@ class Ranking:
         if found:
             values, gradients = map(list, zip(*found, strict=True))
             torch._foreach_add_(values, gradients, alpha=-rate)  # pyright: ignore[reportPrivateImportUsage]
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Keep the ranks from now on: how much farther than the lowest of its vector each is."""
+        if not self.held:
+            self.held = True
+            for value in self.values:
+                value -= value.min()
+                value += LEAST * value.max() + LEAST**2  # so that 0 means: gone
 
     @torch.no_grad()
     def settle(self, *, last: bool = False) -> None:
@@ -69,6 +86,10 @@ class Ranking:
         """
         lists = self._vectors, self.values, self._taken, self._pressed
         for vector, value, taken, pressed in zip(*lists, strict=True):
+            if self.held:
+                if last and bool((vector > 0).any()):
+                    value.mul_(vector > 0)
+                continue
             taken.copy_(torch.where(pressed > 0, (value - vector).clamp(min=0), taken / 2))
             if last and bool((vector > 0).any()):
                 taken.zero_()
@@ -87,11 +108,13 @@ class Ranking:
 
     def state_dict(self) -> dict[str, Any]:
         """Collect copies of what has been noted."""
-        return {name: [tensor.clone() for tensor in tensors] for name, tensors in self._lists()}
+        lists = {name: [tensor.clone() for tensor in tensors] for name, tensors in self._lists()}
+        return {**lists, "held": self.held}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``."""
+        self.held = state["held"]
         for name, tensors in self._lists():
             for tensor, value in zip(tensors, state[name], strict=True):
                 tensor.copy_(value)

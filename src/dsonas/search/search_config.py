@@ -60,9 +60,6 @@ class SearchConfig:
             presses nothing and leaves all to a cut at the end.
         penalty_kind: ``uniform``, or ``adaptive_macs``, ``adaptive_memory``, ``adaptive_latency``:
             stronger where a connection, or its block, costs more.
-        capacity: what a factor e of cost is worth, in the loss, for a model with choices, >= 0:
-            what a candidate could do in a larger network, or after a longer training, than the
-            search has. It can be measured: by how much the loss falls when the width grows.
         normalise: whether to rescale the factors of every target to a mean square of 1 after each
             step, so that the penalty acts on shares (the scale of a vector is free).
         keep_cost: share of the cost of the supernet's blocks that the search keeps, in (0, 1];
@@ -89,7 +86,6 @@ class SearchConfig:
     penalty_kind: Literal["uniform", "adaptive_macs", "adaptive_memory", "adaptive_latency"] = (
         "adaptive_macs"
     )
-    capacity: NonNegativeFloat = 0.0
     normalise: bool = True
     keep_cost: Share | None = 0.25
     keep_connections: Share = 0.1

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from dsonas._utils import mask_like
 from dsonas.cost import Budget
-from dsonas.search.choice_supernet import ChoiceSupernet
 from dsonas.search.optimizer_watch import OptimizerWatch
 from dsonas.search.ranking import Ranking
 from dsonas.search.search_config import CLIP, MOMENTUM, SearchConfig
@@ -31,6 +30,7 @@ FADE, FADE_STEP, FADE_MOST = 2.0, 1.5, 100.0  # see Searcher.penalty_scale
 HORIZON = 4  # rebuilds that the plan is followed ahead
 REBUILDS = 20  # at least, under a plan
 LEAST_STEPS = 3  # between two rebuilds under a plan, for a factor to gather speed
+LISTENING = 0.02  # of the learning rate, before it is judged what goes
 CHECK_EVERY = 25  # steps between two looks at whether gradients are finite, on an accelerator
 
 S = TypeVar("S")
@@ -52,10 +52,13 @@ class Supernet(Protocol[S]):
     Attributes:
         model: the module that is trained.
         live: the structure now.
+        judged: the part of a search after which is decided what goes, once, by the gradients until
+            then, in which the factors hardly move. None: it is decided anew at every rebuild.
     """
 
     model: nn.Module
     live: S
+    judged: float | None
 
     def vectors(self) -> list[nn.Parameter]:
         """List the vectors of scaling factors; they keep their lengths, dead entries are 0."""
@@ -275,7 +278,6 @@ class Searcher(Generic[S]):
             clip=CLIP,
         )
         self._press(self.penalty)
-        self._capacity = self._capacity_gradients()
         self._parameters = list(self.supernet.model.parameters())
         self.optimizers = OptimizerWatch(
             self.weights, self.supernet.vectors(), self.optimizer, self._forget_factor_gradients
@@ -337,12 +339,10 @@ class Searcher(Generic[S]):
             )
         self.processes.average(gradients)
         self._check_finite(gradients)
-        for vector, gradient in zip(self.supernet.vectors(), self._capacity, strict=False):
-            if vector.grad is not None:
-                vector.grad -= self.config.capacity * gradient
-        set_lr(self.optimizer, self._schedule(self.done) if lr is None else lr)
+        lr = self._schedule(self.done) if lr is None else lr
+        set_lr(self.optimizer, LISTENING * lr if self._listens() else lr)
         self.optimizer.step()
-        self._ranking.pull(self.optimizer.param_groups[0]["lr"] / (1 - MOMENTUM))
+        self._ranking.pull(lr / (1 - MOMENTUM))
         for parameter in self._parameters:
             parameter.grad = None
         if self.config.normalise:
@@ -371,7 +371,10 @@ class Searcher(Generic[S]):
         """Remove what is exactly 0 and, under a plan, due; press on what is due later."""
         progress = self.done / self.steps
         self.processes.align(self.supernet.model)  # so that all come to the same decision
-        self._ranking.settle(last=self.done >= self.steps)
+        if self.supernet.judged is not None and not self._listens():
+            self._ranking.hold()
+        if self.supernet.judged is None or self.done >= self.steps:
+            self._ranking.settle(last=self.done >= self.steps)
         planned = self.supernet.planned(progress, self._ranking.values)
         if planned is None or self.done < self.steps:
             self._remove(self.supernet.alive(planned))
@@ -380,7 +383,6 @@ class Searcher(Generic[S]):
         if self.live != self.passed[-1]:
             self.passed.append(self.live)
         self._press(self.penalty)
-        self._capacity = self._capacity_gradients()
         self._staying = self.live
         if planned is not None:
             lags = self.live != planned
@@ -396,7 +398,7 @@ class Searcher(Generic[S]):
         may hold it, and then another one is due at the next look.
         """
         groups, vectors = self.optimizer.param_groups, self.supernet.vectors()
-        if self.penalty == 0:
+        if self.penalty == 0 or self._listens():
             return
         pressed = [torch.zeros_like(vector) for vector in self._ranking.values]
         later = [step for step in self._rebuilds if step > self.done]
@@ -416,19 +418,12 @@ class Searcher(Generic[S]):
             self._staying = planned
         self._ranking.press(pressed)
 
-    def _capacity_gradients(self) -> list[Tensor]:
-        """What a unit of ``config.capacity`` adds to the gradients; taken anew at every rebuild."""
-        if not self.config.capacity:
-            return []
-        if not isinstance(self.supernet, ChoiceSupernet):
-            raise ValueError(
-                f"search.capacity {self.config.capacity} is for models with LayerChoice or "
-                "InputChoice, which this model has not: give 0"
-            )
-        return self.supernet.capacity()
+    def _listens(self) -> bool:
+        """Whether what goes is still to be decided."""
+        return self.supernet.judged is not None and self.done < self.supernet.judged * self.steps
 
     def _press(self, gamma: float) -> None:
-        rows = self.supernet.penalties(gamma)
+        rows = self.supernet.penalties(0.0 if self._listens() else gamma)
         for group, row in zip(self.optimizer.param_groups, rows, strict=True):
             group["penalty"] = row
 
@@ -495,7 +490,6 @@ class Searcher(Generic[S]):
             "removals": [self.removals.by_penalty, self.removals.by_budget],
             "factors": [vector.detach().clone() for vector in self.supernet.vectors()],
             "ranking": self._ranking.state_dict(),
-            "capacity": self._capacity,
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -518,8 +512,5 @@ class Searcher(Generic[S]):
         for vector, values in zip(vectors, state["factors"], strict=True):
             vector.copy_(values)
         self._ranking.load_state_dict(state["ranking"])
-        self._capacity = [
-            value.to(vector) for vector, value in zip(vectors, state["capacity"], strict=False)
-        ]
         restore(self.optimizer, state["optimizer"])
         self._list_parameters()
