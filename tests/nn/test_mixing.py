@@ -127,7 +127,7 @@ def test_equals_the_reference_in_float64(path, seed: int, part, sharing: str, fl
 def test_equals_the_reference_in_float32(path, seed: int, part):
     architecture = drawn(seed, "share")
     batch = images(SKELETON, 4, seed)
-    assert_equal_runs(*pair(architecture, path, seed, part), 1e-4, batch)
+    assert_equal_runs(*pair(architecture, path, seed, part), 1e-5, batch)
 
 
 @pytest.mark.parametrize("part", PARTS)
