@@ -7,9 +7,10 @@ from hypothesis import given, settings, strategies as st
 
 from dsonas.cost.costs import Cost, architecture_cost
 from dsonas.cost.edits import (
-    connection_costs,
-    operation_costs,
-    reduction_costs,
+    branch_places,
+    connection_places,
+    operation_places,
+    without_branch,
     without_connection,
     without_operation,
 )
@@ -18,6 +19,22 @@ from dsonas.graph.block import BlockGraph
 from helpers.builders import random_architecture, random_skeleton
 
 seeds = st.integers(0, 10**6)
+
+
+def costs_of(architecture: Architecture, places, without) -> dict[tuple[int, int], Cost]:
+    before = architecture_cost(architecture)
+    return {
+        place: before - architecture_cost(without(architecture, place))
+        for place in places(architecture)
+    }
+
+
+def connection_costs(architecture: Architecture) -> dict[tuple[int, int], Cost]:
+    return costs_of(architecture, connection_places, without_connection)
+
+
+def operation_costs(architecture: Architecture) -> dict[tuple[int, int], Cost]:
+    return costs_of(architecture, operation_places, without_operation)
 
 
 def case(seed: int) -> tuple[Architecture, bool]:
@@ -128,7 +145,8 @@ def test_in_a_share_space_the_parts_of_all_blocks_go_together(seed: int):
 @given(seeds)
 def test_a_reduction_block_keeps_one_branch(seed: int):
     architecture, _ = case(seed)
-    costs, before = reduction_costs(architecture), architecture_cost(architecture)
+    costs = costs_of(architecture, branch_places, without_branch)
+    before = architecture_cost(architecture)
     for stage, live in enumerate(architecture.reductions):
         for branch in range(2):
             left = tuple(alive and i != branch for i, alive in enumerate(live))

@@ -1,20 +1,15 @@
-"""Single edits of an architecture, and what disappears from its cost with them.
+"""Single edits of an architecture, cleaned: what is cut off with a part goes as well.
 
-The marginal cost of a connection, an operation or a branch of a reduction block is the cost of the
-architecture less that of the cleaned architecture without it, so whatever is cut off with it counts
-as well. Marginal costs of two parts overlap where one cuts off the other; removed one after the
-other, each at the marginal cost that it has then, parts add up to the whole difference.
-
-An input of an operation costs no multiply-adds and no parameters; only cleaning, and the sum that
-it saves reading, give it a cost. That is why removing the smallest scaling factors first empties a
-block while it keeps its cost (see ``removal``).
+Its *marginal cost* is what the architecture costs less after the edit. An input of an operation
+costs no multiply-adds and no parameters; only cleaning, and the sum that it saves reading, give it
+a cost. That is why removing the smallest scaling factors first empties a block while it keeps its
+cost (see ``removal``).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from dsonas.cost.costs import Cost, architecture_cost
 from dsonas.graph import Architecture
 
 Place = tuple[int, int]
@@ -69,54 +64,3 @@ def branch_places(architecture: Architecture) -> list[Place]:
         for branch in range(len(live))
         if all(live)
     ]
-
-
-def operation_costs(architecture: Architecture) -> dict[Place, Cost]:
-    """Compute the marginal cost of every kept operation.
-
-    Args:
-        architecture: cleaned or not.
-
-    Example:
-        >>> from dsonas.graph.spaces import cifar_space
-        >>> one = cifar_space(channels=8, blocks=(1,)).complete()
-        >>> before = architecture_cost(one).params
-        >>> before - architecture_cost(without_operation(one, (0, 1))).params
-        216
-        >>> operation_costs(one)[0, 1].params
-        216
-    """
-    before = architecture_cost(architecture)
-    return {
-        place: before - architecture_cost(without_operation(architecture, place))
-        for place in operation_places(architecture)
-    }
-
-
-def connection_costs(architecture: Architecture) -> dict[Place, Cost]:
-    """Compute the marginal cost of every live connection of the blocks.
-
-    Args:
-        architecture: cleaned or not; a connection that cleaning drops costs nothing.
-
-    Example:
-        >>> from dsonas.graph.spaces import cifar_space
-        >>> one = cifar_space(channels=8, blocks=(1,)).complete()
-        >>> costs = connection_costs(one)
-        >>> costs[0, 0].macs, costs[0, 123].macs == 8 * 8 * 32 * 32
-        (0, True)
-    """
-    before = architecture_cost(architecture)
-    return {
-        place: before - architecture_cost(without_connection(architecture, place))
-        for place in connection_places(architecture)
-    }
-
-
-def reduction_costs(architecture: Architecture) -> dict[Place, Cost]:
-    """Compute the marginal cost of every branch of a reduction block that has two."""
-    before = architecture_cost(architecture)
-    return {
-        place: before - architecture_cost(without_branch(architecture, place))
-        for place in branch_places(architecture)
-    }
