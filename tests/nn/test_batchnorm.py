@@ -78,5 +78,5 @@ def test_only_training_on_a_cpu_in_channels_last_is_folded(monkeypatch):
     own, native, x = _pair(8)
     _agree(own, native, x.contiguous(), 1e-5)
     _agree(own.eval(), native.eval(), x, 1e-5)
-    own.train().shortcut = False
+    own.train().fast_kernel = False
     _agree(own, native.train(), x, 1e-6)

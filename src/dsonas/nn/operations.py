@@ -73,16 +73,16 @@ def operation_names() -> tuple[str, ...]:
 
 
 def run_plainly(module: nn.Module) -> None:
-    """Switch off the shortcuts that our modules take on CPUs; they then run as PyTorch does."""
+    """Switch off the kernels of our own on CPUs; the modules then run as those of PyTorch do."""
     for part in module.modules():
         if isinstance(part, DepthwiseConv | PointwiseConv | AveragePool | MaxPool | BatchNorm):
-            part.shortcut = False
+            part.fast_kernel = False
 
 
 class DepthwiseConv(nn.Conv2d):
     """A k x k convolution of every channel by itself, stride 1, same size, no bias."""
 
-    shortcut = True
+    fast_kernel = True
 
     def __init__(self, channels: int, kernel_size: int) -> None:
         padding = kernel_size // 2
@@ -92,7 +92,7 @@ class DepthwiseConv(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Features (B, C, H, W) to the same shape."""
-        wide = self.shortcut and self.kernel_size[0] > 3 and self.kernel_size[0] % 2 == 1
+        wide = self.fast_kernel and self.kernel_size[0] > 3 and self.kernel_size[0] % 2 == 1
         if self.training and wide and self.weight.requires_grad and input.device.type == "cpu":
             return _WideDepthwise.apply(input, self.weight)  # type: ignore[no-any-return]
         return super().forward(input)
@@ -176,14 +176,14 @@ class PointwiseConv(nn.Conv2d):
     takes a quarter less time for it, and needs less preparation.
     """
 
-    shortcut = True
+    fast_kernel = True
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 1, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """Features (B, C, H, W) to the same shape."""
-        if self.shortcut and self.training and input.device.type == "cpu":
+        if self.fast_kernel and self.training and input.device.type == "cpu":
             pixels = input.permute(0, 2, 3, 1)
             return F.linear(pixels, self.weight.flatten(1)).permute(0, 3, 1, 2)
         return super().forward(input)
@@ -221,7 +221,7 @@ class AveragePool(nn.Module):
     and the same sum.
     """
 
-    shortcut = recomputable = True
+    fast_kernel = recomputable = True
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -229,7 +229,7 @@ class AveragePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, C, H, W) to the same shape."""
-        if self.shortcut and self.training and x.device.type == "cpu":
+        if self.fast_kernel and self.training and x.device.type == "cpu":
             kernel = x.new_full((self.channels, 1, 3, 3), 1 / 9)
             return F.conv2d(x, kernel, padding=1, groups=self.channels)
         return F.avg_pool2d(x, 3, stride=1, padding=1)
@@ -247,7 +247,7 @@ class MaxPool(nn.MaxPool2d):
     which are twice the size of the features.
     """
 
-    shortcut = True
+    fast_kernel = True
 
     def __init__(self) -> None:
         super().__init__(3, stride=1, padding=1)
@@ -255,7 +255,7 @@ class MaxPool(nn.MaxPool2d):
     def forward(self, input: Tensor) -> Tensor:
         """Features (B, C, H, W) to the same shape."""
         short = input.shape[-2] * input.shape[-1] <= torch.iinfo(torch.int16).max
-        if self.shortcut and self.training and short and input.device.type == "cpu":
+        if self.fast_kernel and self.training and short and input.device.type == "cpu":
             return _ShortIndexMaxPool.apply(input)  # type: ignore[no-any-return]
         return super().forward(input)  # type: ignore[return-value]
 

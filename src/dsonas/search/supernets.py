@@ -13,7 +13,7 @@ from dsonas.search.block_supernet import BlockSupernet
 from dsonas.search.choice_supernet import ChoiceSupernet
 from dsonas.search.scaled_supernet import ScaledSupernet
 from dsonas.search.search_config import SearchConfig
-from dsonas.sparse import choices_of, scaling_factors
+from dsonas.sparse import choices_of, scaling_factors, unwrap
 
 
 def supernet_of(
@@ -31,7 +31,7 @@ def supernet_of(
     """
     if not isinstance(model, nn.Module):
         return model
-    model = unwrapped(model)
+    model = unwrap(model)
     if choices_of(model):
         return ChoiceSupernet(model, example, budget, config, cost, seed)
     if isinstance(model, Network):
@@ -47,19 +47,3 @@ def supernet_of(
         "model must have something to choose, but has neither LayerChoice nor InputChoice nor "
         "scaling factors: see dsonas.LayerChoice and dsonas.scale_connections"
     )
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Take the user's module out of what ``torch.compile`` or data parallelism put around it.
-
-    Example:
-        >>> unwrapped(nn.DataParallel(nn.Linear(2, 2)))
-        Linear(in_features=2, out_features=2, bias=True)
-    """
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model

@@ -55,6 +55,7 @@ from .proximal import (
 from .recording import (
     arguments as arguments,
     evaluating as evaluating,
+    unwrap as unwrap,
 )
 from .saving import (
     load_model as load_model,

@@ -44,7 +44,12 @@ _OUT_OF_PLACE: dict[Any, Any] = {
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Take off what ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` put on."""
+    """Take off what ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` put on.
+
+    Example:
+        >>> unwrap(nn.DataParallel(nn.Linear(2, 2)))
+        Linear(in_features=2, out_features=2, bias=True)
+    """
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module

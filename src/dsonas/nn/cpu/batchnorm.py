@@ -41,11 +41,11 @@ class BatchNorm(nn.BatchNorm2d):
     """``torch.nn.BatchNorm2d``, by way of folded rows where that is faster.
 
     Attributes:
-        shortcut: whether rows may be folded.
+        fast_kernel: whether rows may be folded.
         synchronised: whether the statistics are those of the parts of all processes.
     """
 
-    shortcut = True
+    fast_kernel = True
     synchronised = False
 
     def forward(self, input: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def pixels_in_row(bn: nn.BatchNorm2d, x: Tensor) -> int:
     """The k of folded rows; 0 where folding is of no use."""
     channels = x.shape[1]
     pixels, k = x.numel() // channels, 1
-    if not getattr(bn, "shortcut", False) or x.device.type != "cpu" or bn.momentum is None:
+    if not getattr(bn, "fast_kernel", False) or x.device.type != "cpu" or bn.momentum is None:
         return 0
     if channels % LANES == 0 or pixels < FEWEST_PIXELS or x.dtype != bn.weight.dtype:
         return 0
