@@ -248,6 +248,16 @@ def test_a_search_goes_on_where_it_was_saved() -> None:
             torch.testing.assert_close(state[name], values, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("lacks", "has"), [("capacity", ()), ("ranking", ("former",))])
+def test_a_state_of_another_version_is_refused_in_one_line(lacks: str, has: tuple[str, ...]):
+    _, searcher, _ = start()
+    state = searcher.state_dict() | dict.fromkeys(has, 0)
+    del state[lacks]
+    differing = ", ".join(sorted((lacks, *has)))
+    with pytest.raises(ValueError, match=rf"^the state must be of this version.*\({differing}\)"):
+        start()[1].load_state_dict(state)
+
+
 def test_weight_batches_do_not_move_factors_nor_factor_batches_weights() -> None:
     model, searcher, optimizer = start()
     batches = random_batches(0)

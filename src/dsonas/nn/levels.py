@@ -29,18 +29,11 @@ def run_levels(
     operations: Sequence[nn.Module],
     bns: Sequence[nn.BatchNorm2d],
 ) -> Tensor:
-    """All nodes of a block and its output convolution (eq. 3 and 4), before the block's BN.
+    """Run what ``run_buffered`` runs, by the same arguments but for the parts of the nodes.
 
     Args:
-        x: block input (B, C, H, W).
-        factors: packed scaling factors of the block.
-        output_weight: (C, K * C, 1, 1), K nodes that feed the output.
-        layout: the block's layout.
         operations: of the kept nodes, each from (B, C, H, W) to the same shape.
         bns: their batch normalisations, in training mode.
-
-    Returns:
-        (B, C, H, W).
     """
     batch, channels, height, width = x.shape
     columns, output_factors = layout.columns(factors)

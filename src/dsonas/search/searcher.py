@@ -498,8 +498,14 @@ class Searcher(Generic[S]):
         """Restore ``state_dict`` into a searcher of a supernet that is still complete.
 
         Raises:
-            ValueError: if the state is of another supernet.
+            ValueError: if the state is of another supernet, or of another version of dsonas.
         """
+        if differing := state.keys() ^ self.state_dict().keys():
+            raise ValueError(
+                "the state must be of this version of dsonas, which saves other parts than it has "
+                f"({', '.join(sorted(differing))}): go on with the version that saved it, or "
+                "begin the search anew"
+            )
         vectors = self.supernet.vectors()
         shapes = [tuple(values.shape) for values in state["factors"]]
         if shapes != [tuple(vector.shape) for vector in vectors]:

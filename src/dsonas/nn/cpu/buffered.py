@@ -44,7 +44,7 @@ def run_buffered(
     nodes: Sequence[NodeRun],
     pool: BufferPool,
 ) -> Tensor:
-    """All nodes of a block and its output convolution (eq. 3 and 4), before the block's BN.
+    """Run all nodes of a block and its output convolution (eq. 3 and 4), up to the block's BN.
 
     Args:
         x: block input (B, C, H, W).
