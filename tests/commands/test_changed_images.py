@@ -133,7 +133,7 @@ def test_a_front_and_a_study_are_of_the_same_images(dsonas, digit_folder, tmp_pa
     Image.new("L", (8, 8), 99).save(images / "digit0" / "new.png")
     job = ["compare", "--out", study, "--job"]
     name = next(path.name for path in (study / "jobs").iterdir() if "random" in path.name)
-    (study / "jobs" / name / "result.json").unlink()
+    shutil.rmtree(study / "jobs" / name)
     for command in ([*front, "--pareto", "2"], compare, [*job, name]):
         ended = dsonas(*command)
         assert (ended.code, ended.err.count("\n")) == (2, 1)

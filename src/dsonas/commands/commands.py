@@ -94,15 +94,29 @@ COMPRESSED_LR = 0.05  # of the training of a compressed model
 EXIT_DONE = 0
 
 
-def _work(command: str, arguments: list[str], stop: StopSignal) -> int:
-    """Search or train: do the steps in a run folder until done or interrupted."""
+def work(
+    command: str, arguments: list[str], stop: StopSignal, study: RunFolder | None = None
+) -> int:
+    """Search or train: do the steps in a run folder until done or interrupted.
+
+    Args:
+        command: its name, of ``STEPS``.
+        arguments: its options.
+        stop: polled after every step.
+        study: whose images the run must have, if it is a job of one.
+    """
     values = parse(_work_parser(command), arguments)
     with _folder(values).lock() as folder:
-        return _work_in(folder, command, arguments, values, stop)
+        return _work_in(folder, command, arguments, values, stop, study)
 
 
 def _work_in(
-    folder: RunFolder, command: str, arguments: list[str], values: Namespace, stop: StopSignal
+    folder: RunFolder,
+    command: str,
+    arguments: list[str],
+    values: Namespace,
+    stop: StopSignal,
+    study: RunFolder | None = None,
 ) -> int:
     config, subjects = to_config(values), _subjects(values)
     path, compresses = subjects["architecture"], command == "compress"
@@ -127,6 +141,8 @@ def _work_in(
         if not refit and _is_finished(command, folder, reporter):
             return EXIT_DONE
         job = _job(config, folder, reporter, stop, subjects)
+        if study is not None:
+            study.require_images(job.data.split)
         if architecture and transfers:
             architecture = transferred(architecture, config, job.data, job.measures, folder.held)
             folder.require_architecture(architecture)
@@ -417,9 +433,9 @@ def _add_run_folder(parser: OptionParser) -> None:
 
 COMMANDS: dict[str, Callable[[str, list[str], StopSignal], int]] = {
     "run": _run,
-    "search": _work,
-    "train": _work,
-    "compress": _work,
+    "search": work,
+    "train": work,
+    "compress": work,
     "evaluate": _evaluate,
     "predict": _predict,
     "check": check,

@@ -20,6 +20,7 @@ from jsonargparse import Namespace
 from dsonas.commands.charts import ReportError, front_svg
 from dsonas.commands.configuring import OptionParser, to_yaml
 from dsonas.cost import Budget, Measures, measure_all, parse_count
+from dsonas.data import ImageData
 from dsonas.graph import Architecture
 from dsonas.run import (
     Job,
@@ -172,6 +173,7 @@ class Front:
     folder: RunFolder
     reporter: Reporter
     stop: StopSignal
+    images: ImageData | None = None  # of the run, once they are loaded
 
     def train(self) -> None:
         """Train what is not trained yet; write and show the front.
@@ -239,8 +241,9 @@ class Front:
             return folder.metrics, folder.path
         self.reporter.say(f"\n{name}, in {folder.path}")
         config = replace(self.config, budget=budget)
-        job = Job(config, folder, self.reporter, self.stop)
-        self.folder.require_images(job.data.split)
+        job = Job(config, folder, self.reporter, self.stop, images=self.images)
+        self.images = job.data
+        self.folder.require_images(self.images.split)
         job.check(("train",), architecture)
         folder.write("architecture.json", architecture.to_json())
         origin = {"architecture": str(folder.path / "architecture.json")}

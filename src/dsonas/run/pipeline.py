@@ -60,6 +60,7 @@ class Job:
         stop: polled after every step; True saves and ends.
         world: the processes that do it together; only the first should write and show.
         measurements: about how often a training measures the test error.
+        images: its data, if they are loaded already.
     """
 
     config: RunConfig
@@ -68,6 +69,7 @@ class Job:
     stop: Callable[[], bool] = lambda: False
     world: World = field(default_factory=World)
     measurements: int = MEASUREMENTS
+    images: ImageData | None = None
     engine: Engine = field(init=False)
     data: ImageData = field(init=False)
     journal: Journal = field(init=False)
@@ -79,7 +81,7 @@ class Job:
         self.engine = Engine(self.config.engine, self.world)
         if self.config.data.source == "folder" and (root := self.config.data.root):
             self.folder.require_outside(root)
-        self.data = load_data(self.config.data, self.config.seed)
+        self.data = self.images or load_data(self.config.data, self.config.seed)
         self.resume = self.engine.processes.decide(lambda: self.folder.last_checkpoint)
         saved = self.resume or {}
         self.journal = Journal(

@@ -20,6 +20,7 @@ from dsonas.commands.comparison.single_job import (
     run_trial,
     supernet_error,
 )
+from dsonas.data import load_data
 from dsonas.nn.network import Network
 from dsonas.run.interrupts import StopSignal
 from dsonas.run.runs import RunError
@@ -134,6 +135,22 @@ def test_a_diverged_candidate_is_kept_only_for_want_of_another():
     assert best_trial([diverged, {**diverged, "subject": "d"}]) is diverged
 
 
+def test_a_trial_loads_its_images_once(run_config, study, tmp_path, monkeypatch):
+    fitted = (made := study()).fit(made.random("share")[0], made.config.budgets[0])
+    (tmp_path / "given.json").write_text(fitted.to_json())
+    seeds = []
+
+    def noted(config, seed):
+        seeds.append(seed)
+        return load_data(config, seed)
+
+    for module in ("dsonas.commands.comparison.single_job", "dsonas.run.pipeline"):
+        monkeypatch.setattr(f"{module}.load_data", noted)
+    task = {"seed": 5, "epochs": 1, "held_out": 0.2, "split": "x"}
+    run_trial(run_config, task, tmp_path, lambda: False)
+    assert seeds == [run_config.seed]
+
+
 @pytest.fixture
 def begun(study, tmp_path):
     """The folder of a study, and the name of a job that needs nothing."""
@@ -145,11 +162,11 @@ def commanded(monkeypatch, work) -> list[list[str]]:
     """Let jobs call this rather than a command; the arguments of every call."""
     calls: list[list[str]] = []
 
-    def command(name, arguments, stop):
+    def command(name, arguments, stop, study):
         calls.append([name, *arguments])
         return work()
 
-    monkeypatch.setattr("dsonas.commands.commands.COMMANDS", {"train": command})
+    monkeypatch.setattr("dsonas.commands.commands.work", command)
     return calls
 
 

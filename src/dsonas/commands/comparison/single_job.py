@@ -116,11 +116,9 @@ def _record_attempt(file: Path, code: int) -> float:
 def _work(
     path: Path, task: Task, config: RunConfig, imports: Sequence[str], stop: StopSignal
 ) -> int:
-    from dsonas.commands.commands import COMMANDS
+    from dsonas.commands.commands import work
 
     kind, run = task["kind"], path / "jobs" / task["name"]
-    if config.data.source == "folder":
-        RunFolder(path).require_images(load_data(config.data, config.seed).split)
     if kind == "rank":
         run_ranking(config, task, run)
         return 0
@@ -139,7 +137,7 @@ def _work(
         given = [f"--search.space={task['space']}", *bounds]
     given += ["--out", str(run), "--seed", str(task["seed"])]
     config_file = ["--config", str(path / "config.yaml")]
-    return COMMANDS[kind](kind, [*imports, *config_file, *given], stop)
+    return work(kind, [*imports, *config_file, *given], stop, RunFolder(path))
 
 
 def write_given(path: Path, task: Task, config: RunConfig) -> None:
@@ -184,6 +182,13 @@ def _found(path: Path, run: Path, task: Task) -> dict[str, Any]:
     return found
 
 
+def _load(config: RunConfig, study: Path) -> ImageData:
+    """Load the images of a study; refused if they are not those that it was begun with."""
+    data = load_data(config.data, config.seed)
+    RunFolder(study).require_images(data.split)
+    return data
+
+
 def hold_out(data: ImageData, fraction: float, seed: int) -> ImageData:
     """Put training images in the place of the test images, which are not seen then."""
     train, held = data.train.split(fraction, seed)
@@ -198,12 +203,12 @@ def run_trial(config: RunConfig, task: Task, folder: Path, stop: Callable[[], bo
     run = RunFolder(folder)
     if run.metrics:
         return
-    data = load_data(config.data, config.seed)  # by the study's seed: the same for all candidates
+    data = _load(config, folder.parents[1])  # by the study's seed: the same for all candidates
     train = replace(config.train, epochs=task["epochs"])
     config = replace(config, seed=task["seed"], train=train)
     architecture = Architecture.load(folder / "given.json")
     with Reporter() as reporter:
-        job = Job(config, run, reporter, stop, measurements=1)
+        job = Job(config, run, reporter, stop, measurements=1, images=data)
         job.data = hold_out(data, task["held_out"], derive_seed(0, "trial", task["split"]))
         job.check(("train",), architecture)
         try:
@@ -215,7 +220,7 @@ def run_trial(config: RunConfig, task: Task, folder: Path, stop: Callable[[], bo
 def run_ranking(config: RunConfig, task: Task, folder: Path) -> None:
     """Judge architectures by the pretrained supernet of a search, in ``ranking.json``."""
     config = replace(config, seed=task["seed"], search=replace(config.search, space=task["space"]))
-    engine, data = Engine(config.engine), load_data(config.data, config.seed)
+    engine, data = Engine(config.engine), _load(config, folder.parents[1])
     network = pretrained_supernet(config, data, folder.parent / task["search"])
     engine.place(network)
     fraction, split = config.data.factor_split, derive_seed(config.seed, "split")
