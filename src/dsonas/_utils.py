@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # the command line and the configuration start without torch
 
 if TYPE_CHECKING:  # type checkers see plain numbers
     BatchSize: TypeAlias = int
+    ImageSize: TypeAlias = int
     NonNegativeInt: TypeAlias = int
     PositiveInt: TypeAlias = int
     Threads: TypeAlias = int
@@ -51,6 +52,7 @@ else:
     )
 
     BatchSize = restricted_number_type("BatchSize", int, (">=", 2))  # BN needs two
+    ImageSize = restricted_number_type("ImageSize", int, (">=", 4))
     HalfOpenUnit = restricted_number_type("HalfOpenUnit", float, [(">=", 0), ("<", 1)])
     Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
     # far more end a process without a message
@@ -85,32 +87,6 @@ def derive_seed(seed: int, *parts: int | str) -> int:
     words = [index(seed), *(part if isinstance(part, str) else index(part) for part in parts)]
     digest = hashlib.blake2b(json.dumps(words).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def require_finite(config: Any, group: str) -> None:
-    """Refuse infinity and "not a number", which pass, or confuse, checks of a range.
-
-    Args:
-        config: a dataclass.
-        group: what its fields are called in a message.
-
-    Raises:
-        ValueError: naming the field.
-
-    Example:
-        >>> from dataclasses import make_dataclass
-        >>> require_finite(make_dataclass("Config", ["lr"])(float("nan")), "train")
-        Traceback (most recent call last):
-        ...
-        ValueError: train.lr must be a finite number, got nan: leave it out for the default
-    """
-    for entry in fields(config):
-        value = getattr(config, entry.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(
-                f"{group}.{entry.name} must be a finite number, got {value}: "
-                "leave it out for the default"
-            )
 
 
 def check_settings(config: Any, group: str) -> None:

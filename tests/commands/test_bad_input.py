@@ -32,7 +32,7 @@ OPTIONS = {
     "no value": ("--train.lr", "--train.lr: expected one argument"),
     "number": ("--train.lr abc", "train.lr must be a number > 0, got 'abc'"),
     "whole number": ("--train.epochs 1.5", "train.epochs must be a whole number > 0, got '1.5'"),
-    "optional": ("--data.image_size x", "data.image_size must be a whole number or null"),
+    "optional": ("--data.image_size x", "data.image_size must be a whole number >= 4 or null"),
     "choice": ("--data.color x", "data.color must be one of auto, grey, rgb"),
     "switch": ("--data.flip x", "data.flip must be true or false or null"),
     "list": ("--network.blocks 3", "network.blocks must be a list", "whole number"),

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
-from dsonas._utils import require_finite
+from dsonas._utils import (
+    HalfOpenUnit,
+    ImageSize,
+    NonNegativeInt,
+    PositiveInt,
+    check_settings,
+)
 
 SOURCE_NAMES = ("digits", "fashion-mnist", "cifar10", "cifar100", "folder", "shards")
 PLACED = ("folder", "shards")  # sources that need a place
 AUGMENTS = ("shift", "crop", "none")
 FITS = ("crop", "pad", "stretch")
-Color = Literal["auto", "grey", "rgb"]
 
 
 class DataError(ValueError):
@@ -66,50 +71,41 @@ class DataConfig:
     """
 
     name: str = "digits"
-    image_size: int | None = None
-    color: Color = "auto"
+    image_size: ImageSize | None = None
+    color: Literal["auto", "grey", "rgb"] = "auto"
     labels: str | None = None
     test: float | str = 0.2
     val: float | str | None = None
-    factor_split: float = 0.5
+    factor_split: HalfOpenUnit = 0.5
     augment: str = "shift"
     flip: bool | None = None
-    cutout: int = 0
+    cutout: NonNegativeInt = 0
     fit: str = "crop"
     balance: bool = False
-    workers: int = 0
-    max_train_images: int | None = None
-    max_test_images: int | None = None
+    workers: NonNegativeInt = 0
+    max_train_images: PositiveInt | None = None
+    max_test_images: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        require_finite(self, "data")
+        check_settings(self, "data")
         self._check_name()
         user = self.augment.rpartition(":")[0].endswith(".py")
         rules = (
-            ("color", self.color in get_args(Color), "auto, grey or rgb", "choose one"),
             ("labels", self.labels is None or (self.labels != "" and self.source == "folder"),
              "a file, for folder:PATH alone", "give data.name folder:PATH, where its paths begin"),
             ("test", self._is_part(self.test) and self.test != 0,
              "above 0 and below 1, or a path with folder:PATH", "0.2 holds out a fifth"),
             ("val", self.val is None or self._is_part(self.val),
              "at least 0 and below 1, or a path with folder:PATH", "0.1 holds out a tenth"),
-            ("factor_split", 0 <= self.factor_split < 1, "at least 0 and below 1",
-             "0.5 splits 1:1, 0 does not split"),
             ("augment", user or self.augment in AUGMENTS,
              f"{', '.join(AUGMENTS)} or FILE.py:FUNCTION", "choose one"),
             ("fit", valid_fit(self.fit), "crop, pad, stretch or crop:SHARE, a share in (0, 1]",
              "crop:0.875 uses the inner seven eighths"),
-            ("balance", isinstance(self.balance, bool) and not (
-                self.balance and self.source == "shards"), "true or false, and false with shards",
-             "shards are read in their own order"),
+            ("balance", not self.balance or self.source != "shards", "false with shards",
+             "they are read in their own order"),
         )  # fmt: skip
         for name, valid, rule, remedy in rules:
             self._check(valid, name, rule, remedy)
-        for name, least, remedy in _INTEGERS:
-            value = getattr(self, name)
-            absent = value is None and self.__dataclass_fields__[name].default is None
-            valid = absent or (isinstance(value, int) and value >= least)
-            self._check(valid, name, f"an integer of at least {least}", remedy)
 
     @property
     def source(self) -> str:
@@ -147,7 +143,7 @@ class DataConfig:
     def _is_part(self, value: object) -> bool:
         if isinstance(value, str):
             return bool(value) and self.source == "folder"
-        return isinstance(value, int | float) and 0 <= value < 1
+        return isinstance(value, float) and 0 <= value < 1
 
     def _check_name(self) -> None:
         known = (*SOURCE_NAMES[:-2], "folder:PATH", "shards:PATH_OR_URL")
@@ -223,12 +219,3 @@ def short_name(name: str) -> str:
     if source not in PLACED:
         return source
     return Path(place).resolve().name or "images"
-
-
-_INTEGERS = (
-    ("image_size", 4, "leave it out for the data set's own size"),
-    ("cutout", 0, "0 switches cutout off"),
-    ("workers", 0, "0 decodes in the main process"),
-    ("max_train_images", 1, "leave it out to use all images"),
-    ("max_test_images", 1, "leave it out to use all images"),
-)
