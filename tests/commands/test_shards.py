@@ -127,8 +127,10 @@ def test_a_dead_worker_ends_a_run_in_one_line(dsonas, shards, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--images_per_shard", "0"], "images_per_shard must be at least 1, got 0"),
+        (["--images_per_shard", "0"], "images_per_shard must be a whole number > 0, got '0'"),
         (["--size", "x"], "size must be a whole number"),
+        (["--size", "3"], "size must be a whole number >= 4 or null, got '3'"),
+        (["--workers", "0"], "workers must be a whole number > 0, got '0'"),
         (["--sizes", "8"], "did you mean --size"),
     ],
 )

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dsonas._utils import derive_seed, write_atomically
+from dsonas._utils import ImageSize, PositiveInt, derive_seed, write_atomically
 
 from .data_config import DataConfig, DataError
 from .decoding import read_header, shrink_image
@@ -94,10 +94,10 @@ def write_shards(
     folder: Path,
     out: Path,
     *,
-    images_per_shard: int = 256,
-    size: int | None = None,
+    images_per_shard: PositiveInt = 256,
+    size: ImageSize | None = None,
     test_fraction: float = 0.2,
-    workers: int = 1,
+    workers: PositiveInt = 1,
     progress: Callable[[str, int, int], None] = lambda part, done, total: None,
 ) -> dict[str, ShardIndex]:
     """Write an image folder as shards: ``out/train`` and ``out/val``, each with an index.
@@ -120,12 +120,8 @@ def write_shards(
         The index of each part.
 
     Raises:
-        ValueError: if an option is out of range, the folder is unsuitable or ``out`` not empty.
+        ValueError: if the share is out of range, the folder is unsuitable or ``out`` not empty.
     """
-    least = {"images_per_shard": (images_per_shard, 1), "size": (size, 4), "workers": (workers, 1)}
-    for name, (value, bound) in least.items():
-        if value is not None and value < bound:
-            raise ValueError(f"{name} must be at least {bound}, got {value}: use a larger one")
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must be in (0, 1), got {test_fraction}: 0.2 is a fifth")
     contents = _contents(folder, out, test_fraction)
