@@ -9,7 +9,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.util import module_from_spec, spec_from_file_location
@@ -206,6 +206,30 @@ def mask_like(live: Sequence[bool], like: Tensor) -> Tensor:
     return send(torch.tensor(live, dtype=like.dtype), like.device)
 
 
+def readable_json(value: Any, depth: int, indent: str = "\n") -> str:
+    """Write JSON to be read: down to a depth, every item of mappings and tables has its own line.
+
+    Example:
+        >>> print(readable_json({"sizes": [1, 2], "rows": [[3, 4], [5, 6]]}, 2))
+        {
+          "sizes": [1, 2],
+          "rows": [
+            [3, 4],
+            [5, 6]
+          ]
+        }
+    """
+    is_table = isinstance(value, list) and value and isinstance(value[0], list | Mapping)
+    if not depth or not (is_table or (value and isinstance(value, Mapping))):
+        return json.dumps(value)
+    inner = indent + "  "
+    keys = [""] * len(value) if is_table else [f"{json.dumps(key)}: " for key in value]
+    items = value if is_table else value.values()
+    rows = [key + readable_json(v, depth - 1, inner) for key, v in zip(keys, items, strict=True)]
+    begin, end = "[]" if is_table else "{}"
+    return f"{begin}{inner}{f',{inner}'.join(rows)}{indent}{end}"
+
+
 _REMEDIES = {
     errno.ENOSPC: "free some space and repeat the command",
     errno.EDQUOT: "free some space and repeat the command",
@@ -240,6 +264,17 @@ def import_file(path: Path, option: str) -> ModuleType:
             del sys.modules[name]
             raise ValueError(f"{option} {path} fails{told_by(path, error)}") from error
     return sys.modules[name]
+
+
+def absolute_path(path: str) -> str:
+    """A path that is found from every folder; ``~`` is the user's home."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def absolute_place(place: str) -> str:
+    """``FILE.py:FUNCTION`` with a file that is found from every folder; other texts stay."""
+    file, colon, function = place.rpartition(":")
+    return f"{absolute_path(file)}:{function}" if colon else place
 
 
 def is_imported(path: Path) -> bool:

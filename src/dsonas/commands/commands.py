@@ -15,7 +15,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from dsonas._utils import PositiveInt
+from dsonas._utils import PositiveInt, absolute_path, absolute_place
 from dsonas.commands.check_command import check
 from dsonas.commands.compare_command import compare
 from dsonas.commands.configuring import (
@@ -168,9 +168,10 @@ def _subjects(values: Namespace) -> dict[str, str | None]:
     """What the command trains, with paths that are found from every folder."""
     given = {name: values.get(name) for name in SUBJECTS}
     for name, value in given.items():
-        if value and (name != "model" or ".py:" in value):
-            file, colon, function = value.rpartition(":") if name == "model" else (value, "", "")
-            given[name] = f"{os.path.abspath(os.path.expanduser(file))}{colon}{function}"
+        if value and name != "model":
+            given[name] = absolute_path(value)
+        elif value and ".py:" in value:
+            given[name] = absolute_place(value)
     return given
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._actions import ActionConfigFile
 
-from dsonas._utils import BatchSize, NonNegativeInt, PositiveInt, rule_of
+from dsonas._utils import BatchSize, NonNegativeInt, PositiveInt, absolute_path, rule_of
 from dsonas.commands.importing import OPTION as IMPORT, ImportFile
 from dsonas.run import RunConfig, read_settings, renamed, upgraded
 
@@ -270,7 +269,7 @@ def to_config(values: Namespace, **others: Any) -> RunConfig:
     if "network" in given:
         given["network"] = given["network"].absolute()
     if "engine" in given and given["engine"].latency_table is not None:
-        table = os.path.abspath(given["engine"].latency_table)
+        table = absolute_path(given["engine"].latency_table)
         given["engine"] = replace(given["engine"], latency_table=table)
     seed = {"seed": values["seed"]} if "seed" in values else {}
     return RunConfig(**seed, **given, **others)

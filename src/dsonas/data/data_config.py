@@ -12,6 +12,8 @@ from dsonas._utils import (
     ImageSize,
     NonNegativeInt,
     PositiveInt,
+    absolute_path,
+    absolute_place,
     check_settings,
 )
 
@@ -130,15 +132,10 @@ class DataConfig:
 
     def absolute(self) -> DataConfig:
         """The same with paths that are found from every folder."""
-        changed: dict[str, str] = {
-            name: os.path.abspath(os.path.expanduser(path)) for name, path in self.paths.items()
-        }
+        changed = {name: absolute_path(path) for name, path in self.paths.items()}
         if self.location and "://" not in self.location:
             changed["name"] = f"{self.source}:{os.path.abspath(self.location)}"
-        file, colon, function = self.augment.rpartition(":")
-        if colon:
-            changed["augment"] = f"{os.path.abspath(os.path.expanduser(file))}:{function}"
-        return replace(self, **changed)
+        return replace(self, **changed, augment=absolute_place(self.augment))
 
     def _is_part(self, value: object) -> bool:
         if isinstance(value, str):

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsonas._utils import derive_seed
+from dsonas._utils import derive_seed, readable_json
 from dsonas.run.console import readable_count
 from dsonas.run.network_files import Preprocessing, RunError, Shape
-from dsonas.run.own_space import CHOICES_FILE, SOURCE_FILE, OwnSpace, choices_to_json
+from dsonas.run.own_space import CHOICES_FILE, SOURCE_FILE, OwnSpace
 from dsonas.run.pipeline import Job
 from dsonas.search import ChoiceNetwork, ChoiceSupernet, search_network
 
@@ -102,7 +102,7 @@ class ChoiceJob(Job):
         network.cpu()  # its memory is for the training now
         self._extras["choices"] = found
         self.resume = None
-        folder.write(CHOICES_FILE, choices_to_json(found))
+        folder.write(CHOICES_FILE, readable_json(found, 1) + "\n")
         folder.write_choice_factors(supernet.names, stage.history)
         folder.write_log(self.journal.rows)
         return found
@@ -134,6 +134,6 @@ class ChoiceJob(Job):
         }
 
     def _write_network(self, found: Any, network: Any) -> None:
-        self.folder.write(CHOICES_FILE, choices_to_json(found))
+        self.folder.write(CHOICES_FILE, readable_json(found, 1) + "\n")
         preprocessing, shape = Preprocessing.of(self.data), Shape.of(self.data)
         self.folder.write_own_network(network, preprocessing, shape, supernet=self._space.function)

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsonas._utils import derive_seed
+from dsonas._utils import derive_seed, readable_json
 from dsonas.run.choice_job import COUNTED, ChoiceJob
 from dsonas.run.console import readable_count
 from dsonas.run.network_files import Preprocessing, RunError, Shape
 from dsonas.run.own_space import OwnModel, contiguous
-from dsonas.run.runs import COMPRESSED_FILE, MODEL_FOLDER, MODEL_SOURCE, compressed_to_json
+from dsonas.run.runs import COMPRESSED_FILE, MODEL_FOLDER, MODEL_SOURCE
 from dsonas.run.trained_model import LibraryModel, fingerprint, give_weights, named_model
 from dsonas.search import ChoiceNetwork, ScaledSupernet, scale_model, search_network
 from dsonas.sparse import load_model, save_model
@@ -101,7 +101,7 @@ class CompressJob(ChoiceJob):
             **{f"supernet_{name}": value for name, value in cost.items()},
         }
         save_model(result.model, folder.path / MODEL_FOLDER)
-        folder.write(COMPRESSED_FILE, compressed_to_json(found))
+        folder.write(COMPRESSED_FILE, readable_json(found, 2) + "\n")
         folder.write_log(self.journal.rows)
         self._extras["compressed"] = found
         self.resume = None

@@ -177,14 +177,8 @@ def contiguous(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, 
     return tuple(images.clone(memory_format=torch.contiguous_format) for images in inputs)
 
 
-def choices_to_json(choices: Mapping[str, Sequence[str]]) -> str:
-    """Write choices as JSON, a line for each label."""
-    lines = (f"  {json.dumps(label)}: {json.dumps(list(v))}" for label, v in choices.items())
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
 def choices_from_json(path: Path) -> dict[str, list[str]]:
-    """Read ``choices_to_json`` from a file.
+    """Read ``choices.json``: the names that are left, by label.
 
     Raises:
         RunError: if it is something else.

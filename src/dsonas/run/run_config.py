@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-from dsonas._utils import NonNegativeInt, PositiveFloat, PositiveInt, check_settings, derive_seed
+from dsonas._utils import (
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    absolute_place,
+    check_settings,
+    derive_seed,
+)
 from dsonas.cost import Budget
 from dsonas.data import DataConfig, DataError, ImageData, split_for_search
 from dsonas.graph import (
@@ -175,12 +181,7 @@ class NetworkConfig:
 
     def absolute(self) -> NetworkConfig:
         """The same with a path that is found from every folder."""
-        if self.supernet is None:
-            return self
-        file, colon, function = self.supernet.rpartition(":")
-        if not colon:
-            return self
-        return replace(self, supernet=f"{os.path.abspath(os.path.expanduser(file))}:{function}")
+        return replace(self, supernet=self.supernet and absolute_place(self.supernet))
 
     @property
     def stage_channels(self) -> tuple[int, ...]:

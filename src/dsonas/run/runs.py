@@ -19,7 +19,7 @@ import yaml
 from filelock import FileLock, Timeout
 from torch import nn
 
-from dsonas._utils import is_imported, write_atomically
+from dsonas._utils import is_imported, readable_json, write_atomically
 from dsonas.cost import chain_from_json, is_chain
 from dsonas.data import Split
 from dsonas.graph import Architecture, ArchitectureError, BlockGraph
@@ -358,8 +358,7 @@ class RunFolder:
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write ``metrics.json``: the last file of a run, so its presence means finished."""
-        lines = [f"  {json.dumps(name)}: {_line_each(value)}" for name, value in metrics.items()]
-        self.write("metrics.json", "{\n" + ",\n".join(lines) + "\n}\n")
+        self.write("metrics.json", readable_json(metrics, 2) + "\n")
 
     def write_network(self, network: Network, preprocessing: Preprocessing) -> None:
         """Write ``architecture.json`` and ``network.safetensors`` (no auxiliary head)."""
@@ -428,15 +427,8 @@ class RunFolder:
         return source
 
 
-def compressed_to_json(found: Mapping[str, Any]) -> str:
-    """Write what a compression has left as JSON, a line for each group of channels or sum."""
-    rows = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in found["left"].items())
-    others = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items() if k != "left"]
-    return "{\n" + ",\n".join([*others, '  "left": {\n' + rows + "\n  }"]) + "\n}\n"
-
-
 def compressed_from_json(path: Path) -> dict[str, Any]:
-    """Read ``compressed_to_json`` from a file.
+    """Read ``compressed.json``: the model, its costs, and what is left of each part.
 
     Raises:
         RunError: if it is something else.
@@ -450,13 +442,6 @@ def compressed_from_json(path: Path) -> dict[str, Any]:
     if not counted or not isinstance(value.get("model"), str):
         raise RunError(f"{path} must hold a model and what is left of it: repeat the command")
     return value
-
-
-def _line_each(value: Any) -> str:
-    """JSON, with a line for each item of a list of lists or mappings."""
-    if isinstance(value, list) and value and isinstance(value[0], list | dict):
-        return "[\n    " + ",\n    ".join(map(json.dumps, value)) + "\n  ]"
-    return json.dumps(value)
 
 
 def _has_numbers(value: Any, names: Sequence[str]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsonas._utils import write_atomically
+from dsonas._utils import readable_json, write_atomically
 from dsonas.commands.exporting.layers import ExportError, network_plan
 from dsonas.nn import Network
 from dsonas.run import Preprocessing, Shape
@@ -180,24 +180,12 @@ def _write_python(deployment: Deployment, folder: Path) -> list[Path]:
     torch.save(dict(network.state_dict()), buffer)
     contents = {
         "network.py": Path(__file__).with_name("runtime.py").read_bytes(),
-        "network.json": (_lines(notes, 6) + "\n").encode(),
+        "network.json": (readable_json(notes, 6) + "\n").encode(),
         "network.pt": buffer.getvalue(),
     }
     for name, content in contents.items():
         write_atomically(folder / name, content)
     return [folder / name for name in contents]
-
-
-def _lines(value: Any, depth: int, indent: str = "\n") -> str:
-    """JSON to be read: each item of a mapping, and of a list of mappings, on its own line."""
-    inner = indent + " "
-    if depth and value and isinstance(value, dict):
-        items = [f"{json.dumps(key)}: {_lines(v, depth - 1, inner)}" for key, v in value.items()]
-        return f"{{{inner}{f',{inner}'.join(items)}{indent}}}"
-    if depth and value and isinstance(value, list) and isinstance(value[0], dict):
-        items = [_lines(item, depth - 1, inner) for item in value]
-        return f"[{inner}{f',{inner}'.join(items)}{indent}]"
-    return json.dumps(value)
 
 
 def _open_python(path: Path, threads: int) -> Call:
