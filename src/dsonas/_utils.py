@@ -219,14 +219,15 @@ def readable_json(value: Any, depth: int, indent: str = "\n") -> str:
           ]
         }
     """
-    is_table = isinstance(value, list) and value and isinstance(value[0], list | Mapping)
-    if not depth or not (is_table or (value and isinstance(value, Mapping))):
-        return json.dumps(value)
     inner = indent + "  "
-    keys = [""] * len(value) if is_table else [f"{json.dumps(key)}: " for key in value]
-    items = value if is_table else value.values()
-    rows = [key + readable_json(v, depth - 1, inner) for key, v in zip(keys, items, strict=True)]
-    begin, end = "[]" if is_table else "{}"
+    if depth and value and isinstance(value, Mapping):
+        (begin, end), pairs = "{}", value.items()
+        rows = [f"{json.dumps(key)}: {readable_json(v, depth - 1, inner)}" for key, v in pairs]
+    elif depth and value and isinstance(value, list) and isinstance(value[0], list | Mapping):
+        begin, end = "[]"
+        rows = [readable_json(item, depth - 1, inner) for item in value]
+    else:
+        return json.dumps(value)
     return f"{begin}{inner}{f',{inner}'.join(rows)}{indent}{end}"
 
 

@@ -248,7 +248,7 @@ def test_a_search_goes_on_where_it_was_saved() -> None:
             torch.testing.assert_close(state[name], values, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("lacks", "has"), [("capacity", ()), ("ranking", ("former",))])
+@pytest.mark.parametrize(("lacks", "has"), [("ranking", ()), ("staying", ("former",))])
 def test_a_state_of_another_version_is_refused_in_one_line(lacks: str, has: tuple[str, ...]):
     _, searcher, _ = start()
     state = searcher.state_dict() | dict.fromkeys(has, 0)
