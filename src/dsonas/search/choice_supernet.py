@@ -32,7 +32,8 @@ from dsonas.sparse import (
 Structure = dict[str, tuple[str, ...]]
 """The names that are left, by label; treated as a value."""
 
-JUDGED = 2 / 3  # of the part of a search after which the structure is held
+LEAST = 0.01  # score of the lowest candidate, where the highest has 1
+LISTENS = (0.0, 0.45), (0.65, 0.8)  # parts of the time until the structure is held
 SAMPLES = 30  # random combinations on which a user's cost function is tried
 MAX_TABLE = 100_000  # combinations whose costs are all asked for, where they are no sums
 
@@ -63,7 +64,7 @@ class ChoiceSupernet:
         seed: int = 0,
     ) -> None:
         self.model, self.config = model, config
-        self.judged: float | None = JUDGED * config.hold_from
+        self.listens = [(a * config.hold_from, b * config.hold_from) for a, b in LISTENS]
         self.places = choices_of(model)
         self.keep = {label: found[0][1].keep for label, found in self.places.items()}
         self.live: Structure = {label: found[0][1].live for label, found in self.places.items()}
@@ -201,45 +202,64 @@ class ChoiceSupernet:
     def planned(self, progress: float, ranks: Sequence[Tensor]) -> Structure:
         """Find what is left at ``progress``: the best within the budget, and not yet the others.
 
-        The number of candidates falls in equal ratios from the begin of removal until the structure
-        is held. What goes is outside of the best structure by today's scores, lowest scores first.
+        First goes, after the first listening, what costs more than what the best structure has in
+        its place; then whatever is left keeps the budget, and is heard once more without it. After
+        the second, all others go. Lowest scores go first.
         """
         scores = self.scores(ranks)
+        if progress >= 1:  # no step follows in which a factor at 0 could rise again
+            scores = {
+                key: score * (self._factors(key[0])[key[1]] > 0) for key, score in scores.items()
+            }
         question = scores, self.live  # the same at every progress that a rebuild looks at
         if question != self._solved[0]:
             self._solved = question, self._best(*question)
         best = self._solved[1]
         assert best is not None
-        if progress >= 1:  # no step follows in which a factor at 0 could rise again
+        if progress >= 1:
             best = {
                 label: tuple(n for n in names if scores[label, n] > 0) or names[:1]
                 for label, names in best.items()
             }
-        begin = JUDGED * self.config.hold_from
-        now = (progress - begin) / (self.config.hold_from - begin)
-        start = sum(len(places[0][1].names) for places in self.places.values())
-        end = sum(map(len, best.values()))
-        wanted = start if now <= 0 else math.ceil(start * (end / start) ** min(1.0, now))
         spare = sorted(
             (scores[label, name], self._order[label], label, name)
             for label, names in self.live.items()
             for name in names
             if name not in best[label]
         )
-        excess = sum(map(len, self.live.values())) - wanted
-        gone = {(label, name) for _, _, label, name in spare[: max(0, excess)]}
+        due = [(label, name) for _, _, label, name in spare]
+        (_, begin), (end, heard) = self.listens
+        if progress < heard:
+            dearer = self._dearer(best)
+            due = [candidate for candidate in due if candidate in dearer]
+        else:
+            begin, end = heard, self.config.hold_from
+        share = min(1.0, max(0.0, (progress - begin) / (end - begin)))
+        gone = set(due[: math.ceil(share * len(due) - 1e-9)])
         return {
             label: tuple(name for name in names if (label, name) not in gone)
             for label, names in self.live.items()
         }
 
+    def _dearer(self, best: Structure) -> set[tuple[str, str]]:
+        """The candidates that cost more than any that a structure has in their place."""
+        found = set()
+        for label, names in self.live.items():
+            if len(names) > len(best[label]):
+                alone = {name: self.cost({**best, label: (name,)}) for name in names}
+                most = max(alone[name] for name in best[label])
+                found |= {(label, name) for name in names if alone[name] > most}
+        return found
+
     def scores(self, ranks: Sequence[Tensor]) -> dict[tuple[str, str], float]:
-        """Name the ranks of all live candidates."""
+        """Score every live candidate, above 0, by how much its rank is above the lowest."""
         found = {}
         for (label, names), vector in zip(self.live.items(), ranks, strict=True):
             every = self.places[label][0][1].names
-            values = dict(zip(every, vector.tolist(), strict=True))
-            found |= {(label, name): values[name] for name in names}
+            values = {n: v for n, v in zip(every, vector.tolist(), strict=True) if n in names}
+            lowest, highest = min(values.values()), max(values.values())
+            least = LEAST * (highest - lowest or 1.0)
+            found |= {(label, name): value - lowest + least for name, value in values.items()}
         return found
 
     def _factors(self, label: str) -> dict[str, float]:

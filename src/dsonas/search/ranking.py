@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from dsonas._utils import mask_like
 
-LEAST = 0.01  # rank of the lowest of a vector, where the highest has 1
-
 
 class Ranking:
     """Follow where factors would be without the pressing of a plan.
@@ -21,8 +19,9 @@ class Ranking:
     resists brings it back among those that stay. What was taken from a factor that is no longer
     pressed counts half at every rebuild.
 
-    Where what goes is decided once, ``hold`` ends it: from then on ranks are how far the gradients
-    alone would have moved the factors until then.
+    A supernet that listens is judged otherwise, while nothing is pressed: ranks are how far the
+    gradients alone would have moved the factors since ``listen``, and stay as they are from
+    ``hold`` on.
 
     Args:
         vectors: the vectors of scaling factors.
@@ -68,28 +67,34 @@ class Ranking:
             torch._foreach_add_(values, gradients, alpha=-rate)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
+    def listen(self) -> None:
+        """Begin anew; what was heard before counts half."""
+        self.held = False
+        for value in self.values:
+            value /= 2
+
+    def still(self) -> None:
+        """Clear the gradients of what is not pressed, so that it can be compared later."""
+        for vector, pressed in zip(self._vectors, self._pressed, strict=True):
+            if vector.grad is not None:
+                vector.grad.mul_(pressed > 0)
+
     def hold(self) -> None:
-        """Keep the ranks from now on: how much farther than the lowest of its vector each is."""
-        if not self.held:
-            self.held = True
-            for value in self.values:
-                value -= value.min()
-                value += LEAST * value.max() + LEAST**2  # so that 0 means: gone
+        """Keep the ranks from now on."""
+        self.held = True
 
     @torch.no_grad()
     def settle(self, *, last: bool = False) -> None:
-        """Compute what pressing has taken, at a rebuild.
+        """Compute what pressing has taken, at a rebuild; nothing while ranks are held.
 
         Args:
             last: whether no step follows, in which a factor could rise again. Then nothing counts
                 but the factors, unless those of a vector are all 0.
         """
+        if self.held:
+            return
         lists = self._vectors, self.values, self._taken, self._pressed
         for vector, value, taken, pressed in zip(*lists, strict=True):
-            if self.held:
-                if last and bool((vector > 0).any()):
-                    value.mul_(vector > 0)
-                continue
             taken.copy_(torch.where(pressed > 0, (value - vector).clamp(min=0), taken / 2))
             if last and bool((vector > 0).any()):
                 taken.zero_()
