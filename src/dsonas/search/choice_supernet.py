@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dsonas._utils import mask_like
-from dsonas.cost import Budget, Chosen, Item, count_choices
+from dsonas.cost import Budget, Candidate, Chosen, Item, count_choices
 from dsonas.nn import ScaledModule
+from dsonas.search.dead_ends import find_dead_end
 from dsonas.search.knapsack import Bound, best_choices, smallest_choices
 from dsonas.search.scaled_supernet import ScaledSupernet
 from dsonas.search.search_config import SearchConfig
@@ -33,7 +34,8 @@ Structure = dict[str, tuple[str, ...]]
 """The names that are left, by label; treated as a value."""
 
 LEAST = 0.01  # score of the lowest candidate, where the highest has 1
-LISTENS = (0.0, 0.45), (0.65, 0.8)  # parts of the time until the structure is held
+JUDGED = 2 / 3  # of the part of a search after which the structure is held
+TRIES = 20  # combinations of the best scores that are looked at for dead ends
 SAMPLES = 30  # random combinations on which a user's cost function is tried
 MAX_TABLE = 100_000  # combinations whose costs are all asked for, where they are no sums
 
@@ -64,7 +66,7 @@ class ChoiceSupernet:
         seed: int = 0,
     ) -> None:
         self.model, self.config = model, config
-        self.listens = [(a * config.hold_from, b * config.hold_from) for a, b in LISTENS]
+        self.judged: float | None = JUDGED * config.hold_from
         self.places = choices_of(model)
         self.keep = {label: found[0][1].keep for label, found in self.places.items()}
         self.live: Structure = {label: found[0][1].live for label, found in self.places.items()}
@@ -72,12 +74,13 @@ class ChoiceSupernet:
         self._tie()
         self._ties = random.Random(seed)
         self._order = {label: self._ties.random() for label in self.live}
-        self._counted = None
+        self._example, self._counted = example, None
         if example is not None or cost is None or (budget and len(budget.given) > 1):
             self._count(example)
         self.leading = (budget or Budget()).leading
         self._own_cost = cost
         self._table: list[tuple[Structure, float]] | None = None
+        self._dead_ends: list[frozenset[Candidate]] = []
         self._solved: tuple[object, Structure | None] = (None, None)
         self._bounds = self._make_bounds(budget)
         self._check_reachable()
@@ -126,7 +129,7 @@ class ChoiceSupernet:
         return found
 
     def _check_reachable(self) -> None:
-        if self._best({}, self.live) is None:
+        if self._solve({}, self.live, ()) is None:
             if self._table is not None:
                 smallest = min(price for _, price in self._table)
                 raise ValueError(
@@ -202,9 +205,8 @@ class ChoiceSupernet:
     def planned(self, progress: float, ranks: Sequence[Tensor]) -> Structure:
         """Find what is left at ``progress``: the best within the budget, and not yet the others.
 
-        First goes, after the first listening, what costs more than what the best structure has in
-        its place; then whatever is left keeps the budget, and is heard once more without it. After
-        the second, all others go. Lowest scores go first.
+        From the time it is judged to the time the structure is held the number of candidates falls
+        in equal ratios; the lowest scores go first.
         """
         scores = self.scores(ranks)
         if progress >= 1:  # no step follows in which a factor at 0 could rise again
@@ -227,29 +229,16 @@ class ChoiceSupernet:
             for name in names
             if name not in best[label]
         )
-        due = [(label, name) for _, _, label, name in spare]
-        (_, begin), (end, heard) = self.listens
-        if progress < heard:
-            dearer = self._dearer(best)
-            due = [candidate for candidate in due if candidate in dearer]
-        else:
-            begin, end = heard, self.config.hold_from
-        share = min(1.0, max(0.0, (progress - begin) / (end - begin)))
-        gone = set(due[: math.ceil(share * len(due) - 1e-9)])
+        begin = JUDGED * self.config.hold_from
+        share = min(1.0, max(0.0, (progress - begin) / (self.config.hold_from - begin)))
+        start = sum(len(places[0][1].names) for places in self.places.values())
+        end = sum(map(len, best.values()))
+        excess = sum(map(len, self.live.values())) - math.ceil(start * (end / start) ** share)
+        gone = {(label, name) for _, _, label, name in spare[: max(0, excess)]}
         return {
             label: tuple(name for name in names if (label, name) not in gone)
             for label, names in self.live.items()
         }
-
-    def _dearer(self, best: Structure) -> set[tuple[str, str]]:
-        """The candidates that cost more than any that a structure has in their place."""
-        found = set()
-        for label, names in self.live.items():
-            if len(names) > len(best[label]):
-                alone = {name: self.cost({**best, label: (name,)}) for name in names}
-                most = max(alone[name] for name in best[label])
-                found |= {(label, name) for name in names if alone[name] > most}
-        return found
 
     def scores(self, ranks: Sequence[Tensor]) -> dict[tuple[str, str], float]:
         """Score every live candidate, above 0, by how much its rank is above the lowest."""
@@ -266,17 +255,35 @@ class ChoiceSupernet:
         choice = self.places[label][0][1]
         return dict(zip(choice.names, choice.factors.tolist(), strict=True))
 
-    def _best(
-        self, scores: Mapping[tuple[str, str], float], options: Structure
+    def _best(self, scores: Mapping[Candidate, float], options: Structure) -> Structure | None:
+        """Find the best combination without dead ends; with some, if all that are tried have."""
+        first = None
+        for _ in range(TRIES):
+            best = self._solve(scores, options, self._dead_ends)
+            first = first or best
+            if best is None or self._example is None:
+                break
+            dead_end = find_dead_end(self.model, best, self._example)
+            if dead_end is None:
+                return best
+            self._dead_ends.append(dead_end)
+        return first or self._solve(scores, options, ())
+
+    def _solve(
+        self,
+        scores: Mapping[Candidate, float],
+        options: Structure,
+        apart: Sequence[Set[Candidate]],
     ) -> Structure | None:
         if self._table is None:
-            return best_choices(options, self.keep, scores, self._bounds)
+            return best_choices(options, self.keep, scores, self._bounds, apart)
         able = [
             structure
             for structure, price in self._table
             if price <= self._limit
             and all(set(names) <= set(options[label]) for label, names in structure.items())
             and all(bound.keeps(structure) for bound in self._bounds)
+            and not any(all(n in structure[k] for k, n in together) for together in apart)
         ]
 
         def worth(structure: Structure) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +37,7 @@ def best_choices(
     keep: Mapping[str, int | None],
     scores: Mapping[Candidate, float],
     bounds: Sequence[Bound] = (),
+    apart: Sequence[Set[Candidate]] = (),
 ) -> dict[str, tuple[str, ...]] | None:
     """Choose the candidates with the largest sum of scores that keep all bounds: exactly.
 
@@ -47,6 +48,7 @@ def best_choices(
         keep: at most so many stay, by label; None: any number.
         scores: >= 0, by label and name; missing ones are 0.
         bounds: upper bounds on costs.
+        apart: sets of candidates that must not all stay.
 
     Returns:
         The names that stay, in the order of ``options``; None if nothing keeps the bounds.
@@ -58,6 +60,10 @@ def best_choices(
         {'a': ('y',)}
     """
     program = _Program(options, keep)
+    for together in apart:
+        if all(candidate in program.index for candidate in together):
+            row = {program.index[candidate]: 1.0 for candidate in together}
+            program.rows.append((row, 0, len(row) - 1))
     sums = [(program.linear(bound.items), bound.limit) for bound in bounds]
     size = program.size
     objective = np.zeros(size)

@@ -19,9 +19,8 @@ class Ranking:
     resists brings it back among those that stay. What was taken from a factor that is no longer
     pressed counts half at every rebuild.
 
-    A supernet that listens is judged otherwise, while nothing is pressed: ranks are how far the
-    gradients alone would have moved the factors since ``listen``, and stay as they are from
-    ``hold`` on.
+    A supernet that is judged once, before anything is pressed, is ranked by how far the gradients
+    alone would have moved its factors until ``hold``; from then on ranks stay as they are.
 
     Args:
         vectors: the vectors of scaling factors.
@@ -65,19 +64,6 @@ class Ranking:
         if found:
             values, gradients = map(list, zip(*found, strict=True))
             torch._foreach_add_(values, gradients, alpha=-rate)  # pyright: ignore[reportPrivateImportUsage]
-
-    @torch.no_grad()
-    def listen(self) -> None:
-        """Begin anew; what was heard before counts half."""
-        self.held = False
-        for value in self.values:
-            value /= 2
-
-    def still(self) -> None:
-        """Clear the gradients of what is not pressed, so that it can be compared later."""
-        for vector, pressed in zip(self._vectors, self._pressed, strict=True):
-            if vector.grad is not None:
-                vector.grad.mul_(pressed > 0)
 
     def hold(self) -> None:
         """Keep the ranks from now on."""

@@ -52,14 +52,13 @@ class Supernet(Protocol[S]):
     Attributes:
         model: the module that is trained.
         live: the structure now.
-        listens: the parts of a search, from and to, in which nothing is pressed and factors hardly
-            move; after each, what goes is judged by their gradients in it. None: what goes is
-            judged anew at every rebuild.
+        judged: the part of a search after which what goes is judged, once, by the gradients until
+            then; in it nothing is pressed, and factors hardly move. None: at every rebuild.
     """
 
     model: nn.Module
     live: S
-    listens: Sequence[tuple[float, float]]
+    judged: float | None
 
     def vectors(self) -> list[nn.Parameter]:
         """List the vectors of scaling factors; they keep their lengths, dead entries are 0."""
@@ -342,8 +341,6 @@ class Searcher(Generic[S]):
         self._check_finite(gradients)
         lr = self._schedule(self.done) if lr is None else lr
         set_lr(self.optimizer, LISTENING * lr if self._listens() else lr)
-        if self._ranking.held and self._next_listening() is not None:
-            self._ranking.still()
         self.optimizer.step()
         self._ranking.pull(lr / (1 - MOMENTUM))
         for parameter in self._parameters:
@@ -374,12 +371,12 @@ class Searcher(Generic[S]):
         """Remove what is exactly 0 and, under a plan, due; press on what is due later."""
         progress = self.done / self.steps
         self.processes.align(self.supernet.model)  # so that all come to the same decision
-        if self._goes_on_listening():
+        if self._listens():
             return
-        if self.supernet.listens:
-            self._ranking.hold()
-        else:
+        if self.supernet.judged is None:
             self._ranking.settle(last=self.done >= self.steps)
+        else:
+            self._ranking.hold()
         planned = self.supernet.planned(progress, self._ranking.values)
         if planned is None or self.done < self.steps:
             self._remove(self.supernet.alive(planned))
@@ -387,15 +384,12 @@ class Searcher(Generic[S]):
             self._remove(planned)
         if self.live != self.passed[-1]:
             self.passed.append(self.live)
+        self._press(self.penalty)
         self._staying = self.live
         if planned is not None:
             lags = self.live != planned
             scale = self.penalty_scale * (FADE_STEP if lags else 1 / FADE_STEP)
             self.penalty_scale = min(FADE_MOST, max(FADE, scale))
-        if self._is_time_to_listen():
-            self._ranking.listen()
-        self._press(self.penalty)
-        if planned is not None and not self._listens():
             self._steer()
 
     def _steer(self) -> None:
@@ -427,24 +421,8 @@ class Searcher(Generic[S]):
         self._ranking.press(pressed)
 
     def _listens(self) -> bool:
-        """Whether it is still to be judged what goes: factors hardly move, and none is pressed."""
-        ends = [end for _, end in self.supernet.listens]
-        return bool(ends) and not self._ranking.held and self.done < ends[-1] * self.steps
-
-    def _is_time_to_listen(self) -> bool:
-        return any(a * self.steps <= self.done < b * self.steps for a, b in self.supernet.listens)
-
-    def _next_listening(self) -> float | None:
-        """The progress at which it is listened again."""
-        later = (a for a, _ in self.supernet.listens if self.done < a * self.steps)
-        return min(later, default=None)
-
-    def _goes_on_listening(self) -> bool:
-        """Whether it is listened, and the time is not over or nothing would go until the next."""
-        if not self._listens() or self._is_time_to_listen():
-            return self._listens()
-        until = self._next_listening()
-        return until is not None and self.supernet.planned(until, self._ranking.values) == self.live
+        """Whether it is still to be judged what goes: nothing is pressed, factors hardly move."""
+        return self.supernet.judged is not None and self.done < self.supernet.judged * self.steps
 
     def _press(self, gamma: float) -> None:
         rows = self.supernet.penalties(0.0 if self._listens() else gamma)
