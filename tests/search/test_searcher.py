@@ -206,9 +206,9 @@ def test_gradients_before_anything_is_pressed_decide(penalty: float | None) -> N
         better, other = layer.factors
         early = 0.01 * (other - better) + 0.1 * math.sin(step) * other
         late = 0.1 * (better - other)
-        ((early if step < 120 else late) + 0 * model(torch.rand(8, 2)).sum()).backward()
+        ((early if step < 100 else late) + 0 * model(torch.rand(8, 2)).sum()).backward()
         searcher.step()
-        if step < 119:
+        if step < 99:
             assert searcher.live == {"layer": ("better", "other")}
             assert 0.9 < layer.factors.min() < layer.factors.max() < 1.1
     assert dict(searcher.finish().choices) == {"layer": ["better"]}
