@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from dsonas.run.run_config import NetworkConfig, RunConfig
 from dsonas.search.search_config import PretrainConfig, SearchConfig
 from dsonas.search.stages import Searching, search
 from dsonas.train.engine import Engine, EngineConfig
+from dsonas.train.graphs import WARM, StepGraphs
 from dsonas.train.loop import Journal
 from dsonas.train.training import TrainConfig
+from helpers.recorded_calls import RecordedCapture
 
 TINY = RunConfig(
     data=DataConfig(name="digits", max_train_images=64, max_test_images=20),
@@ -165,3 +168,25 @@ def test_the_peak_of_memory_is_that_since_it_was_forgotten():
     assert 150e6 < grown < 200e6
     forget_peak(engine)
     assert high_water(engine) - before < 50e6
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_steps_before_a_graph_is_replayed_do_not_count(monkeypatch, graphs: bool):
+    now, before, done = [0.0], 1 + WARM if graphs else 1, []
+
+    class Stage:
+        name = "pretrain"
+
+        def batches(self, epoch, start):
+            return iter([torch.zeros(1)] * 30)
+
+        def step(self, batch, epoch, index):
+            done.append(index)
+            now[0] += 99 if index < before else 2
+
+    meter = module._Meter(TINY, blank_data(TINY.data))
+    meter.engine.graphs = StepGraphs(RecordedCapture()) if graphs else None
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(module, "PATIENCE", 1e9)
+    assert meter._seconds(Stage()) == {"pretrain": 2}
+    assert len(done) == before + module.TIMED

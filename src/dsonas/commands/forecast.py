@@ -35,7 +35,7 @@ from dsonas.search import (
     follow_plan,
     weight_steps_per_factor_step,
 )
-from dsonas.train import MEASUREMENTS, STAGES, Engine, Training
+from dsonas.train import MEASUREMENTS, STAGES, WARM, Engine, Training
 
 TIMED, LEAST_SECONDS = 10, 1.0  # steps of each kind after one that does not count; for a second
 PATIENCE, LEAST_TIMED = 6.0, 2  # seconds after which so many long steps are enough
@@ -324,7 +324,11 @@ class _Meter:
         return _Timed(scaled, before + added)
 
     def _seconds(self, stage: Any) -> dict[str, float]:
-        """Mean seconds of the steps of each kind, their batches included, after one of each."""
+        """Mean seconds of the steps of each kind, their batches included, after the first ones.
+
+        One of each, or as many as come before a CUDA graph is replayed.
+        """
+        first = 1 + WARM if self.engine.graphs else 1
         times: dict[str, list[float]] = {}
         begin = last = time.perf_counter()
         for index, batch in enumerate(stage.batches(0, 0)):
@@ -333,11 +337,13 @@ class _Meter:
             self.engine.wait()
             now = time.perf_counter()
             times.setdefault(kind, []).append(now - last)
-            last, done, passed = now, min(map(len, times.values())) - 1, now - begin
+            last, done, passed = now, min(map(len, times.values())) - first, now - begin
             enough = done >= TIMED and passed >= LEAST_SECONDS
             if enough or (done >= LEAST_TIMED and passed >= PATIENCE):
                 break
-        return {kind: fmean(values[1:]) for kind, values in times.items()}
+        return {
+            kind: fmean(values[min(first, len(values) - 1) :]) for kind, values in times.items()
+        }
 
     def _batches(self, size: int, count: int) -> Batches:
         return Batches(

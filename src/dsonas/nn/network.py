@@ -165,6 +165,10 @@ class Network(ScaledModule):
         """Every scaling factor."""
         return tuple(self.scaling.parameters()) if self.scaling is not None else ()
 
+    def structure(self) -> Architecture:
+        """The architecture that is left."""
+        return self.architecture
+
 
 def _is_first(skeleton: Skeleton, block: int) -> bool:
     stages = skeleton.block_stages

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from dsonas._utils import mask_like, send
+from dsonas._utils import send
 from dsonas.graph import REDUCTION_OPERATIONS, Architecture, BlockGraph
 
 
@@ -21,6 +22,10 @@ class ScaledModule(nn.Module):
 
     def factors(self) -> Sequence[nn.Parameter]:
         """Every scaling factor."""
+        raise NotImplementedError
+
+    def structure(self) -> object:
+        """What is left of the supernet; another object after every removal."""
         raise NotImplementedError
 
     def train_only(self, part: str) -> None:
@@ -124,7 +129,7 @@ def normalise_targets(
         graph: its live connections.
         optimizer: the one that steps them.
     """
-    sums = _target_sums(vector, graph.live, graph.target_index)
+    sums = _target_sums(vector, graph)
     squares, counts = sums(vector.square()), sums(torch.ones_like(vector))
     scale = torch.where(squares > 0, (counts / squares.clamp(min=1e-30)).sqrt(), 1.0)
     vector.mul_(scale)
@@ -134,14 +139,18 @@ def normalise_targets(
         momentum.sub_(along * vector)
 
 
-def _target_sums(
-    vector: Tensor, live: Sequence[bool], targets: Sequence[int]
-) -> Callable[[Tensor], Tensor]:
+def _target_sums(vector: Tensor, graph: BlockGraph) -> Callable[[Tensor], Tensor]:
     """A function that gives each factor the sum of values over the live factors of its target."""
-    index = send(torch.tensor(targets), vector.device)
-    mask = mask_like(live, vector)
-    zeros = vector.new_zeros(max(targets) + 1)
+    index, mask = _targets(graph, vector.dtype, vector.device)
+    zeros = vector.new_zeros(graph.output_node + 1)
     return lambda values: zeros.index_add(0, index, values * mask)[index]
+
+
+@lru_cache(maxsize=64)  # sent once for a structure, of some dozens of blocks
+def _targets(graph: BlockGraph, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The target of every connection, and 1 where it is live."""
+    live = torch.tensor(graph.live, dtype=dtype)
+    return send(torch.tensor(graph.target_index), device), send(live, device)
 
 
 def _kept_reduction(values: Sequence[float], live: Sequence[bool]) -> tuple[bool, ...]:

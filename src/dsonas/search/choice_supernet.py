@@ -366,6 +366,10 @@ class ChoiceNetwork(ScaledModule):
         """The factors of every label."""
         return self.supernet.vectors()
 
+    def structure(self) -> object:
+        """What is left of the choices, or of the traced model."""
+        return self.supernet.live
+
 
 def _candidates(choice: Choice, names: Sequence[str]) -> list[nn.Module]:
     return [choice[name] for name in names] if isinstance(choice, LayerChoice) else []

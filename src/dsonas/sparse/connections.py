@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -160,7 +161,7 @@ def normalise_factors(
         return
     sizes = [vector.numel() for vector in vectors]
     flat = torch.cat([vector.reshape(-1) for vector in vectors])
-    index = send(torch.repeat_interleave(torch.tensor(sizes)), flat.device)
+    index, counts = _owners(tuple(sizes), flat.dtype, flat.device)
 
     def sums(values: Tensor) -> Tensor:
         return flat.new_zeros(len(sizes)).index_add(0, index, values)
@@ -183,6 +184,14 @@ def normalise_factors(
             pieces = zip(momenta, moving.split(sizes), strict=True)
             kept = [piece for momentum, piece in pieces if momentum is not None]
             write_back(torch.cat(kept), moved)
-    counts = send(torch.tensor(sizes, dtype=flat.dtype), flat.device)
     flat *= (counts / squares).sqrt()[index]
     write_back(flat, vectors)
+
+
+@lru_cache(maxsize=8)  # sent once for a structure
+def _owners(
+    sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """For vectors in a row, of which each entry is, and how many entries each has."""
+    owners = torch.repeat_interleave(torch.tensor(sizes))
+    return send(owners, device), send(torch.tensor(sizes, dtype=dtype), device)

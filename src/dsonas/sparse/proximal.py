@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dsonas._utils import write_back
+from dsonas._utils import send, write_back
 
 
 def soft_threshold(values: Tensor, threshold: float | Tensor) -> Tensor:
@@ -176,4 +176,4 @@ def _penalties(found: Sequence[tuple[Tensor, dict[str, Any]]], sizes: Sequence[i
         return _flat([torch.as_tensor(v).to(p).expand_as(p) for v, p in pairs])
     like = found[0][0]
     repeated = [value for value, size in zip(values, sizes, strict=True) for _ in range(size)]
-    return torch.tensor(repeated, dtype=like.dtype).to(like.device, non_blocking=True)
+    return send(torch.tensor(repeated, dtype=like.dtype), like.device)

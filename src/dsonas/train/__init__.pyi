@@ -6,6 +6,10 @@ from .engine import (
     Engine as Engine,
     EngineConfig as EngineConfig,
 )
+from .graphs import (
+    WARM as WARM,
+    StepGraphs as StepGraphs,
+)
 from .loop import (
     STAGES as STAGES,
     DivergedError as DivergedError,

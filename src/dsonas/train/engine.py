@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 
 from dsonas._utils import NonNegativeFloat, PositiveInt, Threads, check_settings, derive_seed
 from dsonas.nn import BatchNorm, Network
+from dsonas.train.graphs import CudaCapture, StepGraphs
 from dsonas.train.processes import Processes, join
 from dsonas.train.world import World
+
+logger = logging.getLogger(__name__)
 
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 
@@ -31,6 +35,8 @@ class EngineConfig:
             most. Longer where writing one is slow; 0 saves after every step.
         accumulate: parts of a batch that a process takes one after the other, adding up their
             gradients, to save memory, >= 1; batch normalisation then sees parts.
+        graphs: ``auto`` launches the passes of a search step as one CUDA graph where a run in one
+            process has a CUDA device, and has not run on one yet; ``off`` call by call.
         latency_table: JSON file of milliseconds by part, as ``dsonas latency`` writes it on another
             device: latencies are then that device's. None: measured on this one, one image on one
             thread.
@@ -48,6 +54,7 @@ class EngineConfig:
     threads: Threads | None = None
     checkpoint_seconds: NonNegativeFloat = 20.0
     accumulate: PositiveInt = 1
+    graphs: Literal["auto", "off"] = "auto"
     latency_table: str | None = None
 
     def __post_init__(self) -> None:
@@ -86,6 +93,18 @@ class Engine:
             keep_freed_memory()
         elif self.device.type == "cuda":
             tune_cuda()
+        self.graphs = self._graphs(config.graphs)
+
+    def _graphs(self, wish: str) -> StepGraphs | None:
+        """What runs the passes of a search step at once; None: they run call by call."""
+        if wish == "off" or self.device.type != "cuda":
+            return None
+        if self.synchronises:  # they exchange sums in the middle of a pass
+            if self.processes.is_first:
+                told = "engine.graphs: steps without CUDA graphs, which are for one process alone"
+                logger.warning(told)
+            return None
+        return StepGraphs(CudaCapture(self.device))
 
     def place(self, module: nn.Module) -> nn.Module:
         """Move a module to the device, ours in a fast format; make it equal in all processes."""

@@ -36,7 +36,7 @@ def weight_step(
         The mean cross entropy and the logits (B, classes), both detached, still on the device.
     """
     network.train_only("weights")
-    loss, logits = _backward(network, images, labels, engine)
+    loss, logits = _backward("weights", network, images, labels, engine)
     if clip is not None:
         torch.nn.utils.clip_grad_value_(network.weights(), clip)
     optimizer.step()
@@ -52,21 +52,22 @@ def factor_gradients(
     Those of several processes are not averaged yet. See ``weight_step``.
     """
     network.train_only("factors")
-    return _backward(network, images, labels, engine, average=False)
+    return _backward("factors", network, images, labels, engine)
 
 
 def _backward(
-    network: ScaledModule,
-    images: Tensor,
-    labels: Tensor,
-    engine: Engine | None,
-    average: bool = True,
+    part: str, network: ScaledModule, images: Tensor, labels: Tensor, engine: Engine | None
 ) -> tuple[Tensor, Tensor]:
     def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = network(images)
         return F.cross_entropy(logits, labels), logits
 
-    return backward(network, loss_of, images, labels, engine, average=average)
+    def passes(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return backward(network, loss_of, images, labels, engine, average=part == "weights")
+
+    if engine is None or engine.graphs is None:
+        return passes(images, labels)
+    return engine.graphs.run(part, network, passes, images, labels)
 
 
 def backward(
