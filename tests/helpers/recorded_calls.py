@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -73,10 +74,12 @@ class RecordedCapture:
         captures: how many there have been.
         asides: how many steps have been ordinary ones.
         replays: how many have been replays.
+        held: the captures that somebody may still replay.
     """
 
     def __init__(self) -> None:
         self.captures = self.asides = self.replays = 0
+        self.held: WeakSet[Recorder] = WeakSet()
 
     def aside(self, run: Callable[[], Any]) -> Any:
         self.asides += 1
@@ -87,6 +90,7 @@ class RecordedCapture:
             found = run()
         recorder.undo()
         self.captures += 1
+        self.held.add(recorder)
 
         def replay() -> None:
             self.replays += 1

@@ -1,6 +1,7 @@
 """Steps whose passes are captured and replayed do what ordinary steps do; CPU calls stand in."""
 
 import copy
+import gc
 import logging
 
 import pytest
@@ -95,6 +96,8 @@ def test_every_rebuild_is_followed_by_a_capture():
         run.steps(range(WARM + 2))
     assert same(plain, graphed)
     assert (capture.captures, capture.asides, capture.replays) == (4, 4 * WARM, 4 * 2)
+    gc.collect()
+    assert len(capture.held) == 2  # those of before are gone
 
 
 def test_a_connection_that_goes_alone_gets_no_gradient():
@@ -228,6 +231,8 @@ def test_a_whole_search_finds_the_same(monkeypatch):
     assert len(plain.chain) > 2
     assert capture.captures >= 1 + 2 * 2  # step 1; two kinds, the supernet and what follows it
     assert capture.replays > 20
+    gc.collect()
+    assert not capture.held  # step 3 needs the memory
     pairs = zip(plain.network.parameters(), graphed.network.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 

@@ -178,6 +178,8 @@ def high_water(engine: Engine) -> int:
 
 def forget_peak(engine: Engine) -> None:
     """Give freed memory back and let ``high_water`` begin anew, where the system can do that."""
+    if engine.graphs is not None:
+        engine.graphs.forget()
     gc.collect()
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)

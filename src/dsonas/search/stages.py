@@ -425,4 +425,6 @@ def search_network(
     )
     begun = resume if stage == "search" else None
     run_stage(second, journal, engine.device, begun, engine.processes)
+    if engine.graphs is not None:
+        engine.graphs.forget()
     return second

@@ -151,6 +151,11 @@ class StepGraphs:
         graph = self._captured(part, shape, network, passes, images, labels)
         return graph.run(images, labels) if graph else passes(images, labels)
 
+    def forget(self) -> None:
+        """Free all graphs, at the end of a search: they hold the memory of a whole step."""
+        self._graphs.clear()
+        self._last.clear()
+
     def _repeats(self, part: str, shape: _Shape) -> int:
         """How many steps in a row have been of this shape."""
         last, count = self._last.get(part, (shape, 0))
