@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 
+from dsonas.cost import MEASURES
 from dsonas.run import readable_count
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ _LIGHT_CSS = (STYLES / "report.css").read_text(encoding="utf-8").partition("macr
 LIGHT = dict(re.findall(r"--(\w+): (#\w{6});", _LIGHT_CSS))
 NAMES = {colour: name for name, colour in LIGHT.items()}
 NUM_COLOURS = 8  # k0 ... k7
-MEASURES = {"macs": "multiply-adds", "params": "parameters", "latency_ms": "latency (ms)",
-            "memory_bytes": "memory access (bytes)"}  # fmt: skip
 WIDTH, WIDE, HEIGHT = 420, 1040, 232
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 26, 34  # room around the plot
 ENDS = "left", "right"
@@ -182,7 +181,8 @@ def _label(drawn: Picture, axes: Axes, dot: Dot, taken: list[tuple[float, float]
 
 def front_svg(points: Sequence[Mapping[str, Any]], measure: str) -> str:
     """Draw the points of a ``pareto.json``; the line joins those that no other beats."""
-    name, dots = MEASURES[measure], []
+    known, dots = MEASURES[measure], []
+    name = f"{known.title} ({known.unit})" if known.unit else known.title
     for point in points:
         channels = "-".join(map(str, point["channels"]))
         tip = f"{point['test_error']:.2f} % at {point[measure]:.6g} {name}, {channels} channels"

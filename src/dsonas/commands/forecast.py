@@ -48,42 +48,25 @@ FORWARDS = {"weights": 3, "factors": 2, "test": 1}  # a step's work, in forward 
 
 @dataclass(frozen=True)
 class Line:
-    """A part of a stage.
+    """A part of a stage."""
 
-    Args:
-        stage: ``pretrain``, ``search`` or ``train``.
-        part: what it does.
-        steps: how many.
-        macs: multiply-adds of all of them.
-        memory_bytes: peak memory of the process, or of the accelerator; 0: not measured.
-        seconds: of all of them.
-    """
-
-    stage: str
-    part: str
-    steps: int
-    macs: int = 0
-    memory_bytes: int = 0
-    seconds: float = 0.0
+    stage: str  # ``pretrain``, ``search`` or ``train``
+    part: str  # what it does
+    steps: int  # how many
+    macs: int = 0  # multiply-adds of all of them
+    memory_bytes: int = 0  # peak memory of the process, or of the accelerator; 0: not measured
+    seconds: float = 0.0  # of all of them
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will take.
+    """What a run will take."""
 
-    Args:
-        supernet: the complete architecture.
-        networks: what step 3 is assumed to train, each drawn alike.
-        device: where the steps were timed, in words.
-        lines: the parts of the stages, in order.
-        notes: what had to be assumed, in words.
-    """
-
-    supernet: Architecture
-    networks: tuple[Architecture, ...]
-    device: str
-    lines: tuple[Line, ...]
-    notes: tuple[str, ...]
+    supernet: Architecture  # the complete architecture
+    networks: tuple[Architecture, ...]  # what step 3 is assumed to train, each drawn alike
+    device: str  # where the steps were timed, in words
+    lines: tuple[Line, ...]  # the parts of the stages, in order
+    notes: tuple[str, ...]  # what had to be assumed, in words
 
     @property
     def seconds(self) -> float:

@@ -47,16 +47,13 @@ COLUMNS: tuple[str, ...] = (
 class FrontConfig:
     """What front is asked for.
 
-    Args:
-        points: networks to train, the one for the budget among them, >= 2.
-        largest: cost of the last one, in the measure that leads the budget (multiply-adds without
-            one); a positive number. None: that of the supernet.
-
     Raises:
         ValueError: if a value breaks its rule.
     """
 
-    points: int
+    points: int  # networks to train, the one for the budget among them, >= 2
+    # cost of the last one, in the measure that leads the budget (multiply-adds without one); a
+    # positive number. None: that of the supernet
     largest: float | None = None
 
     def __post_init__(self) -> None:
@@ -158,21 +155,13 @@ def front_networks(
 
 @dataclass
 class Front:
-    """The networks of a front in the making.
+    """The networks of a front in the making."""
 
-    Args:
-        front: what is asked for.
-        config: of the finished run.
-        folder: of the finished run.
-        reporter: where it is shown.
-        stop: polled after every step.
-    """
-
-    front: FrontConfig
-    config: RunConfig
-    folder: RunFolder
-    reporter: Reporter
-    stop: StopSignal
+    front: FrontConfig  # what is asked for
+    config: RunConfig  # of the finished run
+    folder: RunFolder  # of the finished run
+    reporter: Reporter  # where it is shown
+    stop: StopSignal  # polled after every step
     images: ImageData | None = None  # of the run, once they are loaded
 
     def train(self) -> None:

@@ -25,15 +25,10 @@ Chosen = Mapping[str, Sequence[str]]
 
 
 class Item(NamedTuple):
-    """A part of the cost.
+    """A part of the cost."""
 
-    Args:
-        amount: what it costs.
-        contexts: it is there if all candidates of any of them are.
-    """
-
-    amount: float
-    contexts: tuple[Context, ...]
+    amount: float  # what it costs
+    contexts: tuple[Context, ...]  # it is there if all candidates of any of them are
 
     def is_in(self, chosen: Chosen) -> bool:
         """Whether a combination has this part."""
@@ -45,14 +40,11 @@ class Item(NamedTuple):
 
 @dataclass
 class ChoiceCosts:
-    """The cost of a model with choices, as a sum of parts.
+    """The cost of a model with choices, as a sum of parts."""
 
-    Args:
-        parts: by measure, ``macs`` and ``params``.
-        features: what the candidates of every place give, by its name in the model.
-    """
-
+    # by measure, ``macs`` and ``params``
     parts: dict[str, list[Item]] = field(default_factory=dict)
+    # what the candidates of every place give, by its name in the model
     features: dict[str, dict[str, Features]] = field(default_factory=dict)
 
     def cost(self, chosen: Chosen, measure: str = "macs") -> float:

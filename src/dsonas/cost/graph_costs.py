@@ -43,19 +43,12 @@ def count_model(model: nn.Module, example: Any) -> dict[str, float]:
 
 @dataclass
 class _Terms:
-    """A cost as a sum of products: amount * rows[first] * rows[second], where its place is live.
+    """A cost as a sum of products: amount * rows[first] * rows[second], where its place is live."""
 
-    Args:
-        amounts: what one channel in and one out cost.
-        first: the row of counts of one factor; 0 is 1.
-        second: that of the other.
-        places: the node that must be live; -1 for what is always there.
-    """
-
-    amounts: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
-    places: np.ndarray
+    amounts: np.ndarray  # what one channel in and one out cost
+    first: np.ndarray  # the row of counts of one factor; 0 is 1
+    second: np.ndarray  # that of the other
+    places: np.ndarray  # the node that must be live; -1 for what is always there
 
     def sum(self, counts: np.ndarray, alive: np.ndarray) -> np.ndarray:
         """Add up, for counts of shape (rows,) or (rows, variants)."""

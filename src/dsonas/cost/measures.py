@@ -19,18 +19,12 @@ Measures = Mapping[str, CostFunction]
 
 @dataclass(frozen=True)
 class Measure:
-    """One kind of cost.
+    """One kind of cost."""
 
-    Args:
-        title: what people call it.
-        unit: what follows its number; empty where the title says it.
-        bound: what a budget on it means, for the help.
-        function: counts it exactly; None: it is timed, by a meter that the run sets up.
-    """
-
-    title: str
-    unit: str
-    bound: str
+    title: str  # what people call it
+    unit: str  # what follows its number; empty where the title says it
+    bound: str  # what a budget on it means, for the help
+    # counts it exactly; None: it is timed, by a meter that the run sets up
     function: CostFunction | None = None
 
 

@@ -31,17 +31,6 @@ LUMA = 0.299, 0.587, 0.114  # weights of red, green and blue in the brightness o
 class Augmentation:
     """How training images are varied.
 
-    Args:
-        crop_padding: crop the image out of itself padded by so many zero pixels, >= 0.
-        flip: mirror half of the images left to right.
-        cutout: side in pixels of a square at a random place that is set to zero, >= 0.
-        crop_area: least share of the image's area, in (0, 1], that is cut out at random and resized
-            when an image is fetched, see ``RandomCrop``; None takes the middle.
-        jitter: brightness, contrast and saturation are each multiplied by a factor in
-            ``[1 - jitter, 1 + jitter]``; in [0, 1].
-        transform: ``FILE.py:FUNCTION`` of the user's, called with every image first; see
-            ``transform_each``.
-
     Raises:
         ValueError: if a number is out of its range.
 
@@ -50,11 +39,16 @@ class Augmentation:
         0.0
     """
 
-    crop_padding: int = 0
-    flip: bool = False
-    cutout: int = 0
+    crop_padding: int = 0  # crop the image out of itself padded by so many zero pixels, >= 0
+    flip: bool = False  # mirror half of the images left to right
+    cutout: int = 0  # side in pixels of a square at a random place that is set to zero, >= 0
+    # least share of the image's area, in (0, 1], that is cut out at random and resized when an
+    # image is fetched, see ``RandomCrop``; None takes the middle
     crop_area: float | None = None
+    # brightness, contrast and saturation are each multiplied by a factor in ``[1 - jitter, 1 +
+    # jitter]``; in [0, 1]
     jitter: float = 0.0
+    # ``FILE.py:FUNCTION`` of the user's, called with every image first; see ``transform_each``
     transform: str | None = None
 
     def __post_init__(self) -> None:
@@ -70,21 +64,13 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Offsets:
-    """The random choices for one batch, each a tensor of shape ``(batch,)``.
+    """The random choices for one batch, each a tensor of shape ``(batch,)``."""
 
-    Args:
-        top: int64, first row of the crop in the padded image, in ``[0, 2 * crop_padding]``.
-        left: int64, first column of the crop in the padded image.
-        flipped: bool, whether the crop is mirrored.
-        centre_row: int64, row of the centre of the cut-out square, in ``[0, height)``.
-        centre_column: int64, column of the centre of the cut-out square.
-    """
-
-    top: Tensor
-    left: Tensor
-    flipped: Tensor
-    centre_row: Tensor
-    centre_column: Tensor
+    top: Tensor  # int64, first row of the crop in the padded image, in ``[0, 2 * crop_padding]``
+    left: Tensor  # int64, first column of the crop in the padded image
+    flipped: Tensor  # bool, whether the crop is mirrored
+    centre_row: Tensor  # int64, row of the centre of the cut-out square, in ``[0, height)``
+    centre_column: Tensor  # int64, column of the centre of the cut-out square
 
     def of(self, places: Tensor) -> Offsets:
         """The choices for some images of the batch, by their places in it."""
@@ -232,15 +218,11 @@ class RandomCrop:
 
     So a run that is resumed sees the same rectangles.
 
-    Args:
-        least_area: smallest share of the area of the image, in (0, 1]; the largest is 1.
-        seed: of all choices, one for each epoch.
-
     Source: Szegedy et al., arXiv 1409.4842, section 6.
     """
 
-    least_area: float
-    seed: int
+    least_area: float  # smallest share of the area of the image, in (0, 1]; the largest is 1
+    seed: int  # of all choices, one for each epoch
 
     @property
     def least_side(self) -> float:

@@ -22,34 +22,22 @@ THREADS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class FolderCheck:
-    """What a folder of images holds.
+    """What a folder of images holds."""
 
-    Args:
-        layout: how its folders are understood, in one line.
-        class_names: in order.
-        counts: by ``train``, ``val`` and ``test`` the readable images of each class.
-        sizes: by ``width``, ``height`` least, median and largest in pixels; ``long``: how many
-            images are more than half as long again as wide, or the other way round.
-        grey: grey images.
-        image_size: side of the squares that a run would use, in pixels.
-        unreadable: files that cannot be read, and why.
-        ignored: files that are not used, and why.
-        copies: files with the same content as another, and which that is.
-        notes: what a run would warn of.
-        proposed: settings that suit the folder and are not the defaults.
-    """
-
-    layout: str
-    class_names: tuple[str, ...]
+    layout: str  # how its folders are understood, in one line
+    class_names: tuple[str, ...]  # in order
+    # by ``train``, ``val`` and ``test`` the readable images of each class
     counts: dict[str, dict[str, int]]
+    # by ``width``, ``height`` least, median and largest in pixels; ``long``: how many images are
+    # more than half as long again as wide, or the other way round
     sizes: dict[str, Any]
-    grey: int
-    image_size: int
-    unreadable: dict[str, str]
-    ignored: dict[str, str]
-    copies: dict[str, str]
-    notes: list[str]
-    proposed: dict[str, str]
+    grey: int  # grey images
+    image_size: int  # side of the squares that a run would use, in pixels
+    unreadable: dict[str, str]  # files that cannot be read, and why
+    ignored: dict[str, str]  # files that are not used, and why
+    copies: dict[str, str]  # files with the same content as another, and which that is
+    notes: list[str]  # what a run would warn of
+    proposed: dict[str, str]  # settings that suit the folder and are not the defaults
 
     @property
     def num_images(self) -> int:

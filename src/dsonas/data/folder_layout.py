@@ -37,17 +37,12 @@ LAYOUT = (
 
 @dataclass(frozen=True)
 class Layout:
-    """What the folders in an image folder mean.
+    """What the folders in an image folder mean."""
 
-    Args:
-        root: the folder, without what only wraps it.
-        parts: by ``train``, ``val`` and ``test`` the folder that holds the class folders of a part.
-        unused: what is left aside and why, such as ``extra/ ignored``.
-    """
-
-    root: Path
+    root: Path  # the folder, without what only wraps it
+    # by ``train``, ``val`` and ``test`` the folder that holds the class folders of a part
     parts: dict[str, Path]
-    unused: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()  # what is left aside and why, such as ``extra/ ignored``
 
 
 def first(names: Sequence[str], most: int = 3) -> str:

@@ -37,25 +37,18 @@ NO_IMAGE = "no image"
 
 @dataclass(frozen=True)
 class Contents:
-    """The image files of a folder.
+    """The image files of a folder."""
 
-    Args:
-        root: the folder as given.
-        layout: what its folders mean.
-        class_names: in the order of the labels.
-        parts: files for ``train``, ``val`` (perhaps none) and ``test``; none is in two of them.
-        digests: by path, of the content of each file.
-        copies: by path, files left out as they are exact copies of others in a part that matters
-            more: the other file, and the label.
-        ignored: by path, files that are not used, and why.
-    """
-
-    root: Path
-    layout: Layout
-    class_names: tuple[str, ...]
+    root: Path  # the folder as given
+    layout: Layout  # what its folders mean
+    class_names: tuple[str, ...]  # in the order of the labels
+    # files for ``train``, ``val`` (perhaps none) and ``test``; none is in two of them
     parts: dict[str, Listing]
-    digests: dict[str, str] = field(repr=False)
+    digests: dict[str, str] = field(repr=False)  # by path, of the content of each file
+    # by path, files left out as they are exact copies of others in a part that matters more: the
+    # other file, and the label
     copies: dict[str, tuple[str, int]] = field(default_factory=dict)
+    # by path, files that are not used, and why
     ignored: dict[str, str] = field(default_factory=dict)
 
     def name(self, path: str) -> str:

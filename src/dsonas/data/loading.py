@@ -43,35 +43,21 @@ SOURCES: dict[str, Callable[[DataConfig, int], SourceData]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData:
-    """A data set ready for use.
+    """A data set ready for use."""
 
-    Args:
-        train: the training images, both parts of a search together.
-        test: the test images, the same whatever the run's seed.
-        val: those by which step 3 chooses the epoch whose network it keeps; None: the last is kept.
-        class_names: names of the classes in the order of their labels.
-        mean: mean of every channel in units of 0..1.
-        std: standard deviation of every channel in units of 0..1, > 0.
-        train_augmentation: crop, flip and cutout, for step 3.
-        skipped: files that could not be read, relative to the image folder.
-        layout: how the folders of an image folder were understood, in one line.
-        split: which files of an image folder are for what; None for other data.
-        fit: how image files become squares, see ``DataConfig.fit``.
-        balanced: whether training draws from all classes equally often.
-    """
-
-    train: ImageSet
-    test: ImageSet
+    train: ImageSet  # the training images, both parts of a search together
+    test: ImageSet  # the test images, the same whatever the run's seed
+    # those by which step 3 chooses the epoch whose network it keeps; None: the last is kept
     val: ImageSet | None = None
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    train_augmentation: Augmentation
-    skipped: tuple[str, ...] = ()
-    fit: str = "crop"
-    balanced: bool = False
-    layout: str = ""
-    split: Split | None = None
+    class_names: tuple[str, ...]  # names of the classes in the order of their labels
+    mean: tuple[float, ...]  # mean of every channel in units of 0..1
+    std: tuple[float, ...]  # standard deviation of every channel in units of 0..1, > 0
+    train_augmentation: Augmentation  # crop, flip and cutout, for step 3
+    skipped: tuple[str, ...] = ()  # files that could not be read, relative to the image folder
+    fit: str = "crop"  # how image files become squares, see ``DataConfig.fit``
+    balanced: bool = False  # whether training draws from all classes equally often
+    layout: str = ""  # how the folders of an image folder were understood, in one line
+    split: Split | None = None  # which files of an image folder are for what; None for other data
 
     @cached_property
     def identity(self) -> dict[str, Any]:

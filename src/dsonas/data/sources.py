@@ -36,31 +36,19 @@ _CHUNK = 256
 
 @dataclass(frozen=True, kw_only=True)
 class SourceData:
-    """What a source delivers; None means: to be derived from the training part.
+    """What a source delivers; None means: to be derived from the training part."""
 
-    Args:
-        train: the training part.
-        test: the test part.
-        val: the validation part, if the source has one of its own.
-        class_names: names of the classes, in the order of their labels.
-        statistics: means and standard deviations, one of each per channel, in 0..1.
-        crop_padding: default padding of random crops in pixels.
-        flip: whether mirroring is sensible.
-        skipped: files that could not be read.
-        layout: how the folders were understood, in one line.
-        split: which files of a folder are for what.
-    """
-
-    train: ImageSet
-    test: ImageSet
-    val: ImageSet | None = None
-    class_names: tuple[str, ...]
+    train: ImageSet  # the training part
+    test: ImageSet  # the test part
+    val: ImageSet | None = None  # the validation part, if the source has one of its own
+    class_names: tuple[str, ...]  # names of the classes, in the order of their labels
+    # means and standard deviations, one of each per channel, in 0..1
     statistics: Statistics | None = None
-    crop_padding: int | None = None
-    flip: bool = True
-    skipped: tuple[str, ...] = ()
-    layout: str = ""
-    split: Split | None = None
+    crop_padding: int | None = None  # default padding of random crops in pixels
+    flip: bool = True  # whether mirroring is sensible
+    skipped: tuple[str, ...] = ()  # files that could not be read
+    layout: str = ""  # how the folders were understood, in one line
+    split: Split | None = None  # which files of a folder are for what
 
 
 def read_digits(config: DataConfig, seed: int) -> SourceData:

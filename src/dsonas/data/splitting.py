@@ -81,15 +81,10 @@ def stratified_choice(labels: Tensor, total: int, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Listing:
-    """Image files and their classes, before anything is known about the images.
+    """Image files and their classes, before anything is known about the images."""
 
-    Args:
-        paths: of the files.
-        labels: int64 tensor, class of each file.
-    """
-
-    paths: tuple[str, ...]
-    labels: Tensor
+    paths: tuple[str, ...]  # of the files
+    labels: Tensor  # int64 tensor, class of each file
 
     def where(self, chosen: Tensor) -> Listing:
         """Those for which a bool tensor is true."""
@@ -119,14 +114,10 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Which files of an image folder are for what; a run keeps it as ``split.csv``.
+    """Which files of an image folder are for what; a run keeps it as ``split.csv``."""
 
-    Args:
-        rows: by the path of each file in the folder.
-        ignored: why other files are not used, by their paths; they make no difference.
-    """
-
-    rows: dict[str, Row] = field(repr=False)
+    rows: dict[str, Row] = field(repr=False)  # by the path of each file in the folder
+    # why other files are not used, by their paths; they make no difference
     ignored: dict[str, str] = field(default_factory=dict, repr=False)
 
     def to_csv(self, *, ignored: bool = True) -> str:

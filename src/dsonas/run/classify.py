@@ -15,17 +15,11 @@ from dsonas.train import Engine, EngineConfig, Outcome
 
 
 class Prediction(NamedTuple):
-    """What a network makes of an image file.
+    """What a network makes of an image file."""
 
-    Args:
-        file: its name.
-        classes: the most probable first, each with its probability in [0, 1].
-        skipped: why the file cannot be read; then there are no classes.
-    """
-
-    file: str
-    classes: list[tuple[str, float]]
-    skipped: str = ""
+    file: str  # its name
+    classes: list[tuple[str, float]]  # the most probable first, each with its probability in [0, 1]
+    skipped: str = ""  # why the file cannot be read; then there are no classes
 
 
 @torch.inference_mode()

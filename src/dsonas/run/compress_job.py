@@ -26,13 +26,10 @@ class CompressJob(ChoiceJob):
     """A run that searches the branches and channels of a trained model, and trains what is left.
 
     What it finds are the numbers of ``compressed.json``; the network itself is in the folder.
-
-    Args:
-        place: see ``named_model``.
-        weights: a file of its ``state_dict``; None: those that the user's function gives.
     """
 
-    place: str = ""
+    place: str = ""  # see ``named_model``
+    # a file of its ``state_dict``; None: those that the user's function gives
     weights: str | None = None
 
     copied = MODEL_SOURCE

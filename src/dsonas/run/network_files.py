@@ -41,21 +41,14 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network expects of an image, and what its outputs mean.
+    """What a network expects of an image, and what its outputs mean."""
 
-    Args:
-        class_names: names of the classes, in the order of the outputs.
-        mean: per channel, in units of 0..1.
-        std: per channel, in units of 0..1.
-        crop: side of the middle square that is used over the image's shorter side, in (0, 1].
-        fit: how images become squares: ``crop``, ``pad`` or ``stretch``.
-    """
-
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    class_names: tuple[str, ...]  # names of the classes, in the order of the outputs
+    mean: tuple[float, ...]  # per channel, in units of 0..1
+    std: tuple[float, ...]  # per channel, in units of 0..1
+    # side of the middle square that is used over the image's shorter side, in (0, 1]
     crop: float = 1.0
-    fit: str = "crop"
+    fit: str = "crop"  # how images become squares: ``crop``, ``pad`` or ``stretch``
 
     @classmethod
     def of(cls, data: ImageData) -> Preprocessing:

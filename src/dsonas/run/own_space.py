@@ -30,15 +30,11 @@ class OwnModel:
     It is called by name with those of ``num_classes``, ``in_channels`` and ``image_size`` that it
     takes. The model maps images (B, in_channels, image_size, image_size) to logits (B,
     num_classes).
-
-    Args:
-        path: the file; it stands by itself, for a run keeps a copy.
-        function: a name in it; a class will do.
     """
 
     option: ClassVar[str] = "--model"
-    path: Path
-    function: str
+    path: Path  # the file; it stands by itself, for a run keeps a copy
+    function: str  # a name in it; a class will do
 
     @classmethod
     def of(cls, place: str) -> Self:

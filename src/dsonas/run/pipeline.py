@@ -51,25 +51,16 @@ from dsonas.train import (
 
 @dataclass
 class Job:
-    """A run in progress.
+    """A run in progress."""
 
-    Args:
-        config: what to do.
-        folder: where it is kept.
-        reporter: where it is shown.
-        stop: polled after every step; True saves and ends.
-        world: the processes that do it together; only the first should write and show.
-        measurements: about how often a training measures the test error.
-        images: its data, if they are loaded already.
-    """
-
-    config: RunConfig
-    folder: RunFolder
-    reporter: Reporter
-    stop: Callable[[], bool] = lambda: False
+    config: RunConfig  # what to do
+    folder: RunFolder  # where it is kept
+    reporter: Reporter  # where it is shown
+    stop: Callable[[], bool] = lambda: False  # polled after every step; True saves and ends
+    # the processes that do it together; only the first should write and show
     world: World = field(default_factory=World)
-    measurements: int = MEASUREMENTS
-    images: ImageData | None = None
+    measurements: int = MEASUREMENTS  # about how often a training measures the test error
+    images: ImageData | None = None  # its data, if they are loaded already
     engine: Engine = field(init=False)
     data: ImageData = field(init=False)
     journal: Journal = field(init=False)

@@ -26,15 +26,10 @@ SHOWN = 3  # keys that an error names
 
 @dataclass(frozen=True)
 class LibraryModel:
-    """A classifier of torchvision or timm, without weights.
+    """A classifier of torchvision or timm, without weights."""
 
-    Args:
-        library: ``torchvision`` or ``timm``.
-        name: as the library calls it.
-    """
-
-    library: str
-    name: str
+    library: str  # ``torchvision`` or ``timm``
+    name: str  # as the library calls it
 
     def model(self, shape: Shape) -> nn.Module:
         """Make it for images and classes of a shape.

@@ -15,17 +15,11 @@ NEGLIGIBLE = 1e-9  # of a score, by which the cheaper of equal choices wins
 
 
 class Bound(NamedTuple):
-    """An upper bound on a sum of parts.
+    """An upper bound on a sum of parts."""
 
-    Args:
-        name: of the measure.
-        items: the parts of the cost.
-        limit: what their sum must not exceed.
-    """
-
-    name: str
-    items: Sequence[Item]
-    limit: float
+    name: str  # of the measure
+    items: Sequence[Item]  # the parts of the cost
+    limit: float  # what their sum must not exceed
 
     def keeps(self, kept: Mapping[str, Sequence[str]]) -> bool:
         """Whether a combination keeps the bound."""

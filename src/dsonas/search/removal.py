@@ -27,21 +27,17 @@ MACS = exact_measures()["macs"]
 class Plan:
     """Planned shares of the supernet over the search.
 
-    Args:
-        keep_cost: share of the prunable cost (that of the blocks' operations and outputs) that is
-            live at the end, in (0, 1].
-        keep_connections: share of its connections that are live at the end, in (0, 1].
-        hold_from: part of the search after which the structure is held, in (0, 1].
-
     Example:
         >>> plan = Plan(keep_cost=0.25, keep_connections=0.25, hold_from=0.5)
         >>> [round(plan.share(plan.keep_cost, t), 3) for t in (0, 0.25, 0.5, 1)]
         [1.0, 0.5, 0.25, 0.25]
     """
 
+    # share of the prunable cost (that of the blocks' operations and outputs) that is live at the
+    # end, in (0, 1]
     keep_cost: float
-    keep_connections: float
-    hold_from: float = 0.75
+    keep_connections: float  # share of its connections that are live at the end, in (0, 1]
+    hold_from: float = 0.75  # part of the search after which the structure is held, in (0, 1]
 
     def share(self, final: float, progress: float) -> float:
         """Compute the planned share at ``progress`` in [0, 1] of the search."""

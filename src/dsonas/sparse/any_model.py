@@ -122,17 +122,11 @@ def is_unfelt(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 
 class ScaledConnection(NamedTuple):
-    """An input of a scaled sum or concatenation.
+    """An input of a scaled sum or concatenation."""
 
-    Args:
-        source: the module that gives it, or the name of the operation.
-        target: the sum or concatenation.
-        factor: its scaling factor; 0 is cut.
-    """
-
-    source: str
-    target: str
-    factor: float
+    source: str  # the module that gives it, or the name of the operation
+    target: str  # the sum or concatenation
+    factor: float  # its scaling factor; 0 is cut
 
 
 def list_connections(model: fx.GraphModule) -> list[ScaledConnection]:

@@ -24,15 +24,10 @@ _LAZY: dict[int, type[nn.Module]] = {
 
 
 class Features(NamedTuple):
-    """What the normalisation of a candidate has to know of its output.
+    """What the normalisation of a candidate has to know of its output."""
 
-    Args:
-        rank: number of dimensions, the batch included.
-        channels: size of dimension 1; None where it is not known.
-    """
-
-    rank: int
-    channels: int | None
+    rank: int  # number of dimensions, the batch included
+    channels: int | None  # size of dimension 1; None where it is not known
 
     @classmethod
     def of(cls, y: Any, name: str) -> Features:

@@ -139,23 +139,15 @@ def _nodes(x: Any) -> list[fx.Node]:
 
 @dataclass
 class _Join:
-    """A live sum or concatenation, whose node keeps only its live inputs.
+    """A live sum or concatenation, whose node keeps only its live inputs."""
 
-    Args:
-        inputs: those that are live.
-        factors: theirs.
-        signs: what is to stay beside them.
-        keep: for each channel before, along the dimension of a concatenation, whether it is live.
-        widths: channels of the live inputs of a concatenation.
-        gaps: the dead channels in front of each live input, and behind the last.
-    """
-
-    inputs: list[fx.Node]
-    factors: list[float]
-    signs: list[float]
+    inputs: list[fx.Node]  # those that are live
+    factors: list[float]  # theirs
+    signs: list[float]  # what is to stay beside them
+    # for each channel before, along the dimension of a concatenation, whether it is live
     keep: Tensor
-    widths: list[int]
-    gaps: list[int]
+    widths: list[int]  # channels of the live inputs of a concatenation
+    gaps: list[int]  # the dead channels in front of each live input, and behind the last
 
     def scale(self, x: fx.Node, factor: float) -> None:
         """Multiply the factors of an input."""

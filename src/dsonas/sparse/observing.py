@@ -27,19 +27,12 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Observed:
-    """What a node gave on an example: a tensor, or several.
+    """What a node gave on an example: a tensor, or several."""
 
-    Args:
-        shape: its shape; () for several tensors.
-        state: what it depends on.
-        dtype: of its numbers; None for several tensors.
-        value: itself, if it is cut; None for anything but a single tensor.
-    """
-
-    shape: tuple[int, ...]
-    state: State
-    dtype: torch.dtype | None = None
-    value: Tensor | None = None
+    shape: tuple[int, ...]  # its shape; () for several tensors
+    state: State  # what it depends on
+    dtype: torch.dtype | None = None  # of its numbers; None for several tensors
+    value: Tensor | None = None  # itself, if it is cut; None for anything but a single tensor
 
     @property
     def is_zero(self) -> bool:

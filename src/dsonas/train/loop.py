@@ -68,23 +68,18 @@ class Stage(Protocol):
 
 @dataclass
 class Journal:
-    """What a run remembers besides its networks: the log and the time spent.
+    """What a run remembers besides its networks: the log and the time spent."""
 
-    Args:
-        rows: one entry per epoch.
-        seconds: wall time spent in each stage.
-        save: called with the run's full state; None keeps nothing on disk.
-        report: called with ``(stage, epoch, batch, row or None)`` as the work goes on.
-        stop: called after every step; True asks for a checkpoint and an end.
-        save_every: least time between two checkpoints inside a stage, in seconds; it is longer
-            where writing one is slow. 0 saves after every step, whatever that costs.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)  # one entry per epoch
+    seconds: dict[str, float] = field(default_factory=dict)  # wall time spent in each stage
+    # called with the run's full state; None keeps nothing on disk
     save: Callable[[dict[str, Any]], None] | None = None
+    # called with ``(stage, epoch, batch, row or None)`` as the work goes on
     report: Callable[[Stage, int, int, Row | None], None] | None = None
+    # called after every step; True asks for a checkpoint and an end
     stop: Callable[[], bool] = lambda: False
+    # least time between two checkpoints inside a stage, in seconds; it is longer where writing one
+    # is slow. 0 saves after every step, whatever that costs
     save_every: float = 20.0
 
 

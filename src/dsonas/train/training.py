@@ -204,19 +204,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a network makes of images, in their order.
+    """What a network makes of images, in their order."""
 
-    Args:
-        labels: int64 tensor, the true class of each.
-        predicted: int64 tensor, the most probable class of each.
-        probability: float tensor, of that class, in [0, 1].
-        loss: mean cross entropy.
-    """
-
-    labels: Tensor
-    predicted: Tensor
-    probability: Tensor
-    loss: float
+    labels: Tensor  # int64 tensor, the true class of each
+    predicted: Tensor  # int64 tensor, the most probable class of each
+    probability: Tensor  # float tensor, of that class, in [0, 1]
+    loss: float  # mean cross entropy
 
     @property
     def error(self) -> float:

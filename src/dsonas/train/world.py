@@ -9,18 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The place of a process among those that train together.
+    """The place of a process among those that train together."""
 
-    Args:
-        rank: number of the process, from 0.
-        size: processes in all, >= 1.
-        local_size: processes on this machine, >= 1.
-        launcher: ``torchrun``, ``srun``, ``pytorchjob`` (Kubernetes, one process a pod), or empty.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_size: int = 1
+    rank: int = 0  # number of the process, from 0
+    size: int = 1  # processes in all, >= 1
+    local_size: int = 1  # processes on this machine, >= 1
+    # ``torchrun``, ``srun``, ``pytorchjob`` (Kubernetes, one process a pod), or empty
     launcher: str = ""
 
     @property

@@ -26,27 +26,16 @@ METADATA_FILE = "metadata.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """A trained network with everything that travels with it.
+    """A trained network with everything that travels with it."""
 
-    Args:
-        network: the final network, in evaluation mode: ours, or a module of the user's.
-        preprocessing: class names, and the way from an image file to an input.
-        shape: of its images and outputs.
-        macs: multiply-adds for one image.
-        folded: whether ``fuse_bn`` has made the network.
-        data: the data set it was trained on, for the reader.
-        test_error: in percent; None if it is not known.
-        seed: of the run; None if it is not known.
-    """
-
-    network: nn.Module
-    preprocessing: Preprocessing
-    shape: Shape
-    macs: int
-    folded: bool = False
-    data: str = "unknown"
-    test_error: float | None = None
-    seed: int | None = None
+    network: nn.Module  # the final network, in evaluation mode: ours, or a module of the user's
+    preprocessing: Preprocessing  # class names, and the way from an image file to an input
+    shape: Shape  # of its images and outputs
+    macs: int  # multiply-adds for one image
+    folded: bool = False  # whether ``fuse_bn`` has made the network
+    data: str = "unknown"  # the data set it was trained on, for the reader
+    test_error: float | None = None  # in percent; None if it is not known
+    seed: int | None = None  # of the run; None if it is not known
 
     def metadata(self) -> dict[str, Any]:
         """Class names, preprocessing and origin as values that JSON can hold."""
@@ -65,22 +54,16 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Format:
-    """A file format.
+    """A file format."""
 
-    Args:
-        name: as ``--format`` takes it.
-        write: makes the files in a folder and returns them, the one to open first.
-        open: a function from normalised images (B, C, H, W) to logits, from a file and a number of
-            CPU threads.
-        packages: what it needs beyond the dependencies of dsonas.
-        only_ours: whether it cannot hold a module of the user's.
-    """
-
-    name: str
+    name: str  # as ``--format`` takes it
+    # makes the files in a folder and returns them, the one to open first
     write: Callable[[Deployment, Path], list[Path]]
+    # a function from normalised images (B, C, H, W) to logits, from a file and a number of CPU
+    # threads
     open: Callable[[Path, int], Call]
-    packages: tuple[str, ...] = ()
-    only_ours: bool = False
+    packages: tuple[str, ...] = ()  # what it needs beyond the dependencies of dsonas
+    only_ours: bool = False  # whether it cannot hold a module of the user's
 
     def require(self) -> None:
         """Refuse to start without the packages.

@@ -28,33 +28,19 @@ BATCH_SIZE = 128
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """A format written and checked.
+    """A format written and checked."""
 
-    Args:
-        format: one of ``FORMATS``.
-        paths: the files, the main one first.
-        size_bytes: of all of them.
-        max_difference: largest absolute difference of a logit to that of the run's network.
-        same_predictions: images with the same class.
-        num_images: images compared.
-        images: which they were.
-        latency_ms: median for one image, read back from the file.
-        pytorch_latency_ms: the same for the run's network in PyTorch.
-        threads: CPU threads of both.
-        folded: whether BNs were folded into convolutions.
-    """
-
-    format: str
-    paths: tuple[Path, ...]
-    size_bytes: int
-    max_difference: float
-    same_predictions: int
-    num_images: int
-    images: str
-    latency_ms: float
-    pytorch_latency_ms: float
-    threads: int
-    folded: bool
+    format: str  # one of ``FORMATS``
+    paths: tuple[Path, ...]  # the files, the main one first
+    size_bytes: int  # of all of them
+    max_difference: float  # largest absolute difference of a logit to that of the run's network
+    same_predictions: int  # images with the same class
+    num_images: int  # images compared
+    images: str  # which they were
+    latency_ms: float  # median for one image, read back from the file
+    pytorch_latency_ms: float  # the same for the run's network in PyTorch
+    threads: int  # CPU threads of both
+    folded: bool  # whether BNs were folded into convolutions
 
 
 def export_run(

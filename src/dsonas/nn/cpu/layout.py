@@ -14,23 +14,15 @@ from dsonas.graph import BlockGraph
 
 @dataclass(frozen=True)
 class Layout:
-    """A block graph laid out over planes: plane 0 is the input, then come the kept nodes.
+    """A block graph laid out over planes: plane 0 is the input, then come the kept nodes."""
 
-    Args:
-        nodes: the kept nodes, of planes 1, 2, ...
-        levels: the planes of each level that has any, as (first, end).
-        num_direct: how many nodes are in level 1, which reads the block input.
-        positions: for each node, the index into ``padded`` factors of each plane (N, 1 + N).
-        output_planes: those that feed the output.
-        output_positions: the indices of their factors.
-    """
-
-    nodes: tuple[int, ...]
-    levels: tuple[tuple[int, int], ...]
-    num_direct: int
+    nodes: tuple[int, ...]  # the kept nodes, of planes 1, 2, ...
+    levels: tuple[tuple[int, int], ...]  # the planes of each level that has any, as (first, end)
+    num_direct: int  # how many nodes are in level 1, which reads the block input
+    # for each node, the index into ``padded`` factors of each plane (N, 1 + N)
     positions: tuple[tuple[int, ...], ...]
-    output_planes: tuple[int, ...]
-    output_positions: tuple[int, ...]
+    output_planes: tuple[int, ...]  # those that feed the output
+    output_positions: tuple[int, ...]  # the indices of their factors
     _sent: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(
         default_factory=dict, compare=False, repr=False
     )
