@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dsonas.data import Augmentation, Batches, DataError, FileImages, augment
+from dsonas.data import Augmentation, Batches, DataError, FileImages
 from dsonas.data.augmentation import crop_and_flip, cut_out, draw_offsets
 
 FULL = Augmentation(crop_padding=2, flip=True, cutout=4)
@@ -32,6 +32,12 @@ def reference(image, offsets, sample, augmentation):
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def augment(images, augmentation, generator):
+    """What ``Batches`` does, but for normalisation in between."""
+    offsets = draw_offsets(images.shape, augmentation, generator)
+    return cut_out(crop_and_flip(images, offsets, augmentation), offsets, augmentation)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dsonas._utils import derive_seed
-from dsonas.data import Batches, DataError, FileImages, augment
+from dsonas.data import Batches, DataError, FileImages
+from dsonas.data.augmentation import crop_and_flip, draw_offsets
 from dsonas.data.normalisation import channel_statistics, normalise
 
 
@@ -107,7 +108,10 @@ def test_equals_the_plain_steps(make_images, make_data):
     data = make_data(images, crop_padding=1, flip=True)
     batches = make_batches(images, make_data, augmentation=data.train_augmentation, shuffle=False)
     generator = torch.Generator().manual_seed(derive_seed(5, "augmentation", 0, 1))
-    cropped = augment(images.gather(torch.arange(6, 12)), data.train_augmentation, generator)
+    pixels, augmentation = images.gather(torch.arange(6, 12)), data.train_augmentation
+    cropped = crop_and_flip(
+        pixels, draw_offsets(pixels.shape, augmentation, generator), augmentation
+    )
     second = list(batches.epoch(0))[1][0]
     assert torch.equal(second, normalise(cropped, data.mean, data.std))
 

@@ -1,6 +1,5 @@
 from .augmentation import (
     Augmentation as Augmentation,
-    augment as augment,
 )
 from .batches import (
     Batches as Batches,

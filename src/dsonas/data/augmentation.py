@@ -191,27 +191,6 @@ def _brightness(pixels: Tensor) -> Tensor:
     return (pixels * weights).sum(1, keepdim=True)
 
 
-def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Crop, flip and cut out every image of a batch differently, without a loop over images.
-
-    Args:
-        images: tensor ``(batch, channels, height, width)``, uint8 or float, any device.
-        augmentation: what to vary.
-        generator: source of randomness, on any device.
-
-    Returns:
-        A tensor of the same shape, type and device.
-
-    Example:
-        >>> images = torch.rand(2, 3, 8, 8)
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> augment(images, Augmentation(crop_padding=1, flip=True), generator).shape
-        torch.Size([2, 3, 8, 8])
-    """
-    offsets = draw_offsets(images.shape, augmentation, generator)
-    return cut_out(crop_and_flip(images, offsets, augmentation), offsets, augmentation)
-
-
 @dataclass(frozen=True)
 class RandomCrop:
     """torchvision's ``RandomResizedCrop``, as a pure function of seed and position.

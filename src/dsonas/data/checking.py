@@ -82,7 +82,9 @@ def check_folder(config: DataConfig) -> FolderCheck:
                        for side in ("width", "height"))  # fmt: skip
     long = sum(max(h.width, h.height) > LONG * h.short_side for h in headers.values())
     train = [counts["train"].get(name, 0) for name in contents.class_names]
-    proposed = {}
+    notes, proposed = [text for _, text in heard.taken()], {}
+    if several := sum(head.several for head in headers.values()):
+        notes.append(f"{several} files hold several images, of which the first is used")
     if 10 * long > len(headers) and config.fit == "crop":
         proposed["data.fit"] = "pad"
     if max(train) >= SKEWED * min(train):
@@ -101,14 +103,9 @@ def check_folder(config: DataConfig) -> FolderCheck:
         unreadable=contents.named(unreadable),
         ignored=contents.named(contents.ignored),
         copies=_copies(contents),
-        notes=[text for _, text in heard.taken()] + _several(headers),
+        notes=notes,
         proposed={"data.image_size": str(size), **proposed},
     )
-
-
-def _several(headers: dict[str, ImageHeader]) -> list[str]:
-    count = sum(head.several for head in headers.values())
-    return [f"{count} files hold several images, of which the first is used"] if count else []
 
 
 def _by_class(contents: Contents, part: str, headers: dict[str, ImageHeader]) -> dict[str, int]:

@@ -130,7 +130,7 @@ def find_layout(root: Path, aside: Collection[str] = ()) -> Layout:
     given, root = root, _seen_through(root)
     names = subfolders(root, aside)
     named = _parts(names)
-    parts = {name: part for name, part in named.items() if _has_files(root / name)}
+    parts = {name: part for name, part in named.items() if any(walk_files(root / name))}
     inner = {name: _unwrapped(root / name) for name in parts}
     whole = {name: bool(subfolders(inner[name])) for name in parts}
     trains, tests, vals = (
@@ -240,10 +240,6 @@ def subfolders(folder: Path, aside: Collection[str] = ()) -> list[str]:
         if not (path.is_symlink() and _is_above(str(path), real))
         and os.path.realpath(path) not in aside
     )  # fmt: skip
-
-
-def _has_files(folder: Path) -> bool:
-    return next(walk_files(folder), None) is not None
 
 
 def has_images(folder: Path) -> bool:

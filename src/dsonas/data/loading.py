@@ -157,12 +157,8 @@ def load_test(
         config: the data set of its run, or another one.
         seed: of its run.
         class_names: of the network, in the order of its outputs; a folder may lack some.
-        image_size: side of the network's images in pixels.
-        input_channels: of the network; images are converted.
-        mean: that the network expects.
-        std: that the network expects.
-        crop: see ``read_pixels``; that of the network.
-        fit: likewise.
+        image_size, input_channels, crop, fit: of the network, see ``read_pixels``.
+        mean, std: that the network expects.
         split: of its run; see ``read_test_images``. None if it has none.
 
     Raises:

@@ -40,24 +40,6 @@ def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float
     for chunk in used.split(_CHUNK):
         for channel, pixels in enumerate(images.gather(chunk).unbind(1)):
             histogram[channel] += torch.bincount(pixels.flatten(), minlength=256)
-    return histogram_statistics(histogram)
-
-
-def histogram_statistics(histogram: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of every channel from how often each value occurs.
-
-    Args:
-        histogram: int64 tensor of shape ``(channels, 256)``.
-
-    Returns:
-        As ``channel_statistics``.
-
-    Example:
-        >>> counts = torch.zeros(1, 256, dtype=torch.int64)
-        >>> counts[0, [0, 255]] = 1
-        >>> histogram_statistics(counts)
-        ((0.5,), (0.5,))
-    """
     weights = histogram.double() / histogram.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = weights @ values

@@ -38,19 +38,14 @@ def load_images(
 
     Args:
         paths: image files, and folders that are searched for images, also inside subfolders.
-        image_size: side in pixels of the network's input.
-        input_channels: 1 for grey, 3 for RGB; images are converted.
-        mean: one number per channel, in units of 0..1.
-        std: one number per channel, in units of 0..1, > 0.
-        crop: side of the middle square that is used over the image's shorter side, in (0, 1].
-        fit: how images become squares: ``crop``, ``pad`` or ``stretch``.
+        image_size, input_channels, crop, fit: see ``read_pixels``.
+        mean, std: see ``normalise``.
         batch_size: images in a batch, >= 1.
         skipped: takes the name of each file that cannot be read, and why, before the batch in which
             it would have been is given.
 
     Returns:
-        Iterator over float32 tensors ``(batch, input_channels, image_size, image_size)`` in
-        channels_last format, each with the names of its files.
+        Iterator over normalised tensors, each with the names of its files.
 
     Raises:
         DataError: if a path does not exist, a folder has no images, or no file can be read.
@@ -64,10 +59,15 @@ def load_images(
         ...     print(images[0, :, 0, 0], [Path(name).name for name in names])
         tensor([ 1., -1., -1.]) ['red.png']
     """
-    files = list_files(paths)
-    bad = {} if skipped is None else skipped
+    files, bad = list_files(paths), {} if skipped is None else skipped
     decoded = _decode_files(files, image_size, input_channels, with_share(fit, crop), bad)
-    return _collect(decoded, mean, std, batch_size)
+
+    def batches() -> Iterator[tuple[Tensor, list[str]]]:
+        while batch := list(islice(decoded, batch_size)):
+            images, names = zip(*batch, strict=True)
+            yield normalise(torch.stack(images), mean, std), list(names)
+
+    return batches()
 
 
 def list_files(paths: Sequence[str | PathLike[str]]) -> list[str]:
@@ -110,14 +110,3 @@ def _decode_files(
             logger.warning("%s: skipped", error)
     if num_bad:
         logger.warning("%d unreadable image files skipped of %d", num_bad, len(files))
-
-
-def _collect(
-    decoded: Iterator[tuple[Tensor, str]],
-    mean: Sequence[float],
-    std: Sequence[float],
-    batch_size: int,
-) -> Iterator[tuple[Tensor, list[str]]]:
-    while batch := list(islice(decoded, batch_size)):
-        images, names = zip(*batch, strict=True)
-        yield normalise(torch.stack(images), mean, std), list(names)

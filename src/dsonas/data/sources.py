@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms.v2 import functional as transforms
 
@@ -214,10 +213,7 @@ def _convert(images: ImageSet, size: int, to_grey: bool) -> ImageSet:
     channels = 1 if to_grey else images.image_shape[0]
     converted = torch.empty(len(images), channels, size, size, dtype=torch.uint8)
     for chunk in torch.arange(len(images)).split(_CHUNK):
-        converted[chunk] = _convert_pixels(images.gather(chunk), size, to_grey)
+        pixels = images.gather(chunk)
+        grey = transforms.rgb_to_grayscale(pixels) if to_grey else pixels
+        converted[chunk] = transforms.resize(grey, [size, size], antialias=True)
     return TensorImages(converted, images.labels)
-
-
-def _convert_pixels(pixels: Tensor, size: int, to_grey: bool) -> Tensor:
-    grey = transforms.rgb_to_grayscale(pixels) if to_grey else pixels
-    return transforms.resize(grey, [size, size], antialias=True)
