@@ -143,10 +143,10 @@ def test_evaluate_uses_the_statistics_of_the_training(dsonas, digit_folder, tmp_
 def test_a_network_with_other_outputs_than_classes_is_not_written(grey, tmp_path):
     from dsonas.run import Preprocessing, RunError, RunFolder
 
-    network, found, _ = RunFolder(grey[1]).load_network()
+    network, found, shape = RunFolder(grey[1]).load_network()
     other = Preprocessing(("one", "two"), found.mean, found.std)
     with pytest.raises(RunError, match="is not written: class_names must be 3 names"):
-        RunFolder(tmp_path).write_network(network, other)
+        RunFolder(tmp_path).write_network(network, other, shape)
     assert not (tmp_path / "network.safetensors").exists()
 
 

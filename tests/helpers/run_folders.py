@@ -15,7 +15,7 @@ from dsonas.data.augmentation import Augmentation
 from dsonas.data.images import TensorImages
 from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.nn.network import build
-from dsonas.run.runs import Preprocessing, RunFolder
+from dsonas.run.runs import Preprocessing, RunFolder, Shape
 from helpers.builders import random_graph
 
 OPERATIONS = ("separable_conv3x3", "max_pool3x3")
@@ -58,7 +58,8 @@ def make_folder(
     graphs = graphs[:1] * len(graphs) if shared else graphs
     found = Architecture(skeleton, tuple(graphs), supernet.reductions)
     torch.manual_seed(0)
-    folder.write_network(build(found), Preprocessing(class_names, (0.5,), (0.25,)))
+    preprocessing = Preprocessing(class_names, (0.5,), (0.25,))
+    folder.write_network(build(found), preprocessing, Shape.of(skeleton))
     folder.write("config.yaml", yaml.safe_dump(config(skeleton, num_levels, epochs)))
     folder.write_log(log_rows(found, epochs))
     sets = graphs[:1] if shared else graphs

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from dsonas.data import DataConfig, load_data, load_images
 from dsonas.graph import Architecture, Skeleton
 from dsonas.nn import build
-from dsonas.run import Preprocessing, RunError, RunFolder, predict_images
+from dsonas.run import Preprocessing, RunError, RunFolder, Shape, predict_images
 
 SKELETON = Skeleton(image_size=8, input_channels=1, num_classes=2, blocks=(1,), channels=(4,))
 EXPECTED = Preprocessing(("cat", "dog"), (0.4,), (0.2,), 0.875)
@@ -22,7 +22,7 @@ EXPECTED = Preprocessing(("cat", "dog"), (0.4,), (0.2,), 0.875)
 def written(folder: Path, expected: Preprocessing = EXPECTED) -> RunFolder:
     run = RunFolder(folder)
     network = build(Architecture.complete(SKELETON, ("max_pool3x3",), 1))
-    run.write_network(network, expected)
+    run.write_network(network, expected, Shape.of(SKELETON))
     return run
 
 

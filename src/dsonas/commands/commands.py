@@ -25,6 +25,7 @@ from dsonas.commands.configuring import (
     add_groups,
     config_parser,
     parse,
+    run_name,
     stored_config,
     to_config,
     to_yaml,
@@ -37,7 +38,7 @@ from dsonas.commands.report import write_run_report
 from dsonas.commands.report_command import report
 from dsonas.commands.shards_command import shards
 from dsonas.cost import is_chain
-from dsonas.data import plain_name, short_name
+from dsonas.data import plain_name
 from dsonas.graph import Architecture, draw_architecture
 from dsonas.run import (
     COMPRESSED_FILE,
@@ -99,11 +100,7 @@ def work(
 ) -> int:
     """Search or train: do the steps in a run folder until done or interrupted.
 
-    Args:
-        command: its name, of ``STEPS``.
-        arguments: its options.
-        stop: polled after every step.
-        study: whose images the run must have, if it is a job of one.
+    A job of a study must have the images of the study.
     """
     values = parse(_work_parser(command), arguments)
     with _folder(values).lock() as folder:
@@ -135,7 +132,8 @@ def _work_in(
     stored = _refuse_other_run(folder, config, subjects)
     if architecture and not transfers:
         folder.require_architecture(architecture)
-    with _reporter(folder) as reporter:
+    # of several processes only the one that writes may speak
+    with Reporter(silent=not folder.writes) as reporter:
         refit = stored is not None and stored.budget != config.budget and not own
         refit = refit and not compresses
         if not refit and _is_finished(command, folder, reporter):
@@ -210,13 +208,8 @@ def _given_architecture(path: str, config: RunConfig, folder: RunFolder) -> Arch
 
 
 def _folder(values: Namespace) -> RunFolder:
-    path = values.out or f"runs/{_default_name(values)}"
+    path = values.out or f"runs/{run_name(values)}"
     return RunFolder(path, writes=current_world().is_first)
-
-
-def _reporter(folder: RunFolder) -> Reporter:
-    """Of several processes only the one that writes may speak."""
-    return Reporter(silent=not folder.writes)
 
 
 def _run(command: str, arguments: list[str], stop: StopSignal) -> int:
@@ -315,12 +308,6 @@ def _work_parser(command: str) -> OptionParser:
             "if FUNCTION gives a trained model")  # fmt: skip
         parser.set_defaults({"search.lr": FACTOR_LR, "train.lr": COMPRESSED_LR})
     return parser
-
-
-def _default_name(values: Namespace) -> str:
-    if values.config:
-        return Path(str(values.config[-1])).stem
-    return short_name(values.data.name)
 
 
 def _refuse_other_run(

@@ -23,12 +23,13 @@ from dsonas.commands.configuring import (
     OptionParser,
     config_parser,
     parse,
+    run_name,
     to_config,
     to_yaml,
 )
 from dsonas.commands.importing import OPTION as IMPORT
 from dsonas.cost import Budget
-from dsonas.data import ImageData, short_name
+from dsonas.data import ImageData
 from dsonas.run import (
     Job,
     Reporter,
@@ -61,7 +62,7 @@ _COUNTS = ("seeds", "train_seeds", "random", "random_factors", "random_searches"
 def compare(command: str, arguments: list[str], stop: StopSignal) -> int:
     """Run a study, or one of its jobs, in a folder until done or interrupted."""
     values = parse(_parser(command), arguments)
-    path = Path(values.out or f"runs/compare-{_name(values)}").absolute()
+    path = Path(values.out or f"runs/compare-{run_name(values)}").absolute()
     imports = _imports(arguments)
     if values.job:
         task = read_task(path, values.job)
@@ -130,12 +131,6 @@ def _parser(command: str) -> OptionParser:
     text = "print the jobs and their counted cost, and end"
     parser.add_argument("--dry_run", action="store_true", help=text)
     return parser
-
-
-def _name(values: Namespace) -> str:
-    if values.config:
-        return Path(str(values.config[-1])).stem
-    return short_name(values.data.name)
 
 
 def _study_config(values: Namespace) -> StudyConfig:

@@ -16,6 +16,7 @@ from jsonargparse._actions import ActionConfigFile
 
 from dsonas._utils import BatchSize, NonNegativeInt, PositiveInt, absolute_path, rule_of
 from dsonas.commands.importing import OPTION as IMPORT, ImportFile
+from dsonas.data import short_name
 from dsonas.run import RunConfig, read_settings, renamed, upgraded
 
 KINDS = {name: kind for name, kind in get_type_hints(RunConfig).items() if name != "seed"}
@@ -133,12 +134,9 @@ class _AllSteps(argparse.Action):
 
 
 def config_parser(command: str, description: str, shown: Sequence[str]) -> OptionParser:
-    """The parser of a command that takes a whole configuration.
+    """Make the parser of a command that takes a whole configuration.
 
-    Args:
-        command: its name.
-        description: what it does, for the help.
-        shown: groups that the help lists; the others are accepted silently.
+    Its help lists the groups in ``shown``; the others are accepted silently.
     """
     parser = OptionParser(command, "[--config NAME_or_FILE] [--out DIR] [OPTIONS]", description)
     add = parser.add_argument
@@ -206,6 +204,11 @@ def parse(parser: OptionParser, arguments: Sequence[str]) -> Namespace:
     return values
 
 
+def run_name(values: Namespace) -> str:
+    """What a run is called that gives no folder: after its last recipe or file, or its data."""
+    return Path(str(values.config[-1])).stem if values.config else short_name(values.data.name)
+
+
 def stored_config(
     folder: Path, *, resumes: bool = False
 ) -> tuple[RunConfig, dict[str, str | None]]:
@@ -259,9 +262,7 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def to_config(values: Namespace, **others: Any) -> RunConfig:
     """Make the configuration that parsed options stand for; its paths become absolute.
 
-    Args:
-        values: the options.
-        others: fields of ``RunConfig`` for which the parser had no option.
+    ``others`` are fields of ``RunConfig`` for which the parser had no option.
     """
     given = {name: kind(**values[name].as_dict()) for name, kind in KINDS.items() if name in values}
     if "data" in given:  # what a run folder holds is read from everywhere

@@ -32,7 +32,7 @@ from dsonas.search import (
     Pretraining,
     Searching,
     alternation,
-    follow_plan,
+    follow_epochs,
     weight_steps_per_factor_step,
 )
 from dsonas.train import MEASUREMENTS, STAGES, WARM, Engine, Training
@@ -117,12 +117,7 @@ def forecast(config: RunConfig, data: ImageData) -> Forecast:
 
 
 def planned_chain(config: RunConfig, supernet: Architecture, draw: int = 0) -> list[Architecture]:
-    """What is live in each epoch of the search, and last what it ends with, by random factors.
-
-    Args:
-        config: of the run; ``network.transfer`` or no plan leave the supernet as it is.
-        supernet: the complete architecture.
-        draw: seed of the factors.
+    """Follow the plan of a search with random factors: see ``follow_epochs``.
 
     Example:
         >>> from dsonas.graph import SearchSpace
@@ -133,19 +128,14 @@ def planned_chain(config: RunConfig, supernet: Architecture, draw: int = 0) -> l
         >>> chain[-1].num_live < chain[10].num_live < supernet.num_live
         True
     """
-    search, generator = config.search, torch.Generator().manual_seed(draw)
+    generator = torch.Generator().manual_seed(draw)
     factors = [
         torch.randn(len(cell.live), generator=generator).exp().tolist() for cell in supernet.cells
     ]
-    plan = None if config.network.transfer else search.plan
     leading = "macs" if config.budget.leading == "latency_ms" else config.budget.leading
-    cost = exact_measures()[leading]
-    live, chain = supernet, [supernet]
-    for epoch in range(1, search.epochs + 1):
-        if plan is not None and search.rebuilds_after(epoch):
-            live = follow_plan(plan, epoch / search.epochs, supernet, live, factors, cost=cost)
-        chain.append(live)
-    return chain
+    if config.network.transfer:
+        return [supernet] * (config.search.epochs + 1)
+    return follow_epochs(config.search, supernet, factors, exact_measures()[leading])
 
 
 def high_water(engine: Engine) -> int:

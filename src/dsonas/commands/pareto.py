@@ -133,17 +133,11 @@ def front_networks(
     config: RunConfig,
     measures: Measures | None = None,
 ) -> dict[Architecture, Budget]:
-    """The networks of a front with their budgets, cheapest first; no network twice.
+    """Find the networks of a front with their budgets, cheapest first; no network twice.
 
     Between the supernet's cost and that of the structure found, some member of the chain meets a
-    budget at about full width; below that the width of the structure found does the rest.
-
-    Args:
-        chain: the nested architectures of a search.
-        first: the network for the first budget.
-        budgets: one for each point.
-        config: of the run; the budgets stand in place of its own.
-        measures: see ``fit_to_budget``.
+    budget at about full width; below that the width of the structure found does the rest. The
+    ``first`` network is that of the first budget.
     """
     found = {first: budgets[0]}
     for budget in budgets[1:]:

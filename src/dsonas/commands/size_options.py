@@ -70,14 +70,9 @@ def blank_data(
     classes: int | None = None,
     side: int | None = None,
 ) -> ImageData:
-    """Random images, a few of them standing for all, as many and as large as those of a data set.
+    """Make random images, a few standing for all, as many and as large as those of a data set.
 
-    Args:
-        config: which data set, and how much of it.
-        images: training images as stated, in place of those that are there.
-        test_images: test images as stated; None: ``data.test`` of ``images``.
-        classes: as stated.
-        side: of the images in pixels, as stated.
+    What is not stated is as in the data set; test images are ``data.test`` of stated ``images``.
 
     Raises:
         DataError: if the images are neither known nor stated nor there, or if a number is too

@@ -271,14 +271,7 @@ def check_reachable(
     measures: Measures | None = None,
     multiple: int = 1,
 ) -> None:
-    """Refuse, before any training, a budget that no network of a space can meet.
-
-    Args:
-        supernet: the complete architecture of the space.
-        budget: the bounds.
-        measures: functions of an architecture by name; needed for a latency bound. None: the exact
-            counts.
-        multiple: channels are multiples of it, >= 1.
+    """Refuse, before any training, a budget that no network of a space can meet; see ``fit_width``.
 
     Raises:
         InfeasibleBudgetError: with the smallest and the largest cost that can be reached.

@@ -160,13 +160,10 @@ class _ElementCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
-            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if _is_counted(leaf)]
-            self.total += sum(tensor.numel() for tensor in tensors)
+            leaves = tree_leaves((args, kwargs, result))
+            tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+            self.total += sum(x.numel() for x in tensors if x.is_floating_point())
         return result
-
-
-def _is_counted(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _sum_cost(num_inputs: int, plane: int) -> Cost:

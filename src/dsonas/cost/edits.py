@@ -30,12 +30,7 @@ def without_connection(architecture: Architecture, place: Place) -> Architecture
 
 
 def without_branch(architecture: Architecture, place: Place) -> Architecture:
-    """Remove one of the two branches of a reduction block.
-
-    Args:
-        architecture: where it is.
-        place: reduction block and branch.
-    """
+    """Remove one of the two branches of a reduction block, by the numbers of both."""
     flags = [list(live) for live in architecture.reductions]
     flags[place[0]][place[1]] = False
     return replace(architecture, reductions=tuple(map(tuple, flags)))

@@ -49,14 +49,9 @@ class ImageHeader:
 
 
 def read_header(file: str | bytes, name: str | None = None) -> ImageHeader:
-    """Read size and kind of an image without decoding its pixels.
+    """Read size and kind of an image, by its path or content, without decoding its pixels.
 
-    Args:
-        file: path of an image file, or its content.
-        name: what errors call it; None: its path.
-
-    Returns:
-        The header. Palette images are grey if all colours of the palette are.
+    Palette images are grey if all colours of the palette are. Errors call the image by ``name``.
 
     Raises:
         UnreadableImageError: if the file is not a supported image.
@@ -80,15 +75,12 @@ def decode(
 ) -> np.ndarray:
     """Decode an image file to a square of a given size.
 
-    See ``read_pixels``, the rule; in training the rectangle may be another one.
-
     Args:
-        file: path of an image file, or its content; of several frames the first is taken.
-        image_size: side in pixels.
-        channels: 1 for grey, 3 for RGB; the image is converted.
+        file: path of an image file, or its content.
+        image_size, channels: see ``read_pixels``, the rule.
         name: what errors call it; None: its path.
         fit: see ``DataConfig.fit``.
-        crop: which rectangle; None: as ``fit`` says.
+        crop: which rectangle, in training; None: as ``fit`` says.
         position: of the image in its set, for ``crop``.
 
     Returns:

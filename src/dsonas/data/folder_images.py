@@ -25,14 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 def read_folder(config: DataConfig, seed: int) -> SourceData:
-    """Read a folder of images: see ``list_contents`` for what is read.
+    """Read the folder of images ``config.root``: see ``list_contents`` for what is read.
 
     Files that cannot be read are left out. Sets beyond ``MEMORY_LIMIT`` are not decoded now but
-    when they are used.
-
-    Args:
-        config: its ``root`` is the folder.
-        seed: of the subset that ``config.max_train_images`` asks for.
+    when they are used. The seed is that of the subset ``config.max_train_images``.
 
     Raises:
         DataError: if the folder is unsuitable, or colours are not as ``config.color`` demands.
@@ -88,12 +84,9 @@ def read_folder(config: DataConfig, seed: int) -> SourceData:
 def scan(
     listing: Listing, num_threads: int, complete: bool = False
 ) -> tuple[dict[str, ImageHeader], dict[str, str]]:
-    """Read the heads of image files.
+    """Read the heads of image files, by some threads; decode the pixels too if ``complete``.
 
-    Args:
-        listing: of the files.
-        num_threads: that read at a time, >= 1.
-        complete: decode the pixels too, which finds truncated files.
+    That finds truncated files.
 
     Returns:
         By path the headers of the readable files, and why the others are unreadable.

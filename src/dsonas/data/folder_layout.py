@@ -196,10 +196,7 @@ def _parts_beside(root: Path, aside: Collection[str]) -> list[str]:
 def _check_inside(root: Path, aside: Collection[str] = (), *, part: bool = False) -> None:
     """Refuse class folders that are divided alike, as a split is, or that hold the others again.
 
-    Args:
-        root: where they are.
-        aside: see ``find_layout``.
-        part: whether it is part of a split, so that what is in it is no other split.
+    What is inside of a ``part`` of a split is no other split.
     """
     inner = {
         name: set(subfolders(root / name))

@@ -232,15 +232,9 @@ class DecodedImages(ImageSet):
 
 
 class FileImages(DecodedImages):
-    """Images in files; see ``DecodedImages`` for those that are damaged.
+    """Images in files as squares of a size; see ``DecodedImages`` for those that are damaged.
 
-    Args:
-        paths: image files.
-        labels: int64 tensor, class of each file.
-        image_size: side of the decoded squares in pixels.
-        channels: 1 for grey, 3 for RGB.
-        names: see ``ImageSet``; None: the paths.
-        fit: see ``DataConfig.fit``.
+    Without ``names`` their paths are. See ``DataConfig.fit``.
 
     Raises:
         ValueError: if there are not as many labels as files.

@@ -251,13 +251,10 @@ def _say_imbalance(source: SourceData, config: DataConfig) -> None:
 def resolve_augmentation(
     config: DataConfig, image_size: int, crop_padding: int | None = None, flip: bool = True
 ) -> Augmentation:
-    """The augmentation of training images that ``config.augment`` names.
+    """Find the augmentation of training images that ``config.augment`` names.
 
-    Args:
-        config: what is asked for.
-        image_size: side of the images in pixels.
-        crop_padding: of ``shift``, as the data set has it; None: an eighth of the side.
-        flip: whether mirroring suits the data set.
+    What the data set says of ``crop_padding`` (None: an eighth of the side) and of mirroring holds
+    where the configuration says nothing.
     """
     shift, crop = config.augment == "shift", config.augment == "crop"
     padding = image_size // 8 if crop_padding is None else crop_padding

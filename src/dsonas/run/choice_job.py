@@ -136,4 +136,4 @@ class ChoiceJob(Job):
     def _write_network(self, found: Any, network: Any) -> None:
         self.folder.write(CHOICES_FILE, readable_json(found, 1) + "\n")
         preprocessing, shape = Preprocessing.of(self.data), Shape.of(self.data)
-        self.folder.write_own_network(network, preprocessing, shape, supernet=self._space.function)
+        self.folder.write_network(network, preprocessing, shape, supernet=self._space.function)

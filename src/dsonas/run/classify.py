@@ -26,13 +26,9 @@ class Prediction(NamedTuple):
 def predict_images(
     folder: RunFolder, paths: Sequence[str], *, top: int = 1, device: str | None = None
 ) -> Iterator[Prediction]:
-    """The most probable classes of every image, in order; those that cannot be read between them.
+    """Name the most probable classes of every image, and what cannot be read, in order.
 
-    Args:
-        folder: a finished run.
-        paths: image files, and folders of them.
-        top: how many classes, >= 1; all if there are not so many.
-        device: where to compute, see ``EngineConfig``; None: on the CPU.
+    ``top`` classes, or all if there are not so many, computed on a device of ``EngineConfig``.
     """
     network, preprocessing, shape = folder.load_network()
     names, pixels = preprocessing.class_names, preprocessing.pixels(shape)

@@ -136,4 +136,4 @@ class CompressJob(ChoiceJob):
     def _write_network(self, found: Any, network: Any) -> None:
         save_model(network, self.folder.path / MODEL_FOLDER)
         shape = Shape.of(self.data)
-        self.folder.write_own_network(network, Preprocessing.of(self.data), shape)
+        self.folder.write_network(network, Preprocessing.of(self.data), shape)

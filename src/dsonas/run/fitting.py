@@ -72,13 +72,9 @@ def fit_to_budget(
     *,
     at_full_width: bool = False,
 ) -> Architecture:
-    """The member of a chain and its width for a budget, see ``fit_chain``; a large rest is said.
+    """Find the member of a chain and its width for a budget, see ``fit_chain``; say a large rest.
 
-    Args:
-        chain: largest first.
-        config: its budget, channel multiple and growth count.
-        measures: functions of an architecture. None: as the configuration says.
-        at_full_width: see ``fit_chain``.
+    Budget, channel multiple, growth and, if they are not given, measures are those of ``config``.
 
     Raises:
         InfeasibleBudgetError: if no member meets the budget.

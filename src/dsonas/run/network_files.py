@@ -99,12 +99,7 @@ def write_weights(
 ) -> None:
     """Write the weights of a network, without an auxiliary head, and what it expects.
 
-    Args:
-        path: the file.
-        network: its weights are written.
-        preprocessing: what it expects.
-        shape: of its images and outputs.
-        notes: what else its reader must know.
+    ``notes`` are what else its reader must know.
 
     Raises:
         RunError: if what it expects does not fit its shape.
@@ -143,10 +138,7 @@ def read_network(
 ) -> FinishedNetwork:
     """Read what ``write_weights`` wrote.
 
-    Args:
-        path: the file of the weights.
-        build: makes the network for a shape and the notes of the file.
-        shape: of its images and outputs; None: as the file says.
+    The network is built for a shape (None: as the file says) and the notes of the file.
 
     Raises:
         RunError: if the file is damaged, or not of this network.

@@ -106,10 +106,7 @@ class OwnModel:
 def check_output(model: nn.Module, shape: Shape, error: Callable[[str], RunError]) -> None:
     """Refuse a model for other images or classes; it also gives lazy modules their sizes.
 
-    Args:
-        model: comes out in training mode.
-        shape: of the images and outputs.
-        error: makes what is raised, of what is wrong.
+    It comes out in training mode. ``error`` makes what is raised, of what is wrong.
     """
     images = torch.zeros(2, shape.input_channels, shape.image_size, shape.image_size)
     wanted = (2, shape.num_classes)

@@ -138,9 +138,7 @@ class Job:
     ) -> None:
         """Refuse, before anything is written, what cannot work; lower batches that are too large.
 
-        Args:
-            stages: the steps to do.
-            architecture: what to train, if it is not to be searched.
+        An architecture is what is to be trained, if it is not to be searched.
 
         Raises:
             ValueError: saying what does not fit.
@@ -289,7 +287,7 @@ class Job:
         }
 
     def _write_network(self, found: Any, network: Any) -> None:
-        self.folder.write_network(network, Preprocessing.of(self.data))
+        self.folder.write_network(network, Preprocessing.of(self.data), Shape.of(self.data))
 
     def _finish(self, found: Any, network: nn.Module, best: dict[str, float]) -> dict[str, Any]:
         seconds, outcome = self.journal.seconds, self.outcome

@@ -258,10 +258,8 @@ class RunFolder:
     def begin(self, config_text: str, *, searches: bool, refits: bool = False) -> None:
         """Write the configuration; what is to be found anew is removed first.
 
-        Args:
-            config_text: YAML.
-            searches: whether this run searches; from scratch if the folder holds no run yet.
-            refits: whether a finished search is to meet another budget.
+        A run that searches begins from scratch if the folder holds no run yet; ``refits`` says that
+        a finished search is to meet another budget.
         """
         if not self.writes:
             return
@@ -294,9 +292,7 @@ class RunFolder:
     def write_factors(self, graph: BlockGraph, history: Sequence[Sequence[list[float]]]) -> None:
         """Write ``factors.csv``: the scaling factors that are not 0 after each search epoch.
 
-        Args:
-            graph: a block of the supernet.
-            history: for each epoch the packed factors of each block, or one list for all blocks.
+        A history holds for each epoch the packed factors of each block, or one list for all.
         """
         lines = ["epoch,block,source,target,factor"]
         for epoch, blocks in enumerate(history, 1):
@@ -312,11 +308,9 @@ class RunFolder:
     def write_choice_factors(
         self, names: Mapping[str, Sequence[str]], history: Sequence[Sequence[list[float]]]
     ) -> None:
-        """Write ``factors.csv`` of a model with choices, like ``write_factors``.
+        """Write ``factors.csv`` of a model with choices, by label and candidate.
 
-        Args:
-            names: all candidates, by label.
-            history: for each epoch the factors of each label; epoch 0, where all are 1, is added.
+        Epoch 0, where all factors are 1, is added.
         """
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
@@ -360,27 +354,17 @@ class RunFolder:
         """Write ``metrics.json``: the last file of a run, so its presence means finished."""
         self.write("metrics.json", readable_json(metrics, 2) + "\n")
 
-    def write_network(self, network: Network, preprocessing: Preprocessing) -> None:
-        """Write ``architecture.json`` and ``network.safetensors`` (no auxiliary head)."""
-        self.write("architecture.json", network.architecture.to_json())
-        shape = Shape.of(network.architecture.skeleton)
-        if self.writes:
-            write_weights(self.path / NETWORK_FILE, network, preprocessing, shape)
-
-    def write_own_network(
+    def write_network(
         self, network: nn.Module, preprocessing: Preprocessing, shape: Shape, **notes: str
     ) -> None:
-        """Write the weights of a network out of a model of the user's.
+        """Write ``network.safetensors`` (no auxiliary head), and the architecture of one of ours.
 
-        Args:
-            network: see ``OwnSpace.final``, or a compressed one.
-            preprocessing: what it expects of an image.
-            shape: of its images and outputs.
-            notes: ``supernet``, the function of ``supernet.py`` which makes its supernet.
+        ``supernet`` among the notes is the function of ``supernet.py`` that makes its supernet.
         """
+        if isinstance(network, Network):
+            self.write("architecture.json", network.architecture.to_json())
         if self.writes:
-            path = self.path / NETWORK_FILE
-            write_weights(path, network, preprocessing, shape, **notes)
+            write_weights(self.path / NETWORK_FILE, network, preprocessing, shape, **notes)
 
     def load_network(self) -> FinishedNetwork:
         """The trained network, in evaluation mode, and what it expects.

@@ -17,12 +17,8 @@ logger = logging.getLogger(__name__)
 class StageCheckpoints:
     """The checkpoints of a run, those of each stage in a folder of its own.
 
-    So the end of every finished stage stays, and a stage that failed can be done again from
-    there.
-
-    Args:
-        folder: where they lie.
-        writes: whether this process does; of several that train together only one should.
+    So the end of every finished stage stays, and a stage that failed can be done again from there.
+    Of several processes that train together only one should write.
     """
 
     def __init__(self, folder: Path, *, writes: bool = True) -> None:

@@ -110,10 +110,7 @@ def fingerprint(path: Path) -> str:
 def give_weights(model: nn.Module, path: Path, num_classes: int) -> None:
     """Load a file of a ``state_dict`` into a model, every tensor of it.
 
-    Args:
-        model: is changed.
-        path: ``.safetensors``, or anything else that ``torch.save`` has written.
-        num_classes: of the data, for which the model was made.
+    ``num_classes`` are those of the data, for which the model was made.
 
     Raises:
         RunError: if the file is none, or its keys or shapes are not those of the model.

@@ -63,15 +63,10 @@ def transferred(
     measures: Measures,
     held: Architecture | None = None,
 ) -> Architecture:
-    """The network that ``network.transfer`` asks for: see ``transfer``; its width meets the budget.
+    """Make the network that ``network.transfer`` asks for; its width meets the budget.
 
-    Args:
-        architecture: where the block comes from.
-        config: its network and budget count.
-        data: for the size, channels and classes of the images.
-        measures: functions of an architecture by name.
-        held: what the run that goes on is about: its width stays, since a latency that is measured
-            again would lead to another one.
+    A run that goes on is about the architecture ``held``, whose width stays: a latency that is
+    measured again would lead to another one.
 
     Raises:
         TransferError: if the block cannot be transferred.

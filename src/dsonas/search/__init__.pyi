@@ -2,6 +2,7 @@ from .baselines import (
     HAND_MADE as HAND_MADE,
     blocks_macs as blocks_macs,
     first_accepted as first_accepted,
+    follow_epochs as follow_epochs,
     hand_made as hand_made,
     random_architectures as random_architectures,
     random_plan_result as random_plan_result,
@@ -19,9 +20,6 @@ from .criteria import (
     Factors as Factors,
     connection_flows as connection_flows,
     node_importance as node_importance,
-)
-from .removal import (
-    follow_plan as follow_plan,
 )
 from .scaled_supernet import (
     ScaledSupernet as ScaledSupernet,

@@ -17,6 +17,7 @@ from dsonas._utils import derive_seed
 from dsonas.cost import CostFunction, block_cost
 from dsonas.graph import Architecture, BlockGraph, Connection, SearchSpace
 from dsonas.nn import BatchNorm, DepthwiseConv, register_operation
+from dsonas.search.criteria import Factors
 from dsonas.search.removal import MACS, follow_plan
 from dsonas.search.search_config import SearchConfig
 
@@ -153,16 +154,13 @@ def _random_cost(space: SearchSpace, generator: torch.Generator, share: float) -
         options = _removable(graphs)
         smaller: list[BlockGraph] = []
         while options and not any(graph.kept_nodes for graph in smaller):
-            place, what = options.pop(_draw(len(options), generator))
+            drawn = int(torch.randint(len(options), (), generator=generator))
+            place, what = options.pop(drawn)
             smaller = [_without(g, what) if i == place else g for i, g in enumerate(graphs)]
         if not any(graph.kept_nodes for graph in smaller):
             break  # any removal would leave nothing
         graphs = smaller
     return supernet.with_cells(graphs)
-
-
-def _draw(size: int, generator: torch.Generator) -> int:
-    return int(torch.randint(size, (), generator=generator))
 
 
 def _removable(graphs: Sequence[BlockGraph]) -> list[Removal]:
@@ -196,6 +194,23 @@ def blocks_macs(architecture: Architecture) -> int:
     )
 
 
+def follow_epochs(
+    config: SearchConfig, supernet: Architecture, factors: Factors, cost: CostFunction = MACS
+) -> list[Architecture]:
+    """Follow the plan of a search, if it has one, by the same scaling factors in all epochs.
+
+    Returns:
+        What is live in each epoch, and last what the search ends with.
+    """
+    chain = [supernet]
+    for epoch in range(1, config.epochs + 1):
+        live, progress = chain[-1], epoch / config.epochs
+        if config.plan is not None and config.rebuilds_after(epoch):
+            live = follow_plan(config.plan, progress, supernet, live, factors, cost=cost)
+        chain.append(live)
+    return chain
+
+
 def random_plan_result(
     space: SearchSpace,
     config: SearchConfig,
@@ -206,12 +221,6 @@ def random_plan_result(
 
     A plan sets how sparse a network becomes, the search what stays. Networks of the same plan with
     factors drawn at random are as sparse as a search's: what a search does better is its own merit.
-
-    Args:
-        space: what is searched.
-        config: the plan, its epochs and its rebuilds.
-        generator: source of randomness, on the CPU.
-        cost: the measure that is planned.
 
     Returns:
         An architecture at the supernet's channels.
@@ -225,16 +234,11 @@ def random_plan_result(
         >>> len(net.blocks[0].kept_nodes) < len(SearchSpace().complete().blocks[0].kept_nodes)
         True
     """
-    plan, supernet = config.plan, space.complete()
-    if plan is None:
+    supernet = space.complete()
+    if config.plan is None:
         raise ValueError("search.keep_cost must be set for networks of the same plan, got null")
     factors = [torch.rand(len(cell.live), generator=generator).tolist() for cell in supernet.cells]
-    current = supernet
-    for epoch in range(1, config.epochs + 1):
-        if config.rebuilds_after(epoch):
-            progress = epoch / config.epochs
-            current = follow_plan(plan, progress, supernet, current, factors, cost=cost)
-    return current
+    return follow_epochs(config, supernet, factors, cost)[-1]
 
 
 @register_operation(INVERTED_BOTTLENECK)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dsonas._utils import send
 from dsonas.graph import Architecture, BlockGraph
 from dsonas.nn import Block, Layout, Network, ReductionBlock
+from dsonas.sparse import evaluating
 
 
 @torch.no_grad()
@@ -130,21 +131,19 @@ def _lost_constant(block: Block, graph: BlockGraph, factors: Tensor, size: int) 
     lost = [node for node in old.kept_nodes if node in _unfed(old, factors)]
     weight = block.output.weight
     total = weight.new_zeros(weight.shape[0])
-    training = block.training
-    block.eval()
     features: dict[int, Tensor] = {}
-    for node in lost:
-        z = weight.new_zeros(1, weight.shape[0], size, size)
-        for source in old.inputs[node]:
-            if source in features:
-                z = z + factors[block.positions[source, node]] * features[source]
-        features[node] = F.relu(block.nodes[str(node)](z))
+    with evaluating(block):
+        for node in lost:
+            z = weight.new_zeros(1, weight.shape[0], size, size)
+            for source in old.inputs[node]:
+                if source in features:
+                    z = z + factors[block.positions[source, node]] * features[source]
+            features[node] = F.relu(block.nodes[str(node)](z))
     columns = weight.view(weight.shape[0], -1, weight.shape[0])
     for k, node in enumerate(old.inputs[end]):
         if node in features and node not in graph.kept_nodes:
             factor = factors[block.positions[node, end]]
             total += columns[:, k] @ (factor * features[node].mean((0, 2, 3)))
-    block.train(training)
     return total
 
 

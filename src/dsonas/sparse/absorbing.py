@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from functools import partial
 from math import prod
@@ -184,13 +184,7 @@ class Absorber:
         self, node: fx.Node, factors: Tensor, sums: dict[fx.Node, Any]
     ) -> list[Change] | None:
         """The changes of all that reads a value; None if something cannot scale it."""
-        found: list[Change] = []
-        for user in node.users:
-            changes = self._scaling_of(user, node, factors, sums)
-            if changes is None:
-                return None
-            found += changes
-        return found or None
+        return _together(self._scaling_of(user, node, factors, sums) for user in node.users)
 
     def _scaling_of(
         self, user: fx.Node, node: fx.Node, factors: Tensor, sums: dict[fx.Node, Any]
@@ -248,13 +242,7 @@ class Absorber:
 
     def _dropping(self, node: fx.Node, keep: Tensor, constant: Tensor) -> list[Change] | None:
         """The changes of all that reads a value, whose dropped channels are always ``constant``."""
-        found: list[Change] = []
-        for user in node.users:
-            changes = self._dropping_of(user, node, keep, constant)
-            if changes is None:
-                return None
-            found += changes
-        return found or None
+        return _together(self._dropping_of(user, node, keep, constant) for user in node.users)
 
     def _dropping_of(
         self, user: fx.Node, node: fx.Node, keep: Tensor, constant: Tensor
@@ -301,6 +289,16 @@ class Absorber:
         result = in_evaluation(layer or nn.Identity(), lambda: interpreter.run_node(user))
         flat = result.reshape(len(constant), -1)
         return flat[:, 0] if bool((flat == flat[:, :1]).all()) else None
+
+
+def _together(parts: Iterable[list[Change] | None]) -> list[Change] | None:
+    """All changes; None if there are none, or one part cannot change."""
+    found: list[Change] = []
+    for changes in parts:
+        if changes is None:
+            return None
+        found += changes
+    return found or None
 
 
 def _has_statistics(layer: nn.Module) -> bool:

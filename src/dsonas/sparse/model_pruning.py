@@ -289,8 +289,7 @@ class _Pruning:
             }
         total: fx.Node | None = None
         for x, (_, sign) in sorted(terms.items(), key=lambda item: -item[1][1]):
-            factor = left[x] * abs(sign)
-            term = x if factor == 1 else self.graph.call_function(operator.mul, (x, factor))
+            term = self._times(x, left[x] * abs(sign))
             if total is None:
                 total = term if sign > 0 else self.graph.call_function(operator.neg, (term,))
             else:

@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from dsonas._utils import write_atomically
-from dsonas.sparse.recording import MAKERS, PLAIN, unwrap
+from dsonas.sparse.recording import MAKERS, PLAIN, attribute, unwrap
 from dsonas.sparse.tracing import DROPOUTS, rebuild, take_attributes, tensor_names
 
 STRUCTURE, WEIGHTS = "structure.json", "weights.safetensors"
@@ -79,7 +79,7 @@ def save_model(model: nn.Module, folder: str | Path) -> None:
             "the state_dict() of an ordinary module"
         )
     first: dict[int, str] = {}
-    tensors = {name: _attribute(model, name) for name in tensor_names(model)}
+    tensors = {name: attribute(model, name) for name in tensor_names(model)}
     shared = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
     structure = {
         "format": _FORMAT,
@@ -146,11 +146,6 @@ def load_model(folder: str | Path, model: nn.Module) -> fx.GraphModule:
         ) from error
     take_attributes(root, result)
     return result
-
-
-def _attribute(model: nn.Module, name: str) -> Any:
-    owner, _, key = name.rpartition(".")
-    return getattr(model.get_submodule(owner), key)
 
 
 def _layers(model: fx.GraphModule) -> dict[str, nn.Module]:

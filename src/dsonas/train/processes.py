@@ -133,14 +133,10 @@ def running() -> Processes:
 
 
 def join(world: World, device: str) -> tuple[Processes, torch.device]:
-    """Meet the other processes.
+    """Meet the other processes of a world.
 
-    Args:
-        world: the place of this one.
-        device: ``auto``, ``cpu`` or the name of an accelerator, without a number.
-
-    Returns:
-        The processes, and the device of this one.
+    The device is ``auto``, ``cpu`` or the name of an accelerator, without a number; that of this
+    process is returned beside the processes.
 
     Raises:
         ValueError: if Fabric is not installed, or has no such device.

@@ -12,7 +12,7 @@ from dsonas.commands.exporting import running
 from dsonas.graph.architecture import Architecture
 from dsonas.nn import operations
 from dsonas.nn.network import Network
-from dsonas.run.runs import Preprocessing, RunFolder
+from dsonas.run.runs import Preprocessing, RunFolder, Shape
 from helpers.builders import randomise
 
 
@@ -39,7 +39,8 @@ def write_run(
     statistics = (0.4, 0.3, 0.5)[: skeleton.input_channels]
     run = RunFolder(folder / "run")
     network = randomise(Network(architecture), seed=len(names))
-    run.write_network(network, Preprocessing(names, statistics, statistics, crop))
+    preprocessing = Preprocessing(names, statistics, statistics, crop)
+    run.write_network(network, preprocessing, Shape.of(skeleton))
     run.write_metrics({"test_error": 12.5})
     if config:
         run.write("config.yaml", config)

@@ -145,10 +145,7 @@ def _run_nodes_backward(
 ) -> list[tuple[Tensor | None, list[Tensor | None]]]:
     """Gradients of z (B, H, W, C) and of the parameters of each node; see ``NodeRun.backward``.
 
-    Args:
-        nodes: as in ``_run_nodes``.
-        gradients: of ``outs``; they are overwritten.
-        outs: what ``_run_nodes`` wrote.
+    Those of ``outs``, which ``_run_nodes`` wrote, are overwritten.
     """
     for gradient, out in zip(gradients, outs, strict=True):
         # The ReLU's mask is applied in place: nobody reads this plane's gradient again.
