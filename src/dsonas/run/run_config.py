@@ -63,6 +63,7 @@ RENAMED: dict[str, str] = {  # former settings: their names now, or what to do i
     "search.rank": "is gone: leave it out, operations go by their flow alone",
     "search.criterion": "is gone: leave it out, operations go by their flow alone",
     "search.rank_batches": "is gone with rank loss: leave it out",
+    "search.capacity": "is gone: leave it out, choices go by their factors alone",
     "search.thrift": "is gone: leave it out, operations go by their flow alone",
     "search.trials": "is gone: leave it out, trials gave nothing",
     "search.trial_epochs": "is gone: leave it out, trials gave nothing",
