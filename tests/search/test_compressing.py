@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
 from torch import nn
+from torchvision.models import swin_transformer as swin
 
 import dsonas
 from dsonas import Budget, Searcher
 from dsonas.cost import GraphCosts, count_model
 from dsonas.search import SearchConfig, scale_model
-from dsonas.sparse import find_channels, trace
+from dsonas.sparse import channels, find_channels, trace
 
 pytest.importorskip("torch_pruning")
 
@@ -268,6 +269,13 @@ class TestWhatIsRefused:
         model, x = zoo.shufflenet_v2_x0_5(), torch.randn(1, 3, 64, 64)
         with pytest.raises(ValueError, match=r"torch-pruning can follow.*channels=False"):
             dsonas.compress(model, x, budget="50%")
+
+    def test_a_model_that_torch_pruning_walks_through_for_ever(self, monkeypatch) -> None:
+        monkeypatch.setattr(channels, "MOST_INDICES", 20_000)  # soon
+        blocks = {"block": swin.SwinTransformerBlockV2, "downsample_layer": swin.PatchMergingV2}
+        model = swin.SwinTransformer([2, 2], 8, [1, 1], [2, 2], [4, 4], num_classes=3, **blocks)
+        with pytest.raises(ValueError, match=r"without an end.*channels=False"):
+            dsonas.compress(model, torch.randn(1, 3, 16, 16), budget="50%")
 
     def test_a_model_without_anything_to_remove(self) -> None:
         with pytest.raises(ValueError, match="must have something to remove"):

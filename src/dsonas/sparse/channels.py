@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -28,6 +29,7 @@ from dsonas.sparse.observing import module_of, require_equal
 from dsonas.sparse.recording import arguments, has_effect
 
 FIXED = -1  # a channel without a factor
+MOST_INDICES = 2_000_000  # that torch-pruning may map in one graph: see _Counted
 
 
 class _ScaledColumns(nn.Module):
@@ -164,6 +166,7 @@ def find_channels(model: fx.GraphModule, example: Any) -> ChannelMap:
             graph = tp.DependencyGraph().build_dependency(
                 replica, (), forward_fn=lambda m, _: m(*args, **kwargs), verbose=False
             )
+            _count_indices(graph)
             groups = list(graph.get_all_groups())
             found = _Collector(tp, graph, replica, groups).collect()
     except Exception as error:  # whatever it meets in a model that it does not know
@@ -172,6 +175,39 @@ def find_channels(model: fx.GraphModule, example: Any) -> ChannelMap:
             "channels=False removes branches alone"
         ) from error
     return found.subset(_exact(model, example, found, list(found.sizes)))
+
+
+class _Counted(list):
+    """The index mappings of a dependency; the indices that those of one graph give are counted.
+
+    The walk of torch-pruning leaves out what it has seen, the same layer and indices. So it ends
+    unless mappings give ever new indices, as where it misreads a reshape (Swin V2).
+    """
+
+    def __init__(self, mappings: Any, seen: list[int]) -> None:
+        super().__init__(mappings)
+        self.seen = seen
+
+    def __iter__(self) -> Iterator[Any]:
+        for mapping in super().__iter__():
+            yield mapping and partial(self._mapped, mapping)
+
+    def _mapped(self, mapping: Any, indices: list[Any]) -> list[Any]:
+        found = mapping(indices)
+        self.seen[0] += len(found)
+        if self.seen[0] > MOST_INDICES:
+            raise RuntimeError(
+                f"its walk through the graph has met {MOST_INDICES:,} indices without an end"
+            )
+        return found
+
+
+def _count_indices(graph: Any) -> None:
+    """Let a walk through a graph stop with an error where it would not end."""
+    seen = [0]
+    for node in graph.module2node.values():
+        for dependency in node.dependencies:
+            dependency.index_mapping = _Counted(dependency.index_mapping, seen)
 
 
 class _Collector:
