@@ -2,9 +2,10 @@
 
     python benchmarks/compress_cifar10.py --data DIR --work TMP --models resnet20 --seeds 3
 
-DIR holds ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg``. Every case is trained dense once, then
+DIR holds ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg``. Every model is trained dense once, then
 brought to each target by each kind and trained on, with the same number of further epochs, batches
-and learning rates for all. A row is written as soon as a case is done; a second call goes on.
+and learning rates for all. A row is written as soon as a case is done; a second call goes on, and
+``--latency`` adds to the rows of the first seed how long an image takes.
 """
 
 import argparse
@@ -16,19 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
-from PIL import Image
 from torch import Tensor, nn
-from torchvision.models import DenseNet, MobileNetV2, vgg11_bn
+from torch.utils.benchmark import Timer
+from torchvision.models import DenseNet
+from torchvision.models.vgg import make_layers
 
 import dsonas
+from cifar_folders import read_images
 from dsonas.cost import count_model
+from known_networks import SmallResNet, small_mobilenet
 
-RESULTS = Path(__file__).parent / "results" / "compress_cifar10.json"
-BATCH, MOMENTUM, DECAY = 128, 0.9, 5e-4
-EVERY = 5  # of so many batches one is for the factors, in our searches
+RESULTS = Path(__file__).parent / "results" / "compress-cifar10.json"
+BATCH, MOMENTUM, DECAY, HELD_OUT = 128, 0.9, 5e-4, 10000
 OURS = {
     "ours": {},
     "channels": {"branches": False},
@@ -44,43 +48,14 @@ PRUNERS: dict[str, Any] = {
 }
 
 
-class Residual(nn.Module):
-    """Two convolutions beside an identity."""
-
-    def __init__(self, width: int, out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, out, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out)
-        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out)
-        self.skip = nn.Identity()
-        if stride > 1:
-            convolution = nn.Conv2d(width, out, 1, stride, bias=False)
-            self.skip = nn.Sequential(convolution, nn.BatchNorm2d(out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features to features."""
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + self.skip(x))
-
-
-def resnet20() -> nn.Module:
-    widths = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2 + [(32, 64, 2)]
-    blocks = [Residual(*width) for width in [*widths, (64, 64, 1), (64, 64, 1)]]
-    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-
-
-def mobilenet_v2() -> nn.Module:
-    stages = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
-              (6, 160, 3, 2), (6, 320, 1, 1)]  # fmt: skip
-    model = MobileNetV2(10, inverted_residual_setting=[list(s) for s in stages])
-    model.features[0][0].stride = (1, 1)  # type: ignore[index, union-attr]
-    return model
-
-
 def vgg11() -> nn.Module:
-    return nn.Sequential(vgg11_bn().features, nn.Flatten(), nn.Linear(512, 10))
+    """Half as wide as published; pooling rounds up, for images below 32 pixels."""
+    widths = [32, "M", 64, "M", 128, 128, "M", 256, 256, "M", 256, 256, "M"]
+    layers = make_layers(widths, batch_norm=True)  # type: ignore[arg-type]
+    for layer in layers:
+        if isinstance(layer, nn.MaxPool2d):
+            layer.ceil_mode = True
+    return nn.Sequential(layers, nn.Flatten(), nn.Linear(256, 10))
 
 
 def densenet40() -> nn.Module:
@@ -92,41 +67,37 @@ def densenet40() -> nn.Module:
 
 
 MODELS = {
-    "resnet20": resnet20,
-    "mobilenet_v2": mobilenet_v2,
+    "resnet20": lambda: SmallResNet(3, 100, 10),
     "vgg11_bn": vgg11,
+    "mobilenet_v2": lambda: small_mobilenet(50, 10),
     "densenet_bc40": densenet40,
 }
 
 
-def read_images(folder: Path, size: int, work: Path) -> tuple[Tensor, Tensor]:
-    """All images of a part, shuffled and normalised, (N, 3, size, size), and their classes."""
-    cache = work / f"{folder.name}-{size}.pt"
-    if not cache.exists():
-        classes = sorted(folder.iterdir())
-        files = [(path, i) for i, c in enumerate(classes) for path in sorted(c.iterdir())]
-        files = [files[i] for i in np.random.default_rng(0).permutation(len(files))]
-        pixels = [Image.open(path).resize((size, size), Image.Resampling.BOX) for path, _ in files]
-        images = torch.tensor(np.stack([np.asarray(image.convert("RGB")) for image in pixels]))
-        torch.save((images, torch.tensor([i for _, i in files])), cache)
-    images, labels = torch.load(cache)
-    return (images.permute(0, 3, 1, 2).float() / 255 - 0.47) / 0.25, labels
+def load(folder: Path, part: str, size: int) -> tuple[Tensor, Tensor]:
+    """All images of a part, shuffled and normalised, and their classes."""
+    pixels, labels = read_images(folder, part, size)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    return (pixels[order].float() / 255 - 0.47) / 0.25, labels[order]
 
 
 class Loop:
-    """Training as all kinds do it: crops, flips, SGD, one cosine over all epochs."""
+    """Training as all kinds do it: crops, flips, SGD, one cosine over all epochs.
 
-    def __init__(self, data: tuple[Tensor, Tensor], epochs: int, lr: float, seed: int) -> None:
+    An epoch is of ``args.images`` images, drawn anew from all.
+    """
+
+    def __init__(self, data: tuple[Tensor, Tensor], epochs: int, lr: float, seed: int, args):
         self.images, self.labels = data
-        self.lr, self.done = lr, 0
-        self.total = epochs * (len(self.images) // BATCH)
+        self.lr, self.done, self.per_epoch = lr, 0, args.images // BATCH
+        self.total = epochs * self.per_epoch
         self.generator = torch.Generator().manual_seed(seed)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch."""
         pad = self.images.shape[-1] // 8
         order = torch.randperm(len(self.images), generator=self.generator)
-        for index in order[: len(order) // BATCH * BATCH].split(BATCH):
+        for index in order[: self.per_epoch * BATCH].split(BATCH):
             x = self.images[index]
             flips = torch.rand(len(x), generator=self.generator) < 0.5
             x = torch.where(flips[:, None, None, None], x.flip(3), x)
@@ -136,21 +107,20 @@ class Loop:
             yield x, self.labels[index]
 
     def epoch(self, model: nn.Module, optimizer, searcher=None, pruner=None) -> None:
-        """Train weights for an epoch, with a searcher every fifth batch for the factors."""
+        """Train weights for an epoch; with a searcher, the factors too, in a second pass."""
         model.train()
-        for i, (x, y) in enumerate(self.batches()):
-            loss = F.cross_entropy(model(x), y)
+        for x, y in self.batches():
             optimizer.zero_grad()
-            loss.backward()
+            F.cross_entropy(model(x), y).backward()
             self.done += 1
-            if searcher is not None and i % EVERY == EVERY - 1:
-                searcher.step()
-                continue
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * 0.5 * (1 + np.cos(np.pi * self.done / self.total))
             if pruner is not None:
                 pruner.regularize(model)
             optimizer.step()
+            if searcher is not None:
+                F.cross_entropy(model(x), y).backward()
+                searcher.step()
 
 
 def _shift(x: Tensor, dy: int, dx: int, pad: int) -> Tensor:
@@ -171,10 +141,18 @@ def error(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
     )
 
 
-def train_dense(model: nn.Module, data, args, seed: int) -> None:
-    loop, optimizer = Loop(data, args.dense_epochs, 0.1, seed), sgd(model.parameters())
-    for _ in range(args.dense_epochs):
-        loop.epoch(model, optimizer)
+def dense_model(name: str, train: tuple[Tensor, Tensor], args) -> nn.Module:
+    """The trained model that all cases begin with."""
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    path = args.work / f"{name}-{args.size}-{args.images}-{args.dense_epochs}-{len(train[0])}.pt"
+    if not path.exists():
+        loop, optimizer = Loop(train, args.dense_epochs, 0.1, 0, args), sgd(model.parameters())
+        for _ in range(args.dense_epochs):
+            loop.epoch(model, optimizer)
+        torch.save(model.state_dict(), path)
+    model.load_state_dict(torch.load(path))
+    return model
 
 
 def compress_ours(model: nn.Module, example: Tensor, share: float, loop: Loop, args, kind: str):
@@ -187,7 +165,7 @@ def compress_ours(model: nn.Module, example: Tensor, share: float, loop: Loop, a
         optimizer = optimizer or sgd(searcher.weights())
         loop.epoch(net, optimizer, searcher)
 
-    steps = len(loop.images) // BATCH // EVERY
+    steps = loop.per_epoch
     searching: dict[str, Any] = {"fit": fit, "steps": steps, "epochs": args.search_epochs}
     result = dsonas.compress(
         model, example, budget=f"{100 * share}%", config=config, **searching | options
@@ -202,11 +180,11 @@ def compress_theirs(model: nn.Module, example: Tensor, share: float, loop: Loop,
     whole = count_model(model, example)["macs"]
     pruner = pruner_class(
         model, example, importance=importance(), global_pruning=True, pruning_ratio=1.0,
-        iterative_steps=400, ignored_layers=[last],
+        iterative_steps=200, ignored_layers=[last],
     )  # fmt: skip
     if pruner_class is not tp.pruner.BasePruner:
         optimizer = sgd(model.parameters())
-        for _ in range(args.search_epochs):
+        for _ in range(args.pruner_epochs):
             pruner.update_regularizer()
             loop.epoch(model, optimizer, pruner=pruner)
     while count_model(model, example)["macs"] > share * whole:
@@ -217,9 +195,14 @@ def compress_theirs(model: nn.Module, example: Tensor, share: float, loop: Loop,
 def run_case(name: str, kind: str, share: float, seed: int, data, args, dense: nn.Module) -> dict:
     start = time.perf_counter()
     train, test = data
+    if kind == "dense":
+        return {
+            "model": name, "kind": kind, "share": share, "seed": seed,
+            "error": round(error(dense, test), 2), "used": 1.0,
+        }  # fmt: skip
     torch.manual_seed(seed)
     example = train[0][:1]
-    loop = Loop(train, args.epochs, args.lr, seed + 100)
+    loop = Loop(train, args.epochs, args.lr, seed + 100, args)
     make = compress_ours if kind in OURS else compress_theirs
     model, more = make(dense, example, share, loop, args, kind)
     cut_error = error(model, test)
@@ -227,6 +210,7 @@ def run_case(name: str, kind: str, share: float, seed: int, data, args, dense: n
     while loop.done < loop.total:
         loop.epoch(model, optimizer)
     found = count_model(model, example)
+    torch.save(model, model_file(args, name, kind, share, seed))
     return {
         "model": name, "kind": kind, "share": share, "seed": seed,
         "error": round(error(model, test), 2), "cut_error": round(cut_error, 2),
@@ -235,8 +219,47 @@ def run_case(name: str, kind: str, share: float, seed: int, data, args, dense: n
     }  # fmt: skip
 
 
+def model_file(args, name: str, kind: str, share: float, seed: int) -> Path:
+    return args.work / f"{name}-{kind}-{share}-{seed}.pt"
+
+
+def latency(model: nn.Module, example: Tensor) -> dict[str, float]:
+    """Milliseconds of an image on one thread: eager, and as ONNX program in its runtime."""
+    program: Any = torch.onnx.export(model.eval(), (example,), dynamo=True, verbose=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    given = {session.get_inputs()[0].name: example.numpy()}
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            model(example), torch.from_numpy(session.run(None, given)[0]), rtol=1e-3, atol=1e-3
+        )
+        calls = {"torch_ms": lambda: model(example), "onnx_ms": lambda: session.run(None, given)}
+        timers = {key: Timer("call()", globals={"call": call}) for key, call in calls.items()}
+        return {
+            key: round(1e3 * timer.blocked_autorange(min_run_time=1).median, 3)
+            for key, timer in timers.items()
+        }
+
+
+def measure_latency(known: dict[str, Any], args, example: Tensor) -> None:
+    """Add latencies to the rows of the first seed, and of its dense models."""
+    for row in known["rows"]:
+        if row["seed"]:
+            continue
+        case = [row[key] for key in ("model", "kind", "share", "seed")]
+        path = model_file(args, *case)
+        if row["kind"] == "dense":
+            row |= latency(MODELS[row["model"]](), example)
+        elif path.exists():
+            row |= latency(torch.load(path, weights_only=False), example)
+        print(json.dumps(row), flush=True)
+
+
 def settings(args) -> dict[str, Any]:
-    names = ("size", "images", "dense_epochs", "epochs", "search_epochs", "lr", "held_out")
+    names = ("size", "images", "dense_epochs", "epochs", "search_epochs", "pruner_epochs", "lr",
+             "factor_lr", "penalty", "held_out")  # fmt: skip
     return {name: getattr(args, name) for name in names}
 
 
@@ -272,62 +295,57 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True, help="for images and dense weights")
+    parser.add_argument("--work", type=Path, required=True, help="for trained models")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--kinds", nargs="+", default=[*OURS, *PRUNERS], choices=[*OURS, *PRUNERS])
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.5, 0.25])
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.25, 0.5])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=32, help="pixels")
-    parser.add_argument("--images", type=int, default=50000, help="for training")
+    parser.add_argument(
+        "--images", type=int, default=50000, help="of an epoch, drawn anew from all"
+    )
     parser.add_argument("--dense-epochs", type=int, default=60)
     parser.add_argument("--epochs", type=int, default=40, help="further ones, the search included")
-    parser.add_argument("--search-epochs", type=int, default=15)
+    parser.add_argument("--search-epochs", type=int, default=1)
+    parser.add_argument("--pruner-epochs", type=int, default=10, help="with their regulariser")
     parser.add_argument("--lr", type=float, default=0.05, help="of the further epochs")
     parser.add_argument("--factor-lr", type=float, default=0.02)
     parser.add_argument("--penalty", type=float, default=None)
     parser.add_argument("--held-out", action="store_true", help="test on training images")
+    parser.add_argument("--latency", action="store_true", help="time what --work has, no more")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
-    train, test = (
-        read_images(args.data / part, args.size, args.work) for part in ("train", "test")
-    )
+    train, test = (load(args.data, part, args.size) for part in ("train", "test"))
     if args.held_out:
-        test = train[0][-5000:], train[1][-5000:]
-    limit = min(args.images, len(train[0]) - 5000 * args.held_out)
-    train = train[0][:limit], train[1][:limit]
+        test = train[0][-HELD_OUT:], train[1][-HELD_OUT:]
+        train = train[0][:-HELD_OUT], train[1][:-HELD_OUT]
     fresh: dict[str, Any] = {"settings": settings(args), "rows": []}
     known = json.loads(args.out.read_text()) if args.out.exists() else fresh
     if known["settings"] != settings(args):
         raise SystemExit(f"{args.out} is of other settings: {known['settings']}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    for seed in range(args.seeds):
-        for name in args.models:
-            torch.manual_seed(seed)
-            dense = MODELS[name]()
-            parts = [name, seed, args.size, limit, args.dense_epochs]
-            path = args.work / f"dense-{'-'.join(map(str, parts))}.pt"
-            if not path.exists():
-                train_dense(dense, train, args, seed)
-                torch.save(dense.state_dict(), path)
-            dense.load_state_dict(torch.load(path))
-            cases = [("dense", 1.0), *((k, s) for s in args.shares for k in args.kinds)]
-            for kind, share in cases:
-                case = {"model": name, "kind": kind, "share": share, "seed": seed}
-                if any(row.items() >= case.items() for row in known["rows"]):
-                    continue
-                if kind == "dense":
-                    row = case | {"error": round(error(dense, test), 2), "used": 1.0}
-                else:
-                    try:
-                        row = run_case(name, kind, share, seed, (train, test), args, dense)
-                    except ValueError as refusal:
-                        print(f"{case}: {refusal}", flush=True)
-                        continue
-                print(json.dumps(row), flush=True)
-                known["rows"].append(row)
-                args.out.write_text(json.dumps(known, indent=1))
+    if args.latency:
+        measure_latency(known, args, test[0][:1])
+        args.out.write_text(json.dumps(known, indent=1))
+        return
+    dense = {name: dense_model(name, train, args) for name in args.models}
+    cases = [(name, "dense", 1.0, 0) for name in args.models]
+    cases += [(name, kind, share, seed) for share in args.shares for seed in range(args.seeds)
+              for name in args.models for kind in args.kinds]  # fmt: skip
+    for name, kind, share, seed in cases:
+        case = {"model": name, "kind": kind, "share": share, "seed": seed}
+        if any(row.items() >= case.items() for row in known["rows"]):
+            continue
+        try:
+            row = run_case(name, kind, share, seed, (train, test), args, dense[name])
+        except ValueError as refusal:
+            print(f"{case}: {refusal}", flush=True)
+            continue
+        print(json.dumps(row), flush=True)
+        known["rows"].append(row)
+        args.out.write_text(json.dumps(known, indent=1))
     print("\n".join(table(known["rows"])))
 
 

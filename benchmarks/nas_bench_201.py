@@ -37,9 +37,8 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import ttest_ind
 from torch import Tensor, nn
-from torchvision.datasets import ImageFolder
-from torchvision.transforms.v2.functional import pil_to_tensor
 
+import cifar_folders
 from dsonas import Budget, Searcher, apply_choices
 from dsonas.search import SearchConfig
 from dsonas.sparse import Choices
@@ -100,12 +99,7 @@ def read_images(folder: Path, setting: Setting) -> tuple[Tensor, Tensor]:
 
     The last ``HELD_OUT`` are trained on by nobody.
     """
-    cache = folder / f"train-{setting.size}.pt"
-    if not cache.exists():
-        found = ImageFolder(str(folder / "train"), pil_to_tensor)
-        small = [F.adaptive_avg_pool2d(x.float(), setting.size).round().byte() for x, _ in found]
-        torch.save((torch.stack(small), torch.tensor(found.targets)), cache)
-    pixels, labels = torch.load(cache)
+    pixels, labels = cifar_folders.read_images(folder, "train", setting.size)
     some = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     some = some[: setting.images + HELD_OUT]
     return pixels[some].float() / 127.5 - 1, labels[some]

@@ -2,12 +2,12 @@
 
 Each is made with random weights, of normalisations too, and scaled; its factors are drawn, a
 quarter of them 0, and it is pruned. Written down: whether that works, how many sums and
-concatenations it has, the factors that stay as multiplications, and whether scaled and pruned
-models equal each other in evaluation mode, on another batch size too; a training step; save and
-load; torch.export and ONNX of the pruned model; and, to compare, whether torch.export takes the
-model that was given.
+concatenations it has, how many groups of channels can be cut, the factors that stay as
+multiplications, and whether scaled and pruned models equal each other in evaluation mode, on
+another batch size too; a training step; save and load; torch.export and ONNX of the pruned model;
+and, to compare, whether torch.export takes the model that was given.
 
-    python -m pip install "dsonas[zoo]"
+    python -m pip install "dsonas[zoo,compress]"
     python benchmarks/own_models.py [NAME ...]
 """
 
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import dsonas
+from dsonas.sparse import find_channels, trace
 from dsonas.sparse.connections import scaling_factors
 from dsonas.sparse.observing import leaves_of
 from dsonas.sparse.recording import arguments
@@ -320,6 +321,14 @@ def to_onnx(model: nn.Module, inputs: Any) -> None:
             torch.testing.assert_close(x, torch.from_numpy(y), rtol=1e-2, atol=1e-3 * scale)
 
 
+def channel_groups(model: nn.Module, inputs: Any) -> int | str:
+    """How many groups of channels can be cut, or why none is looked for."""
+    try:
+        return len(find_channels(trace(model, inputs), inputs).sizes)
+    except ValueError as error:
+        return str(error)[:300]
+
+
 def attempt(action: Callable[[], Any]) -> str:
     """``"yes"``, or what went wrong in one line."""
     try:
@@ -345,6 +354,7 @@ def measure(make: Callable[[], Made]) -> dict[str, Any]:
     row["traced"], row["seconds"] = "yes", time.perf_counter() - start
     factors = scaling_factors(scaled)
     row["joins"], row["connections"] = len(factors), sum(map(len, factors))
+    row["channel groups"] = channel_groups(model, inputs)
     left = all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     row["net untouched"] = left
     larger = tree_map(lambda x: torch.cat([x, x[:1]]), inputs)
@@ -381,12 +391,18 @@ def _multiplications(model: Any) -> int:
     )
 
 
+def _has_groups(row: dict[str, Any]) -> bool:
+    found = row.get("channel groups")
+    return isinstance(found, int) and found > 0
+
+
 def write(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Write the rows and what they come to, which is returned."""
     keys = ("traced", "pruned", "other batch", "save and load", "train step", "export", "onnx",
             "torch.export of the original")  # fmt: skip
     found: dict[str, Any] = {
         "models": len(rows),
+        "with channel groups": sum(_has_groups(row) for row in rows.values()),
         "yes": {key: sum(row.get(key) == "yes" for row in rows.values()) for key in keys},
         "wrong": [
             name
