@@ -179,8 +179,8 @@ def compress_theirs(model: nn.Module, example: Tensor, share: float, loop: Loop,
     last = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
     whole = count_model(model, example)["macs"]
     pruner = pruner_class(
-        model, example, importance=importance(), global_pruning=True, pruning_ratio=1.0,
-        iterative_steps=200, ignored_layers=[last],
+        model, example, importance=importance(), pruning_ratio=1.0, iterative_steps=200,
+        ignored_layers=[last],
     )  # fmt: skip
     if pruner_class is not tp.pruner.BasePruner:
         optimizer = sgd(model.parameters())
