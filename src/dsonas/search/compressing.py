@@ -26,7 +26,7 @@ def compress(
     *,
     budget: Budget | str | float,
     fit: Callable[[nn.Module, Searcher[Structure]], Any] | None = None,
-    epochs: int = 10,
+    epochs: int = 2,
     steps: int | None = None,
     channels: bool = True,
     branches: bool = True,
@@ -46,7 +46,8 @@ def compress(
             ``weights()`` are for your optimizer; ``searcher.step()`` follows the backward pass of a
             batch for the factors, after the weights' own step. None: what goes is decided by the
             weights alone.
-        epochs: how often ``fit`` is called, >= 1.
+        epochs: how often ``fit`` is called, >= 1. A short search is best, of about 80 steps of the
+            searcher: epochs after the cut are worth more.
         steps: how often ``fit`` calls ``searcher.step()`` in an epoch. None: the first epoch counts
             them, and removes nothing.
         channels: whether channels may go, for which torch-pruning is needed.
