@@ -13,6 +13,7 @@ import copy
 import json
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ class Loop:
     def epoch(self, model: nn.Module, optimizer, searcher=None, pruner=None) -> None:
         """Train weights for an epoch; with a searcher, the factors too, in a second pass."""
         model.train()
-        for x, y in self.batches():
+        left = min(self.total - self.done, searcher.steps if searcher else self.per_epoch)
+        for x, y in islice(self.batches(), left):
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
             self.done += 1
@@ -158,15 +160,11 @@ def dense_model(name: str, train: tuple[Tensor, Tensor], args) -> nn.Module:
 def compress_ours(model: nn.Module, example: Tensor, share: float, loop: Loop, args, kind: str):
     options = dict(OURS[kind])
     config = dsonas.SearchConfig(lr=args.factor_lr, penalty=options.pop("penalty", args.penalty))
-    optimizer = None
 
     def fit(net: nn.Module, searcher) -> None:
-        nonlocal optimizer
-        optimizer = optimizer or sgd(searcher.weights())
-        loop.epoch(net, optimizer, searcher)
+        loop.epoch(net, sgd(searcher.weights()), searcher)
 
-    steps = loop.per_epoch
-    searching: dict[str, Any] = {"fit": fit, "steps": steps, "epochs": args.search_epochs}
+    searching: dict[str, Any] = {"fit": fit, "steps": args.search_batches, "epochs": 1}
     result = dsonas.compress(
         model, example, budget=f"{100 * share}%", config=config, **searching | options
     )
@@ -258,7 +256,7 @@ def measure_latency(known: dict[str, Any], args, example: Tensor) -> None:
 
 
 def settings(args) -> dict[str, Any]:
-    names = ("size", "images", "dense_epochs", "epochs", "search_epochs", "pruner_epochs", "lr",
+    names = ("size", "images", "dense_epochs", "epochs", "search_batches", "pruner_epochs", "lr",
              "factor_lr", "penalty", "held_out")  # fmt: skip
     return {name: getattr(args, name) for name in names}
 
@@ -307,7 +305,7 @@ def main() -> None:
     )
     parser.add_argument("--dense-epochs", type=int, default=60)
     parser.add_argument("--epochs", type=int, default=40, help="further ones, the search included")
-    parser.add_argument("--search-epochs", type=int, default=1)
+    parser.add_argument("--search-batches", type=int, default=80, help="at most an epoch")
     parser.add_argument("--pruner-epochs", type=int, default=10, help="with their regulariser")
     parser.add_argument("--lr", type=float, default=0.05, help="of the further epochs")
     parser.add_argument("--factor-lr", type=float, default=0.02)
