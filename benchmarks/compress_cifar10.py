@@ -22,6 +22,7 @@ import onnxruntime
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
+from scipy.stats import t
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 from torchvision.models import DenseNet
@@ -262,7 +263,7 @@ def settings(args) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Mean and spread for every case, and the interval of our difference to the best of theirs."""
+    """Mean and spread for every case, and what ours differs by."""
     yield "| model | share | kind | runs | error % | used | by penalty / budget |"
     yield "|---|---|---|---|---|---|---|"
     cases: dict[tuple, list[dict[str, Any]]] = {}
@@ -277,17 +278,23 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
             f"| {name} | {share:.0%} | {kind} | {len(found)} | {errors.mean():.2f}{spread} | "
             f"{used:.3f} | {', '.join(removed) if 'by_penalty' in found[0] else ''} |"
         )
-    gaps = []
+    yield from comparisons(cases)
+
+
+def comparisons(cases: dict[tuple, list[dict[str, Any]]]) -> Iterator[str]:
+    """Ours against the cut by weights alone and the best of Torch-Pruning, with 95 % intervals."""
+    yield "\n| model | share | ours minus | points |\n|---|---|---|---|"
     for name, share in sorted({key[:2] for key in cases}):
         means = {k: {r["seed"]: r["error"] for r in v} for (n, s, k), v in cases.items()
                  if (n, s) == (name, share)}  # fmt: skip
-        theirs = {k: v for k, v in means.items() if k.startswith("tp-")}
-        if "ours" in means and theirs:
-            best = min(theirs.values(), key=lambda v: np.mean(list(v.values())))
-            gaps += [means["ours"][s] - best[s] for s in means["ours"].keys() & best.keys()]
-    if len(gaps) > 1:
-        half = 1.96 * np.std(gaps, ddof=1) / len(gaps) ** 0.5
-        yield f"\nours minus the best of Torch-Pruning: {np.mean(gaps):+.2f} +- {half:.2f} points"
+        theirs = [k for k in means if k.startswith("tp-")]
+        best = min(theirs, key=lambda k: np.mean(list(means[k].values())), default="")
+        for other in ("weights-only", best):
+            seeds = means.get("ours", {}).keys() & means.get(other, {}).keys()
+            gaps = [means["ours"][seed] - means[other][seed] for seed in seeds]
+            if len(gaps) > 1:
+                half = t.ppf(0.975, len(gaps) - 1) * np.std(gaps, ddof=1) / len(gaps) ** 0.5
+                yield f"| {name} | {share:.0%} | {other} | {np.mean(gaps):+.2f} +- {half:.2f} |"
 
 
 def main() -> None:
