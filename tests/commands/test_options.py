@@ -158,6 +158,13 @@ def test_one_option_for_all_steps(dsonas):
         assert f"error: {name} must be a whole number {least}, got '0'" in ended.err
 
 
+def test_a_trained_model_is_searched_for_a_short_time(dsonas):
+    given = ("--model", "a.py:b", "--budget.macs", "50%", "--print_config")
+    config = yaml.safe_load(dsonas("compress", *given).out)
+    assert (config["search"]["epochs"], config["search"]["lr"]) == (2, 0.02)
+    assert config["train"]["lr"] == 0.05
+
+
 def test_a_printed_configuration_is_checked(dsonas):
     for options in (["--network.operations", "[x]"], ["--network.blocks", "[]"]):
         ended = dsonas("run", *options, "--print_config")

@@ -58,7 +58,7 @@ from dsonas.run import (
     readable_count,
     transferred,
 )
-from dsonas.search import FACTOR_LR
+from dsonas.search import EPOCHS, FACTOR_LR
 from dsonas.train import DivergedError, Interrupted, current_world, require_single
 
 DESCRIPTIONS = {
@@ -306,7 +306,9 @@ def _work_parser(command: str) -> OptionParser:
         add("--weights", type=str, default=None, metavar="FILE",
             help="its state_dict: .safetensors, or as torch.save writes it; may be left out only "
             "if FUNCTION gives a trained model")  # fmt: skip
-        parser.set_defaults({"search.lr": FACTOR_LR, "train.lr": COMPRESSED_LR})
+        parser.set_defaults(
+            {"search.epochs": EPOCHS, "search.lr": FACTOR_LR, "train.lr": COMPRESSED_LR}
+        )
     return parser
 
 

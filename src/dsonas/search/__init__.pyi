@@ -12,6 +12,7 @@ from .choice_supernet import (
     ChoiceSupernet as ChoiceSupernet,
 )
 from .compressing import (
+    EPOCHS as EPOCHS,
     FACTOR_LR as FACTOR_LR,
     compress as compress,
     scale_model as scale_model,

@@ -16,6 +16,7 @@ from dsonas.search.searcher import Searcher, SearchResult
 from dsonas.sparse import find_channels, find_joins, is_unfelt, scale_joins, trace
 
 COUNTING = 10**9  # announced steps of the first epoch, in which they are counted
+EPOCHS = 2  # of a search: further epochs are worth more after the cut
 FACTOR_LR = 0.02  # a trained model stands less than one at the start of its training
 DISTANCE = 0.3  # that a factor without gradient moves in all: what is due is pressed by the plan
 
@@ -26,7 +27,7 @@ def compress(
     *,
     budget: Budget | str | float,
     fit: Callable[[nn.Module, Searcher[Structure]], Any] | None = None,
-    epochs: int = 2,
+    epochs: int = EPOCHS,
     steps: int | None = None,
     channels: bool = True,
     branches: bool = True,
