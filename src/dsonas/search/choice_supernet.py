@@ -208,6 +208,9 @@ class ChoiceSupernet:
         From the time it is judged to the time the structure is held the number of candidates falls
         in equal ratios; the lowest scores go first.
         """
+        begin = JUDGED * self.config.hold_from
+        if progress <= begin:
+            return self.live
         scores = self.scores(ranks)
         if progress >= 1:  # no step follows in which a factor at 0 could rise again
             scores = {
@@ -229,8 +232,7 @@ class ChoiceSupernet:
             for name in names
             if name not in best[label]
         )
-        begin = JUDGED * self.config.hold_from
-        share = min(1.0, max(0.0, (progress - begin) / (self.config.hold_from - begin)))
+        share = min(1.0, (progress - begin) / (self.config.hold_from - begin))
         start = sum(len(places[0][1].names) for places in self.places.values())
         end = sum(map(len, best.values()))
         excess = sum(map(len, self.live.values())) - math.ceil(start * (end / start) ** share)

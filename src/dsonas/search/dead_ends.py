@@ -20,13 +20,13 @@ def find_dead_end(
 ) -> frozenset[Candidate] | None:
     """Find a candidate that nothing reaches or nothing reads, because of ``Zero`` around it.
 
-    A copy of the model, without biases and what normalisations have seen, gets random features:
-    then exactly the factors of such candidates have no gradient. No random state changes.
+    A copy of the model, without biases and what normalisations have seen, gets the example: then
+    exactly the factors of such candidates have no gradient. No random state changes.
 
     Args:
         model: with ``LayerChoice``.
         structure: the names that stay, by label; the model has them.
-        example: an input, or a tuple of inputs.
+        example: an input, or a tuple of inputs; real numbers that are all 0 become random.
 
     Returns:
         That candidate and all that are ``Zero``, by label and name; None: there is none, or it
@@ -73,7 +73,7 @@ def _felt(model: nn.Module, structure: Mapping[str, Sequence[str]], example: Any
     generator = torch.Generator().manual_seed(0)
 
     def fill(x: Any) -> Any:
-        if isinstance(x, Tensor) and x.is_floating_point():
+        if isinstance(x, Tensor) and x.is_floating_point() and not x.any():
             return torch.randn(x.shape, generator=generator).to(device, x.dtype)
         return x.to(device) if isinstance(x, Tensor) else x
 
