@@ -44,7 +44,7 @@ class BlockSupernet:
         if network.scaling is None:
             raise ValueError("a network to be searched must have scaling factors: scaled=True")
         self.model: Network = network
-        self.judged: float | None = None
+        self.judged = None
         self.scaling, self.config = network.scaling, config
         self.whole = self.live = self._staying = self._fed = network.architecture
         self.cost = cost

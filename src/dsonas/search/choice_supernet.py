@@ -66,7 +66,7 @@ class ChoiceSupernet:
         seed: int = 0,
     ) -> None:
         self.model, self.config = model, config
-        self.judged: float | None = JUDGED * config.hold_from
+        self.judged = JUDGED * config.hold_from
         self.places = choices_of(model)
         self.keep = {label: found[0][1].keep for label, found in self.places.items()}
         self.live: Structure = {label: found[0][1].live for label, found in self.places.items()}
@@ -208,8 +208,7 @@ class ChoiceSupernet:
         From the time it is judged to the time the structure is held the number of candidates falls
         in equal ratios; the lowest scores go first.
         """
-        begin = JUDGED * self.config.hold_from
-        if progress <= begin:
+        if progress <= self.judged:
             return self.live
         scores = self.scores(ranks)
         if progress >= 1:  # no step follows in which a factor at 0 could rise again
@@ -232,7 +231,7 @@ class ChoiceSupernet:
             for name in names
             if name not in best[label]
         )
-        share = min(1.0, (progress - begin) / (self.config.hold_from - begin))
+        share = min(1.0, (progress - self.judged) / (self.config.hold_from - self.judged))
         start = sum(len(places[0][1].names) for places in self.places.values())
         end = sum(map(len, best.values()))
         excess = sum(map(len, self.live.values())) - math.ceil(start * (end / start) ** share)

@@ -75,7 +75,7 @@ class ScaledSupernet:
         if example is None:
             raise ValueError("example must be an input of the model, by which costs are counted")
         self.model: nn.Module = model
-        self.judged: float | None = None
+        self.judged = None
         self._traced = model
         self.example, self.config = example, config
         self.channels = channels or ChannelMap()

@@ -52,13 +52,18 @@ class Supernet(Protocol[S]):
     Attributes:
         model: the module that is trained.
         live: the structure now.
-        judged: the part of a search after which what goes is judged, once, by the gradients until
-            then; in it nothing is pressed, and factors hardly move. None: at every rebuild.
     """
 
     model: nn.Module
     live: S
-    judged: float | None
+
+    @property
+    def judged(self) -> float | None:
+        """The part of a search after which what goes is judged, once, by the gradients until then.
+
+        In it nothing is pressed, and factors hardly move. None: it is judged at every rebuild.
+        """
+        ...
 
     def vectors(self) -> list[nn.Parameter]:
         """List the vectors of scaling factors; they keep their lengths, dead entries are 0."""
