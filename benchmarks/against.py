@@ -1,8 +1,9 @@
 """Is a search step faster than it was? This source tree beside a former one, step by step in turn.
 
 Each tree runs in a process of its own; only one of them computes at a time (A B A B ...), so both
-see the same machine. Three sizes: that of docs/speed.md; the published one with nothing to
-compute, whose time is the host's; and that of the demo. The load is told: other programs spoil all.
+see the same machine. Four sizes: that of docs/speed.md; the published one with nothing to
+compute, whose time is the host's; that of the demo; and that of the study on Fashion-MNIST,
+behind its stem. The load is told: other programs spoil all.
 
     git worktree add ../former COMMIT
     python benchmarks/against.py ../former --json
@@ -26,6 +27,7 @@ from stepper import cpu_name
 SIZES = {
     "host": "levels=4, blocks=(8, 8, 8), channels=2, batch_size=2, image_size=4",
     "demo": "levels=3, blocks=(1, 1), image_size=8",
+    "study": "levels=3, blocks=(2, 2), image_size=7, batch_size=128",
     "default": "",
 }
 KINDS = ("fused", "frozen", "plain")

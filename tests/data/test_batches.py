@@ -1,3 +1,4 @@
+import multiprocessing
 import time
 
 import pytest
@@ -140,6 +141,38 @@ def test_streamed_batches_equal_those_in_memory(streamed, make_data, workers):
     batches = make_batches(streamed, make_data, workers=workers)
     assert_same(batches.epoch(1), expected.epoch(1))
     assert_same(batches.epoch(1, start=2), expected.epoch(1, start=2))
+
+
+def readers() -> set[int | None]:
+    return {child.pid for child in multiprocessing.active_children()}
+
+
+def test_readers_stay_for_the_next_epoch_and_end_with_the_batches(streamed, make_data):
+    before = readers()
+    batches, expected = (make_batches(streamed, make_data, workers=n) for n in (2, 0))
+    list(batches.epoch(0))
+    own = readers() - before
+    assert len(own) == 2
+    assert_same(batches.epoch(3), expected.epoch(3))
+    assert_same(batches.epoch(1, start=2), expected.epoch(1, start=2))
+    assert own <= readers()
+    del batches
+    assert not own & readers()
+
+
+def test_an_epoch_left_in_the_middle_and_two_side_by_side_disturb_no_other(streamed, make_data):
+    before = readers()
+    batches, expected = (make_batches(streamed, make_data, workers=n) for n in (2, 0))
+    left = batches.epoch(0)
+    next(left)
+    assert_same(batches.epoch(1), expected.epoch(1))
+    del left
+    one, other = zip(*zip(batches.epoch(2), batches.epoch(3), strict=True), strict=True)
+    assert_same(one, expected.epoch(2))
+    assert_same(other, expected.epoch(3))
+    assert_same(batches.epoch(4), expected.epoch(4))
+    del batches
+    assert readers() <= before
 
 
 def test_resumed_stream_does_not_decode_what_it_skips(streamed, make_data, monkeypatch):

@@ -264,7 +264,8 @@ def test_resuming_continues_exactly_and_skips_shards_that_are_done(written, open
         whole = list(batches.epoch(2))
         opened.clear()
         assert_same(batches.epoch(2, start), whole[start:])
-        rest = data.train.files.shard_of[images.rows[batches._order(2)[start * batch_size :]]]
+        order = batches._plan._order(2)
+        rest = data.train.files.shard_of[images.rows[order[start * batch_size :]]]
         assert len(opened) == len(torch.unique(rest))
 
 

@@ -5,6 +5,7 @@ Run alone, or by torchrun in several processes that act as one.
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from dsonas.nn.cpu.batchnorm import BatchNorm
 from dsonas.nn.network import Network
 from dsonas.search.search_config import SearchConfig
 from dsonas.search.stages import Searching
+from dsonas.train import processes
 from dsonas.train.engine import Engine, EngineConfig
 from dsonas.train.training import TrainConfig, Training
 from dsonas.train.world import current_world
@@ -134,6 +136,22 @@ def normalise(engine: Engine, channels: int, size: int, offset: float):
         return {k: float((a - b).abs().max() / b.abs().max()) for k, (a, b) in pairs.items()}
 
 
+def times_of_work(engine: Engine) -> list[float]:
+    """When the work of each process began and ended, of which one is to go before the others."""
+
+    def work() -> list[float]:
+        begin = time.time()
+        time.sleep(1.0)  # several signs of life
+        return [begin, time.time()]
+
+    processes.HEARTBEAT_SECONDS = 0.2
+    begin, end = engine.processes.one_before_others(work)
+    rank, number = engine.processes.share
+    times = torch.zeros(number, 2, dtype=torch.float64)
+    times[rank] = torch.tensor([begin, end], dtype=torch.float64)
+    return engine.processes.sum(times).tolist()
+
+
 def main(out: Path) -> None:
     engine = Engine(EngineConfig(device="cpu", threads=1), current_world())
     found = {}
@@ -144,6 +162,7 @@ def main(out: Path) -> None:
     found["train"] = train(setting, architecture)
     cases = [(8, 40, 0.0), (8, 40, 50.0), (16, 7, 1.0), (20, 28, 1.0)]
     found["batchnorm"] = [normalise(engine, *case) for case in cases]
+    found["work"] = times_of_work(engine)
     if engine.processes.is_first:
         out.write_text(json.dumps(found))
 

@@ -79,6 +79,12 @@ def test_batch_normalisation_is_that_of_the_whole_batch(steps):
     assert max(steps[1]["batchnorm"][2].values()) < 2e-6  # without an offset that eats digits
 
 
+def test_one_works_before_the_other(steps):
+    one, two = (found["work"] for found in steps)
+    assert len(one) == 1
+    assert two[1][0] >= two[0][1]
+
+
 def workers_of(launcher: int) -> list[int]:
     found = subprocess.run(["pgrep", "-P", str(launcher)], capture_output=True, text=True)
     return [int(line) for line in found.stdout.split()]

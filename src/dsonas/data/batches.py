@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -90,16 +90,24 @@ class Batches:
                 f"batch_size must be a multiple of the {share[1]} processes that share a batch, "
                 f"got {batch_size}"
             )
-        self._images, self._mean, self._std = images, data.mean, data.std
-        self._batch_size, self._augmentation = batch_size, augmentation
-        self._shuffle, self._seed = shuffle, seed
-        self._balanced = data.balanced
-        self._device, self._workers = torch.device(device), workers
-        self._share = share
+        self._mean, self._std = data.mean, data.std
+        self._augmentation, self._seed = augmentation, seed
+        self._device, self._share = torch.device(device), share
+        self._workers = 0 if images.in_memory else workers
+        self._idle: list[_Readers] = []
         if augmentation and augmentation.transform:
             load_function(augmentation.transform)  # what is wrong with it is said now
         rounding = 0 if drop_last else batch_size - 1
         self.num_batches = (len(images) + rounding) // batch_size
+        self._plan = _Plan(
+            images=images,
+            batch_size=batch_size,
+            num_batches=self.num_batches,
+            shuffle=shuffle,
+            balanced=data.balanced,
+            augmentation=augmentation or Augmentation(),
+            seed=seed,
+        )
 
     def __len__(self) -> int:
         return self.num_batches
@@ -129,42 +137,30 @@ class Batches:
     @property
     def labels(self) -> Tensor:
         """The class of each image, in the order of the images."""
-        return self._images.labels
+        return self._plan.images.labels
 
     def places(self, epoch: int) -> list[Tensor]:
         """For each batch of an epoch which images it has: this process's part of them."""
-        batches = self._order(epoch).split(self._batch_size)[: self.num_batches]
-        return [part_of(batch, *self._share) for batch in batches]
+        return [part_of(batch, *self._share) for batch in self._plan.batches(epoch)]
 
     def _iterate(self, epoch: int, start: int) -> Iterator[Batch]:
-        batches = self._order(epoch).split(self._batch_size)[start : self.num_batches]
-        chunks = [part_of(batch, *self._share) for batch in batches]
-        source = self._source(epoch)
-        workers = 0 if self._images.in_memory else self._workers
-        for position, (pixels, labels) in enumerate(fetch(source, chunks, workers), start):
+        batches = self._plan.batches(epoch)[start:]
+        for position, (pixels, labels) in enumerate(self._fetch(epoch, start), start):
             normal = self._augment_and_normalise(
                 send(pixels, self._device), epoch, position, len(batches[position - start])
             )
             yield normal, send(labels, self._device)
 
-    def _source(self, epoch: int) -> Source:
-        """The images, each varied while it is fetched if that is asked for."""
-        augmentation = self._augmentation or Augmentation()
-        images, seed = self._images, self._seed
-        if augmentation.crop_area is not None:
-            crop = RandomCrop(augmentation.crop_area, derive_seed(seed, "crop", epoch))
-            images = cropped(images, crop)
-        return Source(images, augmentation.transform, derive_seed(seed, "transform", epoch))
-
-    def _order(self, epoch: int) -> Tensor:
-        if not self._shuffle:
-            return torch.arange(len(self._images))
-        seed = derive_seed(self._seed, "order", epoch)
-        if self._balanced:
-            labels, generator = self._images.labels, torch.Generator().manual_seed(seed)
-            weights = 1 / torch.bincount(labels)[labels]
-            return torch.multinomial(weights, len(labels), replacement=True, generator=generator)
-        return self._images.order(seed, self._batch_size)
+    def _fetch(self, epoch: int, start: int) -> Iterator[Batch]:
+        if self._workers == 0:
+            yield from self._plan.read(epoch, start, *self._share)
+            return
+        # readers of an epoch that is not read to its end end with it, at once
+        readers = (
+            self._idle.pop() if self._idle else _Readers(self._plan, self._share, self._workers)
+        )
+        yield from readers.read(epoch, start)
+        self._idle.append(readers)
 
     def _augment_and_normalise(
         self, pixels: Tensor, epoch: int, position: int, num_images: int
@@ -194,55 +190,80 @@ def _check_sizes(num_images: int, batch_size: int, drop_last: bool) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Source:
-    """Images that are fetched, and the user's function that varies each, by a seed."""
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """Which images each batch of an epoch has, and how each is varied while it is fetched."""
 
     images: ImageSet
-    transform: str | None
+    batch_size: int
+    num_batches: int
+    shuffle: bool
+    balanced: bool
+    augmentation: Augmentation
     seed: int
 
-    def read(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
-        """Fetch pixels and labels as ``ImageSet.read`` does."""
-        for chunk, (pixels, labels) in zip(chunks, self.images.read(chunks), strict=True):
-            if self.transform:
-                seeds = (derive_seed(self.seed, position) for position in chunk.tolist())
-                pixels = transform_each(pixels, self.transform, seeds)
+    def batches(self, epoch: int) -> tuple[Tensor, ...]:
+        """The places of the images of each batch, of all processes."""
+        return self._order(epoch).split(self.batch_size)[: self.num_batches]
+
+    def _order(self, epoch: int) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(len(self.images))
+        seed = derive_seed(self.seed, "order", epoch)
+        if self.balanced:
+            labels, generator = self.images.labels, torch.Generator().manual_seed(seed)
+            weights = 1 / torch.bincount(labels)[labels]
+            return torch.multinomial(weights, len(labels), replacement=True, generator=generator)
+        return self.images.order(seed, self.batch_size)
+
+    def read(self, epoch: int, start: int, part: int, num_parts: int) -> Iterator[Batch]:
+        """Fetch a part of each batch from ``start`` on, as ``ImageSet.read`` does."""
+        images, transform = self.images, self.augmentation.transform
+        if self.augmentation.crop_area is not None:
+            seed = derive_seed(self.seed, "crop", epoch)
+            images = cropped(images, RandomCrop(self.augmentation.crop_area, seed))
+        chunks = [part_of(batch, part, num_parts) for batch in self.batches(epoch)[start:]]
+        of_function = derive_seed(self.seed, "transform", epoch)
+        for chunk, (pixels, labels) in zip(chunks, images.read(chunks), strict=True):
+            if transform:
+                seeds = (derive_seed(of_function, position) for position in chunk.tolist())
+                pixels = transform_each(pixels, transform, seeds)
             yield pixels, labels
 
 
-def fetch(source: Source, chunks: Sequence[Tensor], workers: int) -> Iterator[Batch]:
-    """Fetch batches by worker processes, each of which decodes a part of every batch.
+class _Readers:
+    """Processes that each fetch a part of every batch; they stay for the next epoch.
 
     Args:
-        source: where the images come from.
-        chunks: int64 tensors of positions, one for each batch.
-        workers: processes, >= 0; 0 decodes in this one.
-
-    Returns:
-        Iterator over uint8 pixels ``(batch, channels, height, width)`` and labels ``(batch,)``.
-
-    Raises:
-        DataError: if images cannot be had; also when that is found in a worker.
+        plan: what to fetch.
+        share: number of the part of every batch that they fetch together, and of how many.
+        number: of processes, >= 1.
     """
-    if workers == 0:
-        yield from source.read(chunks)
-        return
-    loader = DataLoader(
-        _Parts(source, chunks, workers),
-        batch_size=None,
-        num_workers=workers,
-        # its own generator: by default a loader draws from, and so changes, the global one
-        generator=torch.Generator().manual_seed(0),
-    )
-    arriving = iter(loader)  # in turn from each worker
-    try:
-        for _ in chunks:
-            parts = [_received(next(arriving)) for _ in range(workers)]
-            pixels, labels = zip(*parts, strict=True)
-            yield torch.cat(pixels), torch.cat(labels)
-    finally:
-        del arriving  # ends the workers now, not when the traceback of an error is forgotten
+
+    def __init__(self, plan: _Plan, share: tuple[int, int], number: int) -> None:
+        self._number, self._plan = number, plan
+        self._at = torch.zeros(2, dtype=torch.int64).share_memory_()  # epoch and start, for all
+        self._loader = DataLoader(
+            _Parts(plan, self._at, share, number),
+            batch_size=None,
+            num_workers=number,
+            persistent_workers=True,
+            # its own generator: by default a loader draws from, and so changes, the global one
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def read(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Fetch batches as ``_Plan.read`` does; a DataError of a process is raised here."""
+        self._at.copy_(torch.tensor([epoch, start]))
+        arriving = iter(self._loader)  # in turn from each process
+        try:
+            for _ in range(start, self._plan.num_batches):
+                parts = [_received(next(arriving)) for _ in range(self._number)]
+                pixels, labels = zip(*parts, strict=True)
+                yield torch.cat(pixels), torch.cat(labels)
+        except BaseException:  # the rest is not wanted: ends them now, not with the last traceback
+            del self._loader, arriving
+            raise
 
 
 def part_of(chunk: Tensor, part: int, num_parts: int) -> Tensor:
@@ -259,21 +280,22 @@ def part_of(chunk: Tensor, part: int, num_parts: int) -> Tensor:
 
 
 class _Parts(IterableDataset[_Part | DataError]):
-    """What a worker delivers: its part of every batch, and what it has to warn of."""
+    """What a process delivers: its part of every batch, and what it has to warn of."""
 
-    def __init__(self, source: Source, chunks: Sequence[Tensor], num_parts: int) -> None:
-        self._source, self._chunks, self._num_parts = source, chunks, num_parts
+    def __init__(self, plan: _Plan, at: Tensor, share: tuple[int, int], number: int) -> None:
+        self._plan, self._at, self._share, self._number = plan, at, share, number
 
     def __iter__(self) -> Iterator[_Part | DataError]:
         worker, warnings = get_worker_info(), KeptWarnings()
-        part = worker.id if worker else 0
         of_data = logging.getLogger(__package__)
         of_data.handlers, of_data.propagate = [warnings], False  # in this process alone
-        chunks = [part_of(chunk, part, self._num_parts) for chunk in self._chunks]
+        part, num_parts = self._share
+        part = part * self._number + (worker.id if worker else 0)
+        epoch, start = self._at.tolist()
         try:
-            for pixels, labels in self._source.read(chunks):
+            for pixels, labels in self._plan.read(epoch, start, part, num_parts * self._number):
                 yield pixels, labels, warnings.taken()
-        except DataError as error:  # raised, it would reach the user with the worker's traceback
+        except DataError as error:  # raised, it would reach the user with the process's traceback
             yield error
 
 

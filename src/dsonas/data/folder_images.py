@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
 from statistics import median
 
+import PIL
 import torch
 
 from dsonas._utils import derive_seed
@@ -15,6 +16,7 @@ from dsonas._utils import derive_seed
 from . import sources
 from .data_config import DataConfig, DataError
 from .decoding import ImageHeader, UnreadableImageError, decode, read_header
+from .file_facts import told_by_files
 from .folder_layout import first
 from .folders import Contents, list_contents
 from .images import FileImages, ImageSet
@@ -91,19 +93,23 @@ def scan(
     Returns:
         By path the headers of the readable files, and why the others are unreadable.
     """
+    bad: dict[str, str] = {}
 
-    def header_or_reason(path: str) -> ImageHeader | str:
+    def header(path: str) -> tuple[int, int, bool, bool] | None:
         try:
             if complete:
                 decode(path, 32, 3)
-            return read_header(path)
+            return astuple(read_header(path))
         except UnreadableImageError as error:
-            return error.reason
+            bad[path] = error.reason
+            return None
 
-    with ThreadPoolExecutor(num_threads) as pool:
-        found = dict(zip(listing.paths, pool.map(header_or_reason, listing.paths), strict=True))
-    bad = {path: head for path, head in found.items() if isinstance(head, str)}
-    return {path: head for path, head in found.items() if isinstance(head, ImageHeader)}, bad
+    kind = f"{'pixels' if complete else 'header'} by Pillow {PIL.__version__}"
+    found = told_by_files(kind, listing.paths, header, num_threads)
+    return (
+        {path: ImageHeader(*head) for path, head in found.items()},
+        {path: bad[path] for path in listing.paths if path in bad},
+    )
 
 
 def choose_image_size(short_sides: Sequence[int]) -> int:

@@ -8,6 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -51,9 +52,16 @@ class Contents:
     # by path, files that are not used, and why
     ignored: dict[str, str] = field(default_factory=dict)
 
+    @cached_property
+    def _start(self) -> str:
+        return os.path.join(os.path.abspath(self.root), "")
+
     def name(self, path: str) -> str:
         """The path of a file in the folder, with slashes, in one line."""
-        return plain_name(os.path.relpath(path, self.root).replace(os.sep, "/"))
+        whole, start = os.path.abspath(path), self._start
+        inside = whole.startswith(start)
+        name = whole[len(start) :] if inside else os.path.relpath(whole, start)
+        return plain_name(name.replace(os.sep, "/"))
 
     def named(self, reasons: Mapping[str, str]) -> dict[str, str]:
         """Something about files by their names instead of their paths."""

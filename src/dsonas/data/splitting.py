@@ -8,7 +8,6 @@ import io
 import os
 import unicodedata
 from collections.abc import Container, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from torch import Tensor
 from dsonas._utils import derive_seed
 
 from .data_config import DataError
+from .file_facts import told_by_files
 from .folder_layout import first
 
 IGNORED = "ignored"
@@ -232,16 +232,15 @@ def num_bytes(path: str) -> int:
 
 def digests(paths: Sequence[str]) -> dict[str, str]:
     """What tells the content of files, by path: a hash; nothing for one that cannot be read."""
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(paths, pool.map(_digest, paths), strict=True))
+    return dict.fromkeys(paths, "") | told_by_files("content", paths, _digest)
 
 
-def _digest(path: str) -> str:
+def _digest(path: str) -> str | None:
     try:
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256")
             size = file.tell()
     except OSError:
-        return ""
+        return None
     found.update(str(size).encode())
-    return found.hexdigest()[:32] if size else ""
+    return found.hexdigest()[:32] if size else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -72,7 +72,9 @@ class Job:
         self.engine = Engine(self.config.engine, self.world)
         if self.config.data.source == "folder" and (root := self.config.data.root):
             self.folder.require_outside(root)
-        self.data = self.images or load_data(self.config.data, self.config.seed)
+        self.data = self.images or self.engine.processes.one_before_others(
+            partial(load_data, self.config.data, self.config.seed)
+        )
         self.resume = self.engine.processes.decide(lambda: self.folder.last_checkpoint)
         saved = self.resume or {}
         self.journal = Journal(

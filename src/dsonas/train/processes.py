@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from dsonas.train.world import World
 
 Result = TypeVar("Result")
 TIMEOUT_SECONDS = 600.0  # how long processes wait for one that does not answer
+HEARTBEAT_SECONDS = 5.0  # between signs of life of one that others wait for
 FABRIC = 'lightning-fabric is not installed: pip install "dsonas[distributed]"'
 
 
@@ -99,6 +101,27 @@ class Processes:
         if reason is not None:
             raise ValueError(reason)
         return value
+
+    def one_before_others(self, work: Callable[[], Result]) -> Result:
+        """Do work in each process, on every machine first in one: the others find what it keeps.
+
+        However long that takes, nobody is taken for lost.
+
+        Args:
+            work: done by another thread where others wait for it.
+        """
+        if self._alone:
+            return work()
+        begun: Future[Result] | None = None
+        with ThreadPoolExecutor(1) as pool:
+            if self.world.rank % self.world.local_size == 0:
+                begun = pool.submit(work)
+            waiting = True
+            while waiting:
+                if begun:
+                    wait([begun], HEARTBEAT_SECONDS)
+                (waiting,) = self.any(begun is not None and not begun.done())
+        return begun.result() if begun else work()
 
     def average_gradients(self, module: nn.Module) -> None:
         """Make the gradients those of the mean of all processes' losses."""
