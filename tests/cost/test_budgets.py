@@ -152,3 +152,8 @@ def test_a_budget_names_its_wrong_bound(name: str):
 def test_use_is_the_tightest_bound(macs, params, used_macs, used_params):
     use = Budget(macs=macs, params=params).use(asdict(Cost(used_macs, used_params)))
     assert use == pytest.approx(max(used_macs / macs, used_params / params))
+
+
+def test_a_share_of_nothing_is_told() -> None:
+    with pytest.raises(ValueError, match=r"budget\.macs must not be a share.* 0, got 50%"):
+        Budget(macs="50%").of(lambda name: 0.0)

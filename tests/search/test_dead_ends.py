@@ -1,6 +1,7 @@
 """Choices around which everything is ``Zero`` are no choice."""
 
 import copy
+from dataclasses import dataclass
 from itertools import product
 
 import pytest
@@ -10,6 +11,12 @@ from torch import Tensor, nn
 from dsonas import Budget, LayerChoice, Searcher, Zero
 from dsonas.search.dead_ends import find_dead_end
 from dsonas.search.knapsack import best_choices
+
+
+@dataclass
+class Output:
+    logits: Tensor
+
 
 EDGES = ((0, 1), (0, 2), (1, 2))
 
@@ -34,7 +41,7 @@ class Cell(nn.Module):
 
 def is_alive(kept: dict[str, str]) -> bool:
     on = {edge for edge, name in kept.items() if name == "conv"}
-    return not on or ({"01", "12"} <= on or not {"01", "12"} & on)
+    return {"01", "12"} <= on or on == {"02"}
 
 
 @pytest.mark.parametrize("names", list(product(["conv", "none"], repeat=3)))
@@ -75,6 +82,56 @@ def test_a_search_ends_without_dead_ends(table: bool) -> None:
         "01": "none", "02": "conv", "12": "none"
     }  # fmt: skip
     assert found.model(torch.randn(4, 2, 5, 5)).std() > 0
+
+
+def candidates_of_vectors() -> dict[str, nn.Module]:
+    return {"fc": nn.Linear(4, 4), "none": Zero()}
+
+
+def test_what_stays_in_a_candidate_that_goes_is_no_dead_end() -> None:
+    inner = LayerChoice(candidates_of_vectors(), label="inner")
+    outer = LayerChoice({"deep": nn.Sequential(nn.Linear(4, 4), inner), "id": nn.Identity()})
+    model, example = nn.Sequential(outer, nn.Linear(4, 2)), torch.zeros(1, 4)
+    assert find_dead_end(model, {"0": ["id"], "inner": ["none"]}, example) is None
+    found = find_dead_end(model, {"0": ["deep"], "inner": ["none"]}, example)
+    assert found == {("0", "deep"), ("inner", "none")}
+
+
+class Fields(nn.Module):
+    """Gives what torch does not know, and cannot run on the numbers of every example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 4)
+        self.first, self.second = (LayerChoice(candidates_of_vectors()) for _ in range(2))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, tokens: Tensor) -> Output:
+        return Output(self.head(self.second(self.first(self.embed(tokens).mean(1)))))
+
+
+@pytest.mark.parametrize("share", ["100%", "1%"])
+def test_a_search_goes_on_where_nothing_comes_through(share: str) -> None:
+    """Every gradient says that none is best; a budget may leave nothing else."""
+    torch.manual_seed(0)
+    model, tokens = Fields(), torch.randint(10, (1, 5))
+    floor = Searcher(copy.deepcopy(model), tokens, steps=1).supernet.cost(
+        {"first": ("none",), "second": ("none",)}
+    )
+    budget = Budget(macs="100%" if share == "100%" else floor)
+    searcher = Searcher(model, tokens, budget=budget, steps=24)
+    for _ in range(24):
+        unwanted = model.first.factors[0] + model.second.factors[0]
+        (0.1 * unwanted + 0 * model(torch.randint(10, (8, 5))).logits.sum()).backward()
+        searcher.step()
+    left = {label: names[0] for label, names in searcher.finish().choices.items()}
+    name = "fc" if share == "100%" else "none"
+    assert left == {"first": name, "second": name}
+
+
+def test_an_example_that_fails_on_its_numbers_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="example must be an input that the model can run on"):
+        Searcher(Fields(), torch.full((1, 5), 10), steps=4)
 
 
 def test_a_model_without_zero_is_not_run() -> None:

@@ -108,7 +108,38 @@ def test_wrapped_models_are_searched(wrap) -> None:
         result = searcher.finish()
         assert list(result.choices) == ["0", "1"]
         assert type(result.model) is nn.Sequential
+        again = dsonas.apply_choices(copy.deepcopy(model), result.choices)
+        again.load_state_dict(result.model.state_dict())
     torch.testing.assert_close(factors(inner), factors(plain))
+
+
+class Keeps(nn.Module):
+    """Called by keywords; what it has computed, and a weight, stay in attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = LayerChoice([nn.Linear(4, 4), Zero(), nn.utils.weight_norm(nn.Linear(4, 4))])
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, *, x, shift):
+        self.seen = {"features": [x + self.layer(x)]}
+        return self.head(self.seen["features"][0]) + shift
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_frozen_model_that_keeps_what_it_computes_and_is_called_by_keywords() -> None:
+    model, example = Keeps(), {"x": torch.zeros(1, 4), "shift": torch.ones(1)}
+    model.requires_grad_(False)
+    searcher = Searcher(model, example, budget=dsonas.Budget(macs="70%"), steps=12)
+    for step in range(12):
+        loss_of(lambda x: model(x=x, shift=0), step).backward()
+        searcher.step()
+    result, x = searcher.finish(), torch.randn(3, 4)
+    expected = model.eval()(x=x, shift=1)
+    torch.testing.assert_close(result.model.eval()(x=x, shift=1), expected)
+    again = dsonas.apply_choices(Keeps(), dict(result.choices), example)
+    again.load_state_dict(result.model.state_dict())
+    torch.testing.assert_close(again.eval()(x=x, shift=1), expected)
 
 
 def test_a_module_compiled_inside_keeps_its_choices() -> None:

@@ -135,6 +135,25 @@ def test_names_may_be_what_modules_are_called_or_have_dots() -> None:
     assert final(images()).shape == images().shape
 
 
+NAMES = ["norm", "self", "class", "training", "code", "graph", "factors", "a b", "3", ""]
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("live", [NAMES, NAMES[:1], NAMES[1:2], NAMES[4:6]])
+def test_no_name_is_in_the_way_of_the_final_network(live: list[str], normalise: bool) -> None:
+    torch.manual_seed(0)
+    layers = {name: nn.Linear(4, 4) for name in NAMES}
+    layer = LayerChoice(layers, keep=None, normalise=normalise)
+    x = torch.randn(8, 4)
+    layer(x)
+    layer.drop([name for name in NAMES if name not in live])
+    expected, final = layer.eval()(x), finalise(copy.deepcopy(layer)).eval()
+    torch.testing.assert_close(final(x), expected)
+    again = pickle.loads(pickle.dumps(final))
+    assert list(again.state_dict()) == list(final.state_dict())
+    torch.testing.assert_close(again(x), expected)
+
+
 def test_depth_is_a_choice_with_identities() -> None:  # microsoft/nni#2337
     model = nn.Sequential(
         *(LayerChoice({"layer": conv(), "skip": nn.Identity()}) for _ in range(3))
@@ -167,6 +186,7 @@ def test_final_networks_are_pickled_and_scripted_as_usual(tmp_path: Path) -> Non
     final = finalise(model).eval()
     again = pickle.loads(pickle.dumps(final))
     torch.testing.assert_close(again(images()), final(images()))
+    assert list(again.state_dict()) == list(final.state_dict())
     program = torch.export.export(final, (images(),))
     torch.testing.assert_close(program.module()(images()), final(images()))
 
@@ -176,6 +196,8 @@ def test_final_networks_are_pickled_and_scripted_as_usual(tmp_path: Path) -> Non
     [
         (lambda: LayerChoice([]), "at least one candidate"),
         (lambda: LayerChoice([conv()], keep=0), "keep must be at least 1"),
+        (lambda: LayerChoice({"a": conv(), "a_norm": conv()}), "two give 'a_norm': rename one"),
+        (lambda: LayerChoice({"a.b": conv(), "_a_b": conv()}), "two give '_a_b': rename one"),
         (lambda: InputChoice(0), "at least one candidate"),
         (lambda: InputChoice(2)([images()]), "must get 2 features"),
         (lambda: apply_choices(Net(), {"what": ["x"]}), "'what'"),

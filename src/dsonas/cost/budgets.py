@@ -79,15 +79,23 @@ class _Bounds:
         Args:
             whole: the cost of the model at hand in a measure.
 
+        Raises:
+            ValueError: if that is 0 where a share is given.
+
         Example:
             >>> Budget(macs="50%", params=1000).of(lambda name: 3000.0).bounds
             {'macs': 1500.0, 'params': 1000.0}
         """
         values = {name: getattr(self, name) for name in self.given}
         shares = {name: value for name, value in values.items() if isinstance(value, str)}
-        return Budget(
-            **values | {name: whole(name) * float(text[:-1]) / 100 for name, text in shares.items()}
-        )
+        for name, text in shares.items():
+            values[name] = whole(name) * float(text[:-1]) / 100
+            if values[name] == 0:
+                raise ValueError(
+                    f"budget.{name} must not be a share of a model that costs 0, got {text}: give "
+                    "a number, or bound something else"
+                )
+        return Budget(**values)
 
     def use(self, cost: Mapping[str, float]) -> float:
         """Compute the largest share of a bound that a cost takes.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
-from dsonas.sparse import BATCH_NORM_RANKS, Choice, Features, LayerChoice, Zero, choices_of
+from dsonas.sparse import (
+    BATCH_NORM_RANKS,
+    Choice,
+    Features,
+    LayerChoice,
+    Zero,
+    arguments,
+    bad_example,
+    choices_of,
+    copied,
+)
 
 Candidate = tuple[str, str]
 """A label and the name of a candidate."""
@@ -66,7 +75,11 @@ def count_choices(model: nn.Module, example: Any) -> ChoiceCosts:
 
     Args:
         model: with ``LayerChoice`` or ``InputChoice``.
-        example: an input, or a tuple of inputs; costs are those of one call with it.
+        example: an input, a mapping of keyword arguments, or a tuple of inputs; costs are those of
+            one call with it.
+
+    Raises:
+        ValueError: if the model cannot run on the example.
 
     Example:
         >>> model = nn.Sequential(LayerChoice([nn.Linear(8, 8), nn.Identity()], label="x"))
@@ -74,11 +87,14 @@ def count_choices(model: nn.Module, example: Any) -> ChoiceCosts:
         >>> costs.cost({"x": ["0"]}), costs.cost({"x": ["1"]})
         (64.0, 0.0)
     """
-    inputs = example if isinstance(example, tuple) else (example,)
+    given = arguments(model, example)
     try:
-        found = _run(copy.deepcopy(model).to("meta"), tree_map(_to_meta, inputs))
-    except (RuntimeError, NotImplementedError):  # it reads values, or makes tensors on a device
-        found = _run(copy.deepcopy(model), inputs)
+        found = _run(copied(model).to("meta"), *tree_map(_to_meta, given))
+    except RuntimeError:  # it reads values, or makes tensors on a device
+        try:
+            found = _run(copied(model), *given)
+        except (RuntimeError, IndexError) as error:
+            raise bad_example(error) from error
     found.parts["params"] = list(_parameters(model, found.features))
     return found
 
@@ -87,12 +103,12 @@ def _to_meta(value: Any) -> Any:
     return value.to("meta") if isinstance(value, Tensor) else value
 
 
-def _run(replica: nn.Module, inputs: tuple[Any, ...]) -> ChoiceCosts:
+def _run(replica: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChoiceCosts:
     """Count the multiply-adds of one call of a model, which is thrown away afterwards."""
     counter, found = _Counter(), ChoiceCosts()
     _track(replica, counter, found.features)
     with torch.no_grad(), counter:
-        replica.eval()(*inputs)
+        replica.eval()(*args, **kwargs)
     found.parts["macs"] = [Item(n // 2, (context,)) for context, n in counter.flops.items()]
     return found
 

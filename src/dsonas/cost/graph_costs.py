@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +19,7 @@ from dsonas.sparse import (
     ScaledSum,
     State,
     arguments,
+    copied,
     evaluating,
     joined,
     module_of,
@@ -186,7 +186,7 @@ class GraphCosts:
         return found
 
     def _narrowed(self, join: str) -> list[str]:
-        replica = deepcopy(self._model).eval()
+        replica = copied(self._model).eval()
         with torch.no_grad():
             replica.get_submodule(join).factors[0] = 0  # type: ignore[index]
         try:

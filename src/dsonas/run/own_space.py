@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from dsonas._utils import import_file, told_by
 from dsonas.cost import Budget
 from dsonas.run.network_files import RunError, Shape
 from dsonas.search import ChoiceSupernet, SearchConfig
-from dsonas.sparse import apply_choices, choices_of
+from dsonas.sparse import apply_choices, choices_of, copied
 
 SOURCE_FILE, CHOICES_FILE = "supernet.py", "choices.json"  # in a run folder
 
@@ -111,7 +110,7 @@ def check_output(model: nn.Module, shape: Shape, error: Callable[[str], RunError
     images = torch.zeros(2, shape.input_channels, shape.image_size, shape.image_size)
     wanted = (2, shape.num_classes)
     try:
-        outputs = model.eval()(images), copy.deepcopy(model).train()(images)
+        outputs = model.eval()(images), copied(model).train()(images)
     except Exception as fault:  # whatever the user's code raises
         reason = " ".join(str(fault).split())[:300]
         raise error(

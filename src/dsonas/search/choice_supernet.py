@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -26,6 +25,7 @@ from dsonas.sparse import (
     ProximalNAG,
     choices_of,
     chosen,
+    copied,
     finalise,
     normalise_factors,
 )
@@ -45,8 +45,9 @@ class ChoiceSupernet:
 
     Args:
         model: with ``LayerChoice`` or ``InputChoice``.
-        example: an input, or a tuple of inputs, by which costs are counted and the candidates'
-            normalisations made; None: these are made by the first batch.
+        example: an input, a mapping of keyword arguments, or a tuple of inputs, by which costs are
+            counted and the candidates' normalisations made; None: these are made by the first
+            batch.
         budget: upper bounds on the result.
         config: when the structure is held, and the penalty.
         cost: the user's function of a structure, in the measure that the budget bounds first.
@@ -84,10 +85,13 @@ class ChoiceSupernet:
         self._solved: tuple[object, Structure | None] = (None, None)
         self._bounds = self._make_bounds(budget)
         self._check_reachable()
+        if example is not None:  # it fails now if it ever will: costs are counted without numbers
+            find_dead_end(model, self.live, example)
 
     def _tie(self) -> None:
-        """Give all places with one label the same factors."""
+        """Give all places with one label the same factors, which learn in a frozen model too."""
         for places in self.places.values():
+            places[0][1].factors.requires_grad_()
             for _, choice in places[1:]:
                 choice.factors = places[0][1].factors
         self._vectors = [places[0][1].factors for places in self.places.values()]
@@ -318,7 +322,7 @@ class ChoiceSupernet:
 
     def final(self) -> nn.Module:
         """Make an ordinary module of a copy of the model."""
-        return finalise(copy.deepcopy(self.model))
+        return finalise(copied(self.model))
 
     def choices(self) -> Choices:
         """Name what is left, by label; candidates of candidates that went are not listed."""

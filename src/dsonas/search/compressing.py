@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ from dsonas.cost import Budget
 from dsonas.search.scaled_supernet import ScaledSupernet, Structure
 from dsonas.search.search_config import MOMENTUM, SearchConfig
 from dsonas.search.searcher import Searcher, SearchResult
-from dsonas.sparse import find_channels, find_joins, is_unfelt, scale_joins, trace
+from dsonas.sparse import copied, find_channels, find_joins, is_unfelt, scale_joins, trace
 
 COUNTING = 10**9  # announced steps of the first epoch, in which they are counted
 EPOCHS = 2  # of a search: further epochs are worth more after the cut
@@ -135,7 +134,7 @@ def scale_model(
     A concatenation that only batch normalisation reads has none on its inputs: they would get no
     gradient. Their channels have.
     """
-    traced = copy.deepcopy(trace(model, example, leaves))
+    traced = copied(trace(model, example, leaves))
     found = find_channels(traced, example) if channels else None
     joins = find_joins(traced, example) if branches else []
     joins = [join for join in joins if not is_unfelt(traced, join[0])]

@@ -1,18 +1,24 @@
-"""Combinations of choices in which something computes for nobody."""
+"""Combinations of choices in which something computes for nobody, or nothing for anybody."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from dsonas._utils import mask_like
 from dsonas.cost import Candidate
-from dsonas.sparse import LayerChoice, Zero, choices_of
+from dsonas.sparse import (
+    LayerChoice,
+    Zero,
+    arguments,
+    bad_example,
+    choices_of,
+    copied,
+    leaves_of,
+)
 
 
 def find_dead_end(
@@ -21,16 +27,21 @@ def find_dead_end(
     """Find a candidate that nothing reaches or nothing reads, because of ``Zero`` around it.
 
     A copy of the model, without biases and what normalisations have seen, gets the example: then
-    exactly the factors of such candidates have no gradient. No random state changes.
+    exactly the factors of such candidates have no gradient, and where nothing comes through at all
+    the outputs are 0. No random state changes.
 
     Args:
         model: with ``LayerChoice``.
         structure: the names that stay, by label; the model has them.
-        example: an input, or a tuple of inputs; real numbers that are all 0 become random.
+        example: an input, a mapping of keyword arguments, or a tuple of inputs; real numbers that
+            are all 0 become random.
 
     Returns:
-        That candidate and all that are ``Zero``, by label and name; None: there is none, or it
-        cannot be told, for no factor of the whole model is felt either.
+        That candidate, if there is one, and all that are ``Zero``, by label and name; None: there
+        is no dead end, or it cannot be told, for no factor of the whole model is felt either.
+
+    Raises:
+        ValueError: if the model cannot run on the example.
 
     Example:
         >>> names = lambda: {"fc": nn.Linear(2, 2), "none": Zero()}
@@ -39,37 +50,37 @@ def find_dead_end(
         [('a', 'fc'), ('b', 'none')]
         >>> find_dead_end(model, {"a": ["fc"], "b": ["fc"]}, torch.zeros(4, 2))
     """
-    layers = {
-        label: places[0][1]
-        for label, places in choices_of(model).items()
-        if isinstance(places[0][1], LayerChoice)
-    }
+    layers = _layers(model)
     kept = [(label, name) for label in layers for name in structure[label]]
     zeros = {(label, name) for label, name in kept if isinstance(layers[label][name], Zero)}
     if not zeros:
         return None
-    felt = _felt(copy.deepcopy(model), structure, example)
-    dead = [key for key in kept if key not in felt and key not in zeros]
-    whole = {label: layer.live for label, layer in layers.items()}
-    if not dead or not (felt or _felt(copy.deepcopy(model), whole, example)):
+    felt, speaks = _run(model, structure, example)
+    dead = [key for key, is_felt in felt.items() if not is_felt and key not in zeros]
+    if speaks and not dead:
         return None
-    return frozenset({dead[0], *zeros})
+    whole = {label: layer.live for label, layer in layers.items()}
+    if not any(felt.values()) and not any(_run(model, whole, example)[0].values()):
+        return None
+    return frozenset({*dead[:1], *(zeros & felt.keys())})
 
 
-def _felt(model: nn.Module, structure: Mapping[str, Sequence[str]], example: Any) -> set[Candidate]:
-    """The candidates whose factors the outputs depend on; the model is used up."""
-    model.eval().requires_grad_(False)
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if name.rpartition(".")[2] in ("bias", "running_mean"):
-            value.zero_()
-        elif name.endswith("running_var"):
-            value.fill_(1)
-    factors = {label: places[0][1] for label, places in choices_of(model).items()}
-    for label, choice in factors.items():
-        flags = [name in structure.get(label, choice.live) for name in choice.names]
-        choice.factors.copy_(mask_like(flags, choice.factors))
-        choice.factors.requires_grad_()
-    device = next(iter(factors.values())).factors.device
+def _layers(model: nn.Module) -> dict[str, LayerChoice]:
+    """The choices among layers, by label."""
+    choices = {label: places[0][1] for label, places in choices_of(model).items()}
+    return {label: found for label, found in choices.items() if isinstance(found, LayerChoice)}
+
+
+def _run(
+    model: nn.Module, structure: Mapping[str, Sequence[str]], example: Any
+) -> tuple[dict[Candidate, bool], bool]:
+    """For the candidates that stay whether outputs depend on their factors; whether any is not 0.
+
+    What stays in a candidate that goes is not among them.
+    """
+    model = _unbiased(model, structure)
+    layers = _layers(model)
+    device = next(iter(layers.values())).factors.device
     generator = torch.Generator().manual_seed(0)
 
     def fill(x: Any) -> Any:
@@ -77,14 +88,43 @@ def _felt(model: nn.Module, structure: Mapping[str, Sequence[str]], example: Any
             return torch.randn(x.shape, generator=generator).to(device, x.dtype)
         return x.to(device) if isinstance(x, Tensor) else x
 
-    with torch.enable_grad():
-        outputs = model(*tree_map(fill, example if isinstance(example, tuple) else (example,)))
-        real = [y for y in tree_leaves(outputs) if isinstance(y, Tensor) and y.is_floating_point()]
-        sum(y.sin().sum() for y in real).backward()  # pyright: ignore[reportAttributeAccessIssue]
-    return {
-        (label, name)
-        for label, choice in factors.items()
-        if choice.factors.grad is not None
-        for name, gradient in zip(choice.names, choice.factors.grad.tolist(), strict=True)
-        if gradient != 0
+    # recurrent layers of cuDNN have no way back in evaluation
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        args, kwargs = tree_map(fill, arguments(model, example))
+        try:
+            given = model(*args, **kwargs)
+        except (RuntimeError, IndexError) as error:
+            raise bad_example(error) from error
+        outputs = [y for y in leaves_of(given) if isinstance(y, Tensor)]
+        torch.autograd.backward(
+            [y.sin().sum() for y in outputs if y.is_floating_point() and y.requires_grad]
+        )
+    felt = {
+        (label, name): gradient != 0
+        for label, layer in layers.items()
+        for name, gradient in zip(layer.names, _gradients(layer), strict=True)
+        if name in layer.live
     }
+    return felt, any(bool(y.any()) for y in outputs)
+
+
+def _gradients(layer: LayerChoice) -> list[float]:
+    found = layer.factors.grad
+    return [0.0] * len(layer.names) if found is None else found.tolist()
+
+
+def _unbiased(model: nn.Module, structure: Mapping[str, Sequence[str]]) -> nn.Module:
+    """A copy of a model with what stays alone, without biases and what normalisations have seen."""
+    model = copied(model).eval().requires_grad_(False)
+    for label, places in choices_of(model).items():
+        for _, choice in places:
+            if isinstance(choice, LayerChoice):
+                choice.drop([name for name in choice.names if name not in structure[label]])
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if name.rpartition(".")[2] in ("bias", "running_mean"):
+            value.zero_()
+        elif name.endswith("running_var"):
+            value.fill_(1)
+    for layer in _layers(model).values():
+        layer.factors.fill_(1).requires_grad_()
+    return model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -19,6 +18,7 @@ from dsonas.sparse import (
     Choices,
     ProximalNAG,
     channel_magnitudes,
+    copied,
     fold_factors,
     list_connections,
     normalise_factors,
@@ -417,7 +417,7 @@ class ScaledSupernet:
 
     def final(self) -> nn.Module:
         """Make the final network: channels are cut, then connections."""
-        result = copy.deepcopy(self._traced)
+        result = copied(self._traced)
         if self.channels.sizes:
             unscale_channels(result, self.channels)
             remove_channels(result, self.channels, self.live[self._count :])

@@ -202,9 +202,9 @@ class Searcher(Generic[S]):
 
     Args:
         model: a supernet, see ``supernet_of``.
-        example: an input, or a tuple of inputs, by which costs are counted; our own ``Network``
-            needs none. A model with choices needs one if its ``state_dict`` is to be loaded, for
-            the normalisations of its candidates are made by it.
+        example: an input, a mapping of keyword arguments, or a tuple of inputs, by which costs are
+            counted; our own ``Network`` needs none. A model with choices needs one if its
+            ``state_dict`` is to be loaded, for the normalisations of its candidates are made by it.
         budget: upper bounds on the result; shares are of the supernet. None for our own
             ``Network``, which meets one by its width: ``fit_width``.
         steps: how often ``step`` will be called, >= 1.

@@ -44,6 +44,7 @@ from .model_pruning import (
 from .observing import (
     State as State,
     joined as joined,
+    leaves_of as leaves_of,
     module_of as module_of,
     observe as observe,
     placed as placed,
@@ -54,6 +55,8 @@ from .proximal import (
 )
 from .recording import (
     arguments as arguments,
+    bad_example as bad_example,
+    copied as copied,
     evaluating as evaluating,
     unwrap as unwrap,
 )

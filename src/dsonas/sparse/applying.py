@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from dsonas._utils import write_atomically
 from dsonas.sparse.choices import Choice, Features, LayerChoice
+from dsonas.sparse.recording import arguments, copied, evaluating, unwrap
 
 
 def choices_of(model: nn.Module) -> dict[str, list[tuple[str, Choice]]]:
@@ -105,9 +105,9 @@ def apply_choices(
         model: the user's class, with ``LayerChoice`` and ``InputChoice``; it is left as it is.
         choices: the names that are left by label, as ``SearchResult.choices`` has them; or the
             file that ``SearchResult.save`` wrote, whose weights are loaded then.
-        example: an input, or a tuple of inputs, of the model: by it the normalisations are made.
-            Only plain names, such as from JSON, may need it, where candidates end with features
-            other than images or rows; ``SearchResult`` knows them.
+        example: an input, a mapping of keyword arguments, or a tuple of inputs: by it the
+            normalisations are made. Only plain names, such as from JSON, may need it, where
+            candidates end with features other than images or rows; ``SearchResult`` knows them.
 
     Returns:
         An ordinary module without anything of dsonas.
@@ -124,7 +124,7 @@ def apply_choices(
     weights = None
     if isinstance(choices, str | Path):
         choices, weights = load_choices(choices)
-    model = copy.deepcopy(model)
+    model = copied(unwrap(model))
     if example is not None:
         _run_once(model, example)
     places = choices_of(model)
@@ -161,9 +161,9 @@ def _keep(module: Choice, label: str, names: Sequence[str]) -> None:
 @torch.no_grad()
 def _run_once(model: nn.Module, example: Any) -> None:
     """Let a model make what it makes by its first input; its statistics stay as they are."""
-    training = model.training
-    model.eval()(*(example if isinstance(example, tuple) else (example,)))
-    model.train(training)
+    args, kwargs = arguments(model, example)
+    with evaluating(model):
+        model(*args, **kwargs)
 
 
 def _reached(model: nn.Module, module: nn.Module) -> bool:

@@ -12,7 +12,6 @@ import operator
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -26,7 +25,7 @@ from torch.utils._pytree import tree_map
 
 from dsonas.sparse.absorbing import own_tensors, replace_tensor
 from dsonas.sparse.observing import module_of, require_equal
-from dsonas.sparse.recording import arguments, has_effect
+from dsonas.sparse.recording import arguments, copied, has_effect
 
 FIXED = -1  # a channel without a factor
 MOST_INDICES = 2_000_000  # that torch-pruning may map in one graph: see _Counted
@@ -294,7 +293,7 @@ def _exact(model: fx.GraphModule, example: Any, found: ChannelMap, names: list[s
     cut = [[1.0 * flag for flag in group] for group in flags]
     try:
         fold_factors(replica, part, [torch.tensor(group) for group in cut])
-        narrowed = deepcopy(replica)
+        narrowed = copied(replica)
         remove_channels(narrowed, part, flags)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -311,7 +310,7 @@ def _exact(model: fx.GraphModule, example: Any, found: ChannelMap, names: list[s
 
 def _fresh(model: fx.GraphModule) -> fx.GraphModule:
     """A copy of a model with other weights, none 0, all of which take gradients."""
-    replica = deepcopy(model).eval()
+    replica = copied(model).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in replica.parameters():

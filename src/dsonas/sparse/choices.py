@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from keyword import iskeyword
 from typing import Any, NamedTuple
 
 import torch
@@ -119,7 +120,8 @@ class LayerChoice(Choice):
             searches collapse to pools and identities.
 
     Raises:
-        ValueError: if there are no candidates, or ``keep`` is out of range.
+        ValueError: if there are no candidates, two have names that the final network could not
+            tell apart, or ``keep`` is out of range.
         TypeError: if a candidate is no module.
 
     Example:
@@ -148,6 +150,7 @@ class LayerChoice(Choice):
                     f"candidates must be modules, got {type(module).__name__} for {name!r}"
                 )
         super().__init__([name for name, _ in pairs], label, keep)
+        _require_apart(self.names)
         self.normalise = normalise
         self.candidates = nn.ModuleDict({_key(name): module for name, module in pairs})
         self.norms = nn.ModuleDict()
@@ -177,7 +180,9 @@ class LayerChoice(Choice):
             if not is_zero:
                 y = self._normalised(name, features, y) * factor
                 total = y if total is None else total + y
-        return torch.zeros_like(x) if total is None else total
+        if total is None:  # the factors have a gradient, 0, also where nothing but Zero is left
+            total = torch.zeros_like(x) + 0 * self.factors.sum()
+        return total
 
     def _normalised(self, name: str, features: Features, y: Tensor) -> Tensor:
         if not self.normalise:
@@ -293,12 +298,11 @@ class InputChoice(Choice):
         """Build an ordinary module that adds up what is left of a list of features."""
         graph, root = fx.Graph(), nn.Module()
         inputs = graph.placeholder("inputs")
-        factors = [self.factors.detach()[int(name)] for name in self.live]
-        root.register_buffer("factors", torch.stack(factors))
         total = None
-        for i, name in enumerate(self.live):
+        for name in self.live:
             y = graph.call_function(operator.getitem, (inputs, int(name)))
-            total = _added(graph, total, _scaled(graph, y, i))
+            factor = self.factors.detach()[int(name)]
+            total = _added(graph, total, _scaled(graph, root, y, f"factor_{name}", factor))
         graph.output(total)
         return fx.GraphModule(root, graph, "InputSum")
 
@@ -314,10 +318,7 @@ def _sum_module(terms: Sequence[_Term]) -> nn.Module:
     """An ordinary module that adds up terms; zeros without any."""
     graph, root = fx.Graph(), nn.Module()
     x = graph.placeholder("x")
-    scales = [term.scale for term in terms if term.scale is not None]
-    if scales:  # a buffer, so that state_dict has them
-        root.register_buffer("factors", torch.stack(scales))
-    total, used = None, 0
+    total = None
     for name, module, norm, scale in terms:
         root.add_module(_key(name), module)
         y = graph.call_module(_key(name), (x,))
@@ -325,24 +326,43 @@ def _sum_module(terms: Sequence[_Term]) -> nn.Module:
             root.add_module(f"{_key(name)}_norm", norm)
             y = graph.call_module(f"{_key(name)}_norm", (y,))
         if scale is not None:
-            y, used = _scaled(graph, y, used), used + 1
+            y = _scaled(graph, root, y, f"{_key(name)}_factor", scale)
         total = _added(graph, total, y)
     graph.output(graph.call_function(torch.zeros_like, (x,)) if total is None else total)
     return fx.GraphModule(root, graph, "LayerSum")
 
 
-def _scaled(graph: fx.Graph, y: fx.Node, index: int) -> fx.Node:
-    factor = graph.call_function(operator.getitem, (graph.get_attr("factors"), index))
-    return graph.call_function(operator.mul, (y, factor))
+def _scaled(graph: fx.Graph, root: nn.Module, y: fx.Node, name: str, scale: Tensor) -> fx.Node:
+    """Multiply by a buffer, which ``state_dict`` and, being multiplied as it is, a pickle keep."""
+    root.register_buffer(name, scale.clone())
+    return graph.call_function(operator.mul, (y, graph.get_attr(name)))
 
 
 def _added(graph: fx.Graph, total: fx.Node | None, y: fx.Node) -> fx.Node:
     return y if total is None else graph.call_function(operator.add, (total, y))
 
 
+_TAKEN = {"", "norm", "self", *dir(nn.ModuleDict()), *dir(fx.GraphModule({}, fx.Graph()))}
+
+
 def _key(name: str) -> str:
-    """A name as that of a submodule, which must have no dot and be no attribute's name."""
-    return "_" + name.replace(".", "_") if "." in name or hasattr(nn.ModuleDict, name) else name
+    """A name as that of a submodule, in code too: without a dot, no attribute, no keyword."""
+    key = "_" + name.replace(".", "_") if "." in name else name
+    while key in _TAKEN or iskeyword(key):
+        key = "_" + key
+    return key
+
+
+def _require_apart(names: Sequence[str]) -> None:
+    """Refuse names that would be one in the final network, beside what stands there for each."""
+    endings = ("", "_norm", "_factor")
+    found = Counter(_key(name) + ending for name in names for ending in endings)
+    twice = [key for key, count in found.items() if count > 1]
+    if twice:
+        raise ValueError(
+            "candidates must have names that stay apart in the final network, got "
+            f"{', '.join(map(repr, names))}, of which two give {twice[0]!r}: rename one"
+        )
 
 
 def _same_shape(shape: torch.Size | None, y: Tensor, name: str) -> torch.Size:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import warnings
 from contextlib import suppress
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -26,7 +25,7 @@ from dsonas.sparse.observing import (
     placed,
     require_equal,
 )
-from dsonas.sparse.recording import Leaves, has_effect, unwrap
+from dsonas.sparse.recording import Leaves, copied, has_effect, unwrap
 from dsonas.sparse.tracing import rebuild, take_attributes, tensor_names, trace
 
 
@@ -67,8 +66,8 @@ def prune_model(model: nn.Module, example: Any, leaves: Leaves = ()) -> fx.Graph
         >>> pruned(torch.tensor([[1.0, 2.0]])), list(pruned.parameters())
         (tensor([[3., 6.]]), [])
     """
-    copy = deepcopy(unwrap(model))
-    traced = copy if isinstance(copy, fx.GraphModule) else trace(copy, example, leaves)
+    same = copied(unwrap(model))
+    traced = same if isinstance(same, fx.GraphModule) else trace(same, example, leaves)
     if not _scaled_nodes(traced):
         raise ValueError(
             "model must have scaling factors, but has none: prune what "

@@ -11,9 +11,10 @@ import builtins
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from functools import wraps
 from inspect import Parameter, signature
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from unittest.mock import patch
 
 import torch
@@ -23,10 +24,11 @@ from torch.fx import _symbolic_trace, proxy as proxies
 from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._pytree import tree_any, tree_map
+from torch.utils._pytree import tree_any, tree_leaves, tree_map
 
 from dsonas.sparse.connections import ScaledSum
 
+M = TypeVar("M", bound=nn.Module)
 Leaves = tuple[type[nn.Module], ...]
 LAYERS = (nn.Linear, _ConvNd, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
 PLAIN = (type(None), bool, int, float, str)
@@ -57,6 +59,17 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = cast(nn.Module, model._modules["_orig_mod"])
         else:
             return model
+
+
+def copied(model: M) -> M:
+    """Copy a model deeply, with what its last forward pass may have left in its attributes.
+
+    Of such tensors, kept features or a normalised weight, torch refuses the copy: those of the copy
+    have no history.
+    """
+    leaves = [leaf for module in model.modules() for leaf in tree_leaves(vars(module))]
+    kept = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_leaf]
+    return deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept})
 
 
 def arguments(model: nn.Module, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -13,7 +13,6 @@ import operator
 import re
 import sys
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from dsonas._utils import write_atomically
-from dsonas.sparse.recording import MAKERS, PLAIN, attribute, unwrap
+from dsonas.sparse.recording import MAKERS, PLAIN, attribute, copied, unwrap
 from dsonas.sparse.tracing import DROPOUTS, rebuild, take_attributes, tensor_names
 
 STRUCTURE, WEIGHTS = "structure.json", "weights.safetensors"
@@ -121,7 +120,7 @@ def load_model(folder: str | Path, model: nn.Module) -> fx.GraphModule:
     folder = Path(folder)
     if not (folder / STRUCTURE).is_file():
         raise ValueError(f"folder must hold {STRUCTURE} of save_model, but {folder} does not")
-    root = deepcopy(unwrap(model)).cpu()
+    root = copied(unwrap(model)).cpu()
     try:
         structure = json.loads((folder / STRUCTURE).read_bytes())
         weights = from_safetensors((folder / WEIGHTS).read_bytes())
