@@ -270,13 +270,6 @@ class TestWhatIsRefused:
         with pytest.raises(ValueError, match=r"torch-pruning can follow.*channels=False"):
             dsonas.compress(model, x, budget="50%")
 
-    def test_a_model_that_torch_pruning_walks_through_for_ever(self, monkeypatch) -> None:
-        monkeypatch.setattr(channels, "MOST_INDICES", 20_000)  # soon
-        blocks = {"block": swin.SwinTransformerBlockV2, "downsample_layer": swin.PatchMergingV2}
-        model = swin.SwinTransformer([2, 2], 8, [1, 1], [2, 2], [4, 4], num_classes=3, **blocks)
-        with pytest.raises(ValueError, match=r"without an end.*channels=False"):
-            dsonas.compress(model, torch.randn(1, 3, 16, 16), budget="50%")
-
     def test_a_model_without_anything_to_remove(self) -> None:
         with pytest.raises(ValueError, match="must have something to remove"):
             dsonas.compress(nn.Linear(2, 2), torch.zeros(1, 2), budget="50%")
@@ -285,9 +278,76 @@ class TestWhatIsRefused:
         with pytest.raises(ValueError, match=r"must call searcher\.step\(\)"):
             dsonas.compress(Wide(), data(0)[0][:1], budget="50%", fit=lambda *_: None)
 
+    @pytest.mark.parametrize("steps", [0, -1])
+    def test_steps_that_mean_nothing(self, steps: int) -> None:
+        with pytest.raises(ValueError, match=f"steps must be at least 1, got {steps}"):
+            dsonas.compress(Wide(), data(0)[0][:1], budget="50%", fit=fit, steps=steps)
+
     def test_one_epoch_of_unknown_steps(self) -> None:
         with pytest.raises(ValueError, match="steps must be given"):
             dsonas.compress(Wide(), data(0)[0][:1], budget="50%", fit=fit, epochs=1)
+
+
+def test_a_fit_that_steps_less_often_than_its_first_epoch_is_told() -> None:
+    sizes = iter((32, 64))
+    with pytest.warns(UserWarning, match=r"searcher\.step\(\) 4 times, not 8 as its first epoch"):
+        dsonas.compress(
+            trained(), data(0)[0][:1], budget="25%", fit=lambda *both: fit(*both, next(sizes))
+        )
+
+
+def tiny_swin(**blocks) -> nn.Module:
+    return swin.SwinTransformer([2, 2], 8, [1, 1], [2, 2], [4, 4], num_classes=3, **blocks)
+
+
+def tiny_swin_v2() -> nn.Module:
+    return tiny_swin(block=swin.SwinTransformerBlockV2, downsample_layer=swin.PatchMergingV2)
+
+
+@pytest.mark.parametrize("make_swin", [tiny_swin, tiny_swin_v2])
+def test_what_torch_pruning_cannot_follow_stays(make_swin, monkeypatch) -> None:
+    monkeypatch.setattr(channels, "MOST_INDICES", 20_000)  # that of Swin V2 would have no end
+    torch.manual_seed(0)
+    model, x = make_swin().eval(), torch.randn(2, 3, 16, 16)
+    supernet = scale_model(model, x, Budget(macs="60%"), SearchConfig())
+    assert list(supernet.channels.sizes) == ["features.3.0.mlp.0", "features.1.0.mlp.0"]
+    result = Searcher(supernet, budget=Budget(macs="60%"), steps=1).finish()
+    masked = supernet.model.eval()(x).detach()
+    assert (masked - result.model.eval()(x)).abs().max() <= TOLERANCE * masked.abs().max()
+
+
+class Attention(nn.Module):
+    """Heads written by hand, and an MLP: two branches of about the same cost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.up, self.down = nn.Linear(16, 40), nn.Linear(40, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.out(y)
+        return self.head((x + self.down(F.gelu(self.up(x)))).mean(1))
+
+
+@pytest.mark.parametrize("share", [0.75, 0.4, 0.3])
+def test_few_branches_still_use_the_budget_up(share: float) -> None:
+    """One branch saves less than what is asked for, both save far more."""
+    torch.manual_seed(0)
+    model, x = Attention().eval(), torch.randn(2, 5, 16)
+    result = dsonas.compress(model, x, budget=f"{100 * share}%")
+    whole = count_model(model, x)["macs"]
+    assert 0.9 * share * whole < result.cost == count_model(result.model, x)["macs"]
+    assert result.cost <= share * whole
+
+
+def test_a_model_in_bfloat16() -> None:
+    model, x = make("written")
+    result = dsonas.compress(model.bfloat16(), x[:1].bfloat16(), budget="50%")
+    assert {tensor.dtype for tensor in result.model.parameters()} == {torch.bfloat16}
+    assert result.model.eval()(x.bfloat16()).isfinite().all()
 
 
 class Mixed(nn.Module):
@@ -320,7 +380,8 @@ def test_channels_that_cannot_go_exactly_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("budget", "message"),
     [(0.5, r'a share such as "50%", got 0\.5'),
-     (Budget(latency_ms=1), "bound macs or params"), ("half", "positive number")],
+     (Budget(latency_ms=1), "bound macs or params"), ("half", "positive number"),
+     (Budget(), "must bound macs or params"), (None, "must bound macs or params")],
 )  # fmt: skip
 def test_budgets_that_mean_nothing(budget, message: str) -> None:
     with pytest.raises(ValueError, match=message):

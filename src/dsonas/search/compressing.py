@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -66,6 +67,9 @@ def compress(
         ValueError: before any training if the model cannot be traced, has nothing to remove, or
             cannot be brought to the budget; if ``fit`` never calls ``searcher.step()``.
 
+    Warns:
+        UserWarning: if ``fit`` called it less often than was known, so that factors had to be cut.
+
     Example:
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
@@ -75,16 +79,7 @@ def compress(
 
     Source: arXiv 1811.01567, eq. 3-8; its penalty on what a structure costs, eq. 10.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}: how often fit is called")
-    if fit is not None and epochs == 1 and steps is None:
-        raise ValueError("steps must be given for a single epoch: the first one only counts them")
-    if isinstance(budget, int | float) and 0 < budget < 1:
-        raise ValueError(
-            f'budget must be a number of multiply-adds, or a share such as "{100 * budget:g}%", '
-            f"got {budget}"
-        )
-    given = budget if isinstance(budget, Budget) else Budget(macs=budget)
+    given = _checked(budget, epochs, steps, counts=fit is not None)
     config = config or SearchConfig(lr=FACTOR_LR)
     supernet = scale_model(
         model, example, given, config, channels=channels, branches=branches, leaves=leaves
@@ -109,7 +104,34 @@ def compress(
                 "fit must call searcher.step() after the backward pass of some batches, but never "
                 "did: see dsonas.Searcher"
             )
-    return searcher.finish()
+    result = searcher.finish()
+    if searcher.done < searcher.steps and result.removals.by_budget:
+        warnings.warn(
+            f"fit called searcher.step() {searcher.done} times, not {searcher.steps} as "
+            f"{'its first epoch' if steps is None else 'steps='} said: what was not yet 0, "
+            f"{result.removals.by_budget} factors, was cut off",
+            stacklevel=2,
+        )
+    return result
+
+
+def _checked(budget: Any, epochs: int, steps: int | None, *, counts: bool) -> Budget:
+    """The budget, of which a text or number bounds multiply-adds; refuses what means nothing."""
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}: how often fit is called")
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}: calls of searcher.step() in fit")
+    if counts and epochs == 1 and steps is None:
+        raise ValueError("steps must be given for a single epoch: the first one only counts them")
+    if isinstance(budget, int | float) and 0 < budget < 1:
+        raise ValueError(
+            f'budget must be a number of multiply-adds, or a share such as "{100 * budget:g}%", '
+            f"got {budget}"
+        )
+    found = budget if isinstance(budget, Budget) else Budget(macs=budget)
+    if not found.given:
+        raise ValueError('budget must bound macs or params, such as "50%", got no bound')
+    return found
 
 
 def gentle(config: SearchConfig, steps: int) -> SearchConfig:

@@ -208,7 +208,7 @@ class ScaledSupernet:
                 return None
             limits = {"macs": self.config.keep_cost * self._whole["macs"]}
         limits = {n: min(limit, self._whole[n]) for n, limit in limits.items()}
-        squares = [vector.detach().cpu().square().numpy() for vector in ranks]
+        squares = [vector.detach().cpu().float().square().numpy() for vector in ranks]
         live = self.live if progress < 1 else self._nonzero()
         part = min(1.0, progress / self.config.hold_from)
         least = (*live[: self._count], *self._floor[self._count :])
@@ -239,7 +239,7 @@ class ScaledSupernet:
         If of a sum, or of what a layer reads, a share r is left, that counts as 1 / r: the more has
         gone, the more the rest is worth. Costs are products of widths, so that with anything
         flatter, such as -log r, it would be best to make one width very small. Where a branch has
-        saved more than was needed, channels come back.
+        saved more than was needed, another one comes back, and channels do.
 
         Args:
             live: what there is.
@@ -252,7 +252,7 @@ class ScaledSupernet:
         least = self._split(stays)[1]
         groups = zip(live, squares, stays, strict=True)
         ranked = [_Ranked(*group) for group in list(groups)[self._count :]]
-        start, savings, age = counts.copy(), [], 0
+        start, savings, age, removed = counts.copy(), [], 0, []
         while over := self._over(links, counts, allowed):
             if age % RECOUNT == 0:
                 savings = self._link_savings(links, counts, stays)
@@ -262,14 +262,32 @@ class ScaledSupernet:
             if other < ratio:
                 counts[group] -= fewer
             elif unit:
-                for i, j in unit:
-                    links = _without(links, i, j)
-                age = 0
+                links, age = _without(links, unit), 0
+                removed.append(unit)
             else:
                 break
+        for unit in reversed(removed):
+            links, counts = self._brought_back(unit, links, counts, least, allowed)
         self._refill(links, counts, start, allowed, ranked)
         kept = [group.kept(int(n)) for group, n in zip(ranked, counts, strict=True)]
         return (*links, *kept)
+
+    def _brought_back(
+        self,
+        unit: Unit,
+        links: Links,
+        counts: np.ndarray,
+        least: np.ndarray,
+        allowed: dict[str, float],
+    ) -> tuple[Links, np.ndarray]:
+        """Give links back if that fits when the channels that they alone need are as few as can be.
+
+        ``_refill`` makes them more.
+        """
+        saved = self._costs.without_channels(links, counts, counts - least)
+        unread = np.all([saved[name] == 0 for name in allowed], 0)
+        more, fewer = _without(links, unit, gone=False), np.where(unread, least, counts)
+        return (links, counts) if self._over(more, fewer, allowed) else (more, fewer)
 
     def _over(
         self, links: Links, counts: np.ndarray, allowed: dict[str, float]
@@ -361,9 +379,7 @@ class ScaledSupernet:
             left = tuple((i, j) for i, j in unit if links[i][j])
             if not left or (len(unit) > 1 and len(left) < 2):
                 continue
-            fewer = links
-            for i, j in left:
-                fewer = _without(fewer, i, j)
+            fewer = _without(links, left)
             if any(stays[i][j] for i, j in left) or not self._costs.is_live(fewer):
                 continue
             then = self._totals(fewer, counts)
@@ -388,9 +404,7 @@ class ScaledSupernet:
             before = links
             savings = self._link_savings(links, counts, nothing)
             for unit, _ in sorted(savings, key=lambda found: -found[1][self.leading]):
-                fewer = links
-                for i, j in unit:
-                    fewer = _without(fewer, i, j)
+                fewer = _without(links, unit)
                 saves = (
                     self._totals(fewer, counts)[self.leading]
                     < self._totals(links, counts)[self.leading]
@@ -470,6 +484,9 @@ class _Ranked:
         return tuple(j in last for j in range(self.size))
 
 
-def _without(links: Links, i: int, j: int) -> Links:
-    flags = tuple(alive and k != j for k, alive in enumerate(links[i]))
-    return (*links[:i], flags, *links[i + 1 :])
+def _without(links: Links, unit: Unit, *, gone: bool = True) -> Links:
+    """Links without some; with ``gone=False`` with them."""
+    return tuple(
+        tuple(not gone if (i, j) in unit else alive for j, alive in enumerate(flags))
+        for i, flags in enumerate(links)
+    )

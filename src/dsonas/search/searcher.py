@@ -335,7 +335,10 @@ class Searcher(Generic[S]):
         """
         if self.finished or self.done >= self.steps:
             reason = "finish() was called" if self.finished else f"all {self.steps} steps are done"
-            raise ValueError(f"step() must come before the end of the search, but {reason}")
+            raise ValueError(
+                f"step() must come before the end of the search, but {reason}: say by steps= how "
+                "often it will be called"
+            )
         gradients = [v.grad for v in self.supernet.vectors() if v.grad is not None]
         if not gradients:
             raise ValueError(

@@ -166,8 +166,11 @@ def find_channels(model: fx.GraphModule, example: Any) -> ChannelMap:
                 replica, (), forward_fn=lambda m, _: m(*args, **kwargs), verbose=False
             )
             _count_indices(graph)
-            groups = list(graph.get_all_groups())
+            failed = _leave_out_failures(graph)
+            groups = [group for group in graph.get_all_groups() if group]
             found = _Collector(tp, graph, replica, groups).collect()
+            if not found.sizes and failed:
+                raise failed[0]
     except Exception as error:  # whatever it meets in a model that it does not know
         raise ValueError(
             f"channels=True needs a model that torch-pruning can follow, but it stops: {error!r}; "
@@ -207,6 +210,22 @@ def _count_indices(graph: Any) -> None:
     for node in graph.module2node.values():
         for dependency in node.dependencies:
             dependency.index_mapping = _Counted(dependency.index_mapping, seen)
+
+
+def _leave_out_failures(graph: Any) -> list[Exception]:
+    """Let the walks that fail give empty groups; what they failed with is listed as they do."""
+    failed: list[Exception] = []
+    walk = graph.get_pruning_group
+
+    def get_pruning_group(*args: Any) -> Any:
+        try:
+            return walk(*args)
+        except Exception as error:  # where it misreads a reshape, say
+            failed.append(error)
+            return []
+
+    graph.get_pruning_group = get_pruning_group
+    return failed
 
 
 class _Collector:
@@ -260,7 +279,9 @@ class _Collector:
                     and getattr(module, "groups", 1) == 1
                 )
             counts = Counter(item.root_idxs)
-            if not known or len(counts) != size or len(set(counts.values())) > 1:
+            whole = len(counts) == size and len(set(counts.values())) == 1
+            # a reshape that is misread gives numbers of channels that a layer has not
+            if not (known and whole and max(item.idxs) < self._place(module, reads)[1]):
                 return None
             read |= reads
             found.append((module, reads, list(item.idxs), list(item.root_idxs)))
