@@ -290,7 +290,7 @@ class _Collector:
         for channel in (0, size - 1):  # alone, it must take nothing along
             fn = self.graph.get_pruner_of_module(first).prune_out_channels
             alone = self.graph.get_pruning_group(first, fn, [channel])
-            if len(alone[0].idxs) != 1:
+            if not alone or len(alone[0].idxs) != 1:
                 return None
         return found
 
