@@ -74,6 +74,10 @@ ERRORS = {
         "        return (self.net(x), 0) if self.training else self.net(x)",
         "must give logits (2, 5)", "got tuple",
     ),
+    "frozen": (
+        "def make():\n    return net(3, 5).requires_grad_(False)",
+        "must have parameters to train, but requires_grad is True for none of them",
+    ),
     "labels": (
         "def make():\n    a = dsonas.LayerChoice([nn.Identity()], label='x')\n"
         "    return nn.Sequential(a, net(3, 5))",

@@ -17,7 +17,7 @@ from dsonas._utils import import_file, told_by
 from dsonas.cost import Budget
 from dsonas.run.network_files import RunError, Shape
 from dsonas.search import ChoiceSupernet, SearchConfig
-from dsonas.sparse import apply_choices, choices_of, copied
+from dsonas.sparse import Choice, apply_choices, choices_of, copied
 
 SOURCE_FILE, CHOICES_FILE = "supernet.py", "choices.json"  # in a run folder
 
@@ -123,6 +123,9 @@ def check_output(model: nn.Module, shape: Shape, error: Callable[[str], RunError
                 f"must give logits {wanted} for 2 images of {wanted[1]} classes, got {got}: its "
                 "last layer must have an output for each class of the data"
             )
+    factors = {id(module.factors) for module in model.modules() if isinstance(module, Choice)}
+    if not any(p.requires_grad and id(p) not in factors for p in model.parameters()):
+        raise error("must have parameters to train, but requires_grad is True for none of them")
     model.train()
 
 
