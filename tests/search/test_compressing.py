@@ -62,6 +62,24 @@ class DenseLayers(nn.Module):
         return self.head(F.relu(self.norms[3](torch.cat(features, 1))).mean((2, 3)))
 
 
+class Styled(nn.Module):
+    """What treats each channel by itself, and a pixel shuffle, which is misread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.slopes = nn.Conv2d(3, 32, 3, padding=1), nn.PReLU(32)
+        self.a, self.norm = nn.Conv2d(32, 32, 3, padding=1), nn.InstanceNorm2d(32, affine=True)
+        self.b, self.slope = nn.Conv2d(32, 32, 3, padding=1), nn.PReLU()
+        self.c = nn.Conv2d(32, 16, 3, stride=2, padding=1)
+        self.shuffle, self.d = nn.PixelShuffle(2), nn.Conv2d(4, 24, 3, padding=1)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x):
+        x = self.norm(self.a(self.slopes(self.stem(x)))).relu()
+        x = self.shuffle(self.c(self.slope(self.b(x))))
+        return self.head(self.d(x).relu().mean((2, 3)))
+
+
 def small_vit() -> nn.Module:
     return zoo.VisionTransformer(32, 8, 2, 4, 32, 256, num_classes=5)
 
@@ -69,6 +87,7 @@ def small_vit() -> nn.Module:
 MODELS = {
     "written": Written,
     "dense": DenseLayers,
+    "styled": Styled,
     "resnet18": lambda: zoo.resnet18(num_classes=5),
     "mobilenet_v2": lambda: zoo.mobilenet_v2(num_classes=5),
     "vgg11_bn": lambda: nn.Sequential(zoo.vgg11_bn().features, nn.Flatten(), nn.Linear(512, 5)),
@@ -117,7 +136,7 @@ def test_budgets_hold_and_the_result_is_the_masked_supernet(name: str) -> None:
         assert torch.equal(value, before[key])
 
 
-@pytest.mark.parametrize("name", ["written", "dense", "resnet18", "mobilenet_v2", "vit"])
+@pytest.mark.parametrize("name", ["written", "dense", "styled", "resnet18", "mobilenet_v2", "vit"])
 def test_the_result_trains_on_exports_and_loads(name: str, tmp_path) -> None:
     model, x = make(name)
     result = dsonas.compress(model, x[:1], budget="50%")

@@ -21,12 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_map
 
 from dsonas.sparse.absorbing import own_tensors, replace_tensor
 from dsonas.sparse.observing import module_of, require_equal
 from dsonas.sparse.recording import arguments, copied, has_effect
 
+_EACH = (_BatchNorm, _InstanceNorm, nn.PReLU)  # layers that treat each channel by itself
 FIXED = -1  # a channel without a factor
 MOST_INDICES = 2_000_000  # that torch-pruning may map in one graph: see _Counted
 
@@ -266,22 +268,17 @@ class _Collector:
                 if node.type in (kinds.OUTPUT, kinds.PARAMETER):
                     return None
                 continue
-            if module in self.tied:
-                return None
-            through = isinstance(module, _BatchNorm) or _is_depthwise(module)
-            reads = not through and self.graph.is_in_channel_pruning_fn(item.dep.handler)
-            if reads:
-                known = type(module) in _SCALED and getattr(module, "groups", 1) == 1
-            else:
-                known = through or (
-                    isinstance(module, nn.Linear | _ConvNd)
-                    and not getattr(module, "transposed", False)
-                    and getattr(module, "groups", 1) == 1
-                )
+            if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+                continue  # one slope for all channels
+            reads = not _passes(module) and self.graph.is_in_channel_pruning_fn(item.dep.handler)
             counts = Counter(item.root_idxs)
             whole = len(counts) == size and len(set(counts.values())) == 1
             # a reshape that is misread gives numbers of channels that a layer has not
-            if not (known and whole and max(item.idxs) < self._place(module, reads)[1]):
+            if not (
+                self._is_known(module, reads)
+                and whole
+                and max(item.idxs) < self._place(module, reads)[1]
+            ):
                 return None
             read |= reads
             found.append((module, reads, list(item.idxs), list(item.root_idxs)))
@@ -293,6 +290,23 @@ class _Collector:
             if not alone or len(alone[0].idxs) != 1:
                 return None
         return found
+
+    def _is_known(self, module: nn.Module, reads: bool) -> bool:
+        """Whether channels can be taken from a layer, of its inputs or of its outputs."""
+        if module in self.tied:
+            return False
+        if reads:
+            return type(module) in _SCALED and getattr(module, "groups", 1) == 1
+        return _passes(module) or (
+            isinstance(module, nn.Linear | _ConvNd)
+            and not getattr(module, "transposed", False)
+            and getattr(module, "groups", 1) == 1
+        )
+
+
+def _passes(layer: nn.Module) -> bool:
+    """Whether a layer gives for each channel what it reads of that one."""
+    return isinstance(layer, _EACH) or _is_depthwise(layer)
 
 
 def _is_depthwise(layer: nn.Module) -> bool:
@@ -443,12 +457,9 @@ def _narrow_outputs(layer: Any, keep: Tensor) -> None:
             replace_tensor(layer, name, value[keep.to(value.device)])
     if _is_depthwise(layer):
         layer.in_channels = layer.groups = count
-    if isinstance(layer, _BatchNorm):
-        layer.num_features = count
-    elif isinstance(layer, nn.Linear):
-        layer.out_features = count
-    else:
-        layer.out_channels = count
+    for name in ("num_features", "num_parameters", "out_features", "out_channels"):
+        if hasattr(layer, name):
+            setattr(layer, name, count)
 
 
 def _narrow_inputs(layer: Any, keep: Tensor) -> None:
@@ -470,9 +481,10 @@ def channel_magnitudes(model: nn.Module, channels: ChannelMap) -> Iterator[Tenso
     made, scaled, read = (torch.zeros(sum(channels.sizes.values()) + 1) for _ in range(3))
     for name, index in channels.outs.items():
         layer: Any = model.get_submodule(name)
-        if layer.weight is not None and not _is_depthwise(layer):
+        norm = isinstance(layer, _BatchNorm | _InstanceNorm)
+        if layer.weight is not None and (norm or not _passes(layer)):
             squares = layer.weight.float().cpu().square().reshape(len(index), -1).sum(1)
-            total = scaled if isinstance(layer, _BatchNorm) else made
+            total = scaled if norm else made
             total.index_add_(0, index % len(total), squares)
     for name, index in channels.ins.items():
         weight = cast(Tensor, model.get_submodule(name).weight).float().cpu()
