@@ -315,6 +315,15 @@ def test_a_fit_that_steps_less_often_than_its_first_epoch_is_told() -> None:
         )
 
 
+def test_a_fit_that_ends_the_search_is_refused() -> None:
+    def fit_and_finish(model, searcher) -> None:
+        fit(model, searcher)
+        searcher.finish()
+
+    with pytest.raises(ValueError, match="fit must leave the end of the search to compress"):
+        dsonas.compress(Wide(), data(0)[0][:1], budget="50%", fit=fit_and_finish)
+
+
 def tiny_swin(**blocks) -> nn.Module:
     return swin.SwinTransformer([2, 2], 8, [1, 1], [2, 2], [4, 4], num_classes=3, **blocks)
 

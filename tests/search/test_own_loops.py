@@ -98,6 +98,15 @@ class TestGradScaler:
         assert searcher.finish().cost <= 24
 
 
+@pytest.mark.parametrize(("done", "told"), [(0, True), (9, True), (20, False)])
+def test_a_search_that_ends_too_early_is_told(done: int, told: bool, caplog) -> None:
+    model = net()
+    searcher = Searcher(model, torch.zeros(1, 4), steps=20, budget=dsonas.Budget(macs=24))
+    loop(model, searcher, done)
+    assert searcher.finish().cost <= 24
+    assert (f"finish() came after {done} of 20 steps" in caplog.text) == told
+
+
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
 def test_wrapped_models_are_searched(wrap) -> None:
     plain, inner = net(), net()

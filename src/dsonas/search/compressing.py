@@ -65,7 +65,8 @@ def compress(
 
     Raises:
         ValueError: before any training if the model cannot be traced, has nothing to remove, or
-            cannot be brought to the budget; if ``fit`` never calls ``searcher.step()``.
+            cannot be brought to the budget; if ``fit`` never calls ``searcher.step()``, or calls
+            ``searcher.finish()``.
 
     Warns:
         UserWarning: if ``fit`` called it less often than was known, so that factors had to be cut.
@@ -99,6 +100,11 @@ def compress(
             searcher = begin(searcher.done * (epochs - 1))
         before = searcher.done
         fit(supernet.model.train(), searcher)
+        if searcher.finished:
+            raise ValueError(
+                "fit must leave the end of the search to compress, but called searcher.finish(): "
+                "take that line out; compress returns what was found"
+            )
         if searcher.done == before:
             raise ValueError(
                 "fit must call searcher.step() after the backward pass of some batches, but never "

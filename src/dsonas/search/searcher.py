@@ -7,6 +7,7 @@ prepared. Penalty, alternation, plan, removal and budget exist here once, for al
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from dsonas.search.showing import result_html
 from dsonas.search.supernets import supernet_of
 from dsonas.sparse import Choices, ProximalNAG, mask_factors, save_choices
 from dsonas.train import Processes, restore, running, set_lr
+
+logger = logging.getLogger(__name__)
 
 IDLE_DISTANCE = 3.0  # see SearchConfig.penalty
 FADE, FADE_STEP, FADE_MOST = 2.0, 1.5, 100.0  # see Searcher.penalty_scale
@@ -463,10 +466,20 @@ class Searcher(Generic[S]):
     def finish(self) -> SearchResult[S]:
         """End the search: cut what the budget does not allow, and make the final network.
 
+        Called before the structure is held, it cuts by what is known until then, and says so in the
+        log.
+
         Returns:
             What was found; the supernet stays as it is.
         """
         if not self.finished:
+            if self.done < self.config.hold_from * self.steps and self.steps > 1:
+                logger.warning(
+                    "finish() came after %d of %d steps, before the search had decided: what is "
+                    "left was cut, not found; call step() as often as steps= says",
+                    self.done,
+                    self.steps,
+                )
             self._ranking.settle(last=True)
             planned = self.supernet.planned(1.0, self._ranking.values)
             self._remove(self.supernet.alive() if planned is None else planned)
