@@ -167,6 +167,15 @@ def test_a_cost_of_the_users_own_is_kept(additive: bool) -> None:
         Searcher(small(), steps=30, budget=Budget(macs=0.5), cost=cost)
 
 
+@pytest.mark.parametrize("value", [None, math.nan, torch.ones(2), "dear"])
+def test_a_cost_that_is_no_number_is_refused(value: Any) -> None:
+    def cost(choices) -> Any:
+        return value if "2" in choices["0"] else 1.0
+
+    with pytest.raises(ValueError, match="cost must give a number for every structure, got"):
+        Searcher(small(), steps=30, budget=Budget(macs=6), cost=cost)
+
+
 def test_the_state_of_a_model_with_a_cost_of_its_own_can_be_loaded() -> None:
     own = {"steps": 30, "budget": Budget(macs=6), "cost": lambda choices: 3.0}
     models = [small(), small()]

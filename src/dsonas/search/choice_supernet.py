@@ -157,7 +157,7 @@ class ChoiceSupernet:
         """Compute what the final network of a structure costs."""
         measure = measure or self.leading
         if measure == self.leading and self._own_cost is not None:
-            return float(self._own_cost(structure))
+            return self._own_cost(structure)
         if self._counted is None or measure not in self._counted.parts:
             raise ValueError(f"{measure} is not counted for a model with choices: give cost=")
         return self._counted.cost(structure, measure)
@@ -411,18 +411,18 @@ def additive_items(
         The parts; None if the function is no such sum, which random combinations are tried for.
     """
     first = {label: names[:1] for label, names in options.items()}
-    base = float(cost(first))
+    base = cost(first)
     parts: list[tuple[float, str, str]] = []
     for label, names in options.items():
         for name in names[1:]:
             if keep[label] == 1:
-                amount = float(cost({**first, label: (name,)})) - base
+                amount = cost({**first, label: (name,)}) - base
             else:
-                amount = float(cost({**first, label: (names[0], name)})) - base
+                amount = cost({**first, label: (names[0], name)}) - base
             parts.append((amount, label, name))
         if keep[label] != 1 and len(names) > 1:
-            both = float(cost({**first, label: names[:2]}))
-            own = both - float(cost({**first, label: names[1:2]}))
+            both = cost({**first, label: names[:2]})
+            own = both - cost({**first, label: names[1:2]})
             parts.append((own, label, names[0]))
             base -= own
     items = [Item(base, (frozenset(),))]
@@ -464,4 +464,4 @@ def _price_all(
         [(label, some) for size in sizes[label] for some in combinations(options[label], size)]
         for label in options
     ]
-    return [(dict(some), float(cost(dict(some)))) for some in product(*sets)]
+    return [(dict(some), cost(dict(some))) for some in product(*sets)]

@@ -122,7 +122,7 @@ class ScaledSupernet:
         """Count links and channels in all measures."""
         found = self._costs.costs(links, counts)
         if self._own_cost is not None:
-            found[self.leading] = float(self._own_cost(links))
+            found[self.leading] = self._own_cost(links)
         elif self.leading not in found:
             raise ValueError(
                 f"budget.{self.leading} is not counted for a model: bound macs or params, or give "

@@ -227,7 +227,8 @@ class Searcher(Generic[S]):
         passed: the structures that the search has passed through, from the supernet on.
 
     Raises:
-        ValueError: if the model is no supernet, or the budget is below its cheapest structure.
+        ValueError: if the model is no supernet, the budget is below its cheapest structure, or
+            ``cost`` gives no number.
 
     Example:
         >>> from dsonas.sparse import LayerChoice

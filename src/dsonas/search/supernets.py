@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ def supernet_of(
     if not isinstance(model, nn.Module):
         return model
     model = unwrap(model)
+    cost = cost and _numbers(cost)
     if choices_of(model):
         return ChoiceSupernet(model, example, budget, config, cost, seed)
     if isinstance(model, Network):
@@ -47,3 +49,22 @@ def supernet_of(
         "model must have something to choose, but has neither LayerChoice nor InputChoice nor "
         "scaling factors: see dsonas.LayerChoice and dsonas.scale_connections"
     )
+
+
+def _numbers(cost: Callable[[Any], float]) -> Callable[[Any], float]:
+    """A user's cost function that refuses what is no number, rather than bound nothing by it."""
+
+    def number(structure: Any) -> float:
+        given = cost(structure)
+        try:
+            found = float(given)
+        except (TypeError, ValueError, RuntimeError):
+            found = math.nan
+        if math.isnan(found):
+            raise ValueError(
+                f"cost must give a number for every structure, got {given!r} for {structure}: "
+                "return one in all cases"
+            )
+        return found
+
+    return number
