@@ -111,7 +111,7 @@ class Fields(nn.Module):
 
 
 @pytest.mark.parametrize("share", ["100%", "1%"])
-def test_a_search_goes_on_where_nothing_comes_through(share: str) -> None:
+def test_a_search_goes_on_where_nothing_comes_through(share: str, caplog) -> None:
     """Every gradient says that none is best; a budget may leave nothing else."""
     torch.manual_seed(0)
     model, tokens = Fields(), torch.randint(10, (1, 5))
@@ -127,6 +127,45 @@ def test_a_search_goes_on_where_nothing_comes_through(share: str) -> None:
     left = {label: names[0] for label, names in searcher.finish().choices.items()}
     name = "fc" if share == "100%" else "none"
     assert left == {"first": name, "second": name}
+    told = "no better combination was found: first: none, second: none; raise the budget"
+    assert (told in caplog.text) == (name == "none")
+
+
+def whole_numbers(kind: str) -> tuple[nn.Module, Tensor]:
+    """What turns an example of integers that are all 0 into zeros alone."""
+    layers = [LayerChoice(candidates_of_vectors(), label=label) for label in "ab"]
+    if kind == "padding":
+        start = nn.Sequential(nn.Embedding(9, 4, padding_idx=0), nn.LayerNorm(4))
+        return nn.Sequential(start, *layers), torch.zeros(3, dtype=torch.long)
+    return nn.Sequential(Pixels(), *layers), torch.zeros(2, 4, dtype=torch.uint8)
+
+
+class Pixels(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 255
+
+
+@pytest.mark.parametrize("kind", ["padding", "pixels"])
+def test_integers_that_are_all_0_show_dead_ends(kind: str) -> None:
+    model, example = whole_numbers(kind)
+    found = find_dead_end(model, {"a": ["fc"], "b": ["none"]}, example)
+    assert found == {("a", "fc"), ("b", "none")}
+    assert find_dead_end(model, {"a": ["fc"], "b": ["fc"]}, example) is None
+
+
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = (LayerChoice(candidates_of_vectors()) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+def test_a_choice_that_is_never_run_is_told(caplog) -> None:
+    Searcher(Unused(), torch.zeros(1, 4), steps=4)
+    assert "choice 'unused' at 'unused' is not run on the example" in caplog.text
+    assert "'used'" not in caplog.text
 
 
 def test_an_example_that_fails_on_its_numbers_is_refused_at_once() -> None:

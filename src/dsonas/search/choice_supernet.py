@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -23,12 +24,15 @@ from dsonas.sparse import (
     Choices,
     LayerChoice,
     ProximalNAG,
+    Zero,
     choices_of,
     chosen,
     copied,
     finalise,
     normalise_factors,
 )
+
+logger = logging.getLogger(__name__)
 
 Structure = dict[str, tuple[str, ...]]
 """The names that are left, by label; treated as a value."""
@@ -82,6 +86,7 @@ class ChoiceSupernet:
         self._own_cost = cost
         self._table: list[tuple[Structure, float]] | None = None
         self._dead_ends: list[frozenset[Candidate]] = []
+        self._dead_end: frozenset[Candidate] | None = None  # in what is left
         self._solved: tuple[object, Structure | None] = (None, None)
         self._bounds = self._make_bounds(budget)
         self._check_reachable()
@@ -104,10 +109,19 @@ class ChoiceSupernet:
                 "one, or cost="
             )
         self._counted = count_choices(self.model, example)
-        for places in self.places.values():
+        for label, places in self.places.items():
             for place, choice in places:
                 if isinstance(choice, LayerChoice):
-                    choice.prepare(self._counted.features.get(place, {}))
+                    features = self._counted.features.get(place, {})
+                    choice.prepare(features)
+                    if not features and not all(isinstance(choice[n], Zero) for n in choice.live):
+                        logger.warning(
+                            "choice %r at %r is not run on the example, so it costs nothing, and "
+                            "what is never run is chosen by chance and ends with a normalisation "
+                            "that the first batch makes: call it in forward, or take it out",
+                            label,
+                            place,
+                        )
 
     def _make_bounds(self, budget: Budget | None) -> list[Bound]:
         """The bounds of a budget as sums of parts."""
@@ -265,13 +279,16 @@ class ChoiceSupernet:
         first = None
         for _ in range(TRIES):
             best = self._solve(scores, options, self._dead_ends)
-            first = first or best
-            if best is None or self._example is None:
+            if best is None:
                 break
-            dead_end = find_dead_end(self.model, best, self._example)
+            example = self._example
+            dead_end = None if example is None else find_dead_end(self.model, best, example)
             if dead_end is None:
+                self._dead_end = None
                 return best
             self._dead_ends.append(dead_end)
+            if first is None:
+                first, self._dead_end = best, dead_end
         return first or self._solve(scores, options, ())
 
     def _solve(
@@ -321,7 +338,16 @@ class ChoiceSupernet:
             vector.copy_(torch.where((vector * stays > 0).any(), vector, stays))
 
     def final(self) -> nn.Module:
-        """Make an ordinary module of a copy of the model."""
+        """Make an ordinary module of a copy of the model; a dead end in it is told.
+
+        There may be one where the budget leaves nothing else, or none of ``TRIES`` is without.
+        """
+        if self._dead_end:
+            logger.warning(
+                "what is left of the choices computes for nobody, or gives zeros, for no better "
+                "combination was found: %s; raise the budget, or offer Zero() in fewer places",
+                ", ".join(f"{label}: {name}" for label, name in sorted(self._dead_end)),
+            )
         return finalise(copied(self.model))
 
     def choices(self) -> Choices:

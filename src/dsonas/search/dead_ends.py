@@ -33,8 +33,8 @@ def find_dead_end(
     Args:
         model: with ``LayerChoice``.
         structure: the names that stay, by label; the model has them.
-        example: an input, a mapping of keyword arguments, or a tuple of inputs; real numbers that
-            are all 0 become random.
+        example: an input, a mapping of keyword arguments, or a tuple of inputs; real numbers and
+            pixels (uint8) that are all 0 become random, and so does what stands for padding.
 
     Returns:
         That candidate, if there is one, and all that are ``Zero``, by label and name; None: there
@@ -84,8 +84,11 @@ def _run(
     generator = torch.Generator().manual_seed(0)
 
     def fill(x: Any) -> Any:
-        if isinstance(x, Tensor) and x.is_floating_point() and not x.any():
-            return torch.randn(x.shape, generator=generator).to(device, x.dtype)
+        if isinstance(x, Tensor) and not x.any():
+            if x.is_floating_point():
+                return torch.randn(x.shape, generator=generator).to(device, x.dtype)
+            if x.dtype == torch.uint8:
+                return torch.randint(256, x.shape, generator=generator).to(device, x.dtype)
         return x.to(device) if isinstance(x, Tensor) else x
 
     # recurrent layers of cuDNN have no way back in evaluation
@@ -125,6 +128,11 @@ def _unbiased(model: nn.Module, structure: Mapping[str, Sequence[str]]) -> nn.Mo
             value.zero_()
         elif name.endswith("running_var"):
             value.fill_(1)
+    generator = torch.Generator().manual_seed(0)
+    for part in model.modules():
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            row = part.weight[part.padding_idx]
+            row.copy_(torch.randn(row.shape, generator=generator))
     for layer in _layers(model).values():
         layer.factors.fill_(1).requires_grad_()
     return model
