@@ -110,6 +110,27 @@ def test_torchvision_models(tmp_path, make):
     assert strides[0] == strides[1]
 
 
+class Spaces(nn.Module):
+    """Functions of torch that stand in modules of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.a(x) + self.b(x)
+        size = torch.linalg.vector_norm(y, dim=-1)
+        return torch.special.expit(y), torch.fft.irfft(torch.fft.rfft(y) * 2, n=4), size
+
+
+def test_functions_of_fft_linalg_and_special(tmp_path):
+    x = torch.randn(3, 4)
+    pruned = dsonas.prune_model(dsonas.scale_connections(Spaces(), x), x)
+    dsonas.save_model(pruned, tmp_path)
+    again = dsonas.load_model(tmp_path, Spaces())
+    assert all(torch.equal(*both) for both in zip(again(x), pruned(x), strict=True))
+
+
 def test_what_does_not_fit_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"got Linear: save the state_dict\(\)"):
         dsonas.save_model(nn.Linear(1, 1), tmp_path)

@@ -236,8 +236,9 @@ def _function(function: Any) -> str:
     """The name of a function that a file may call."""
     name = getattr(function, "__name__", "")
     for space, home in _SPACES.items():
-        if getattr(home, name, None) is function and _is_allowed(space, name):
-            return f"{space}.{name}"
+        key = name.removeprefix(f"{space}_")  # torch.fft.rfft calls itself fft_rfft
+        if getattr(home, key, None) is function and _is_allowed(space, key):
+            return f"{space}.{key}"
     if _is_output(function):
         return f"class {function.__module__}.{function.__qualname__}"
     raise ValueError(
