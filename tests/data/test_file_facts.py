@@ -106,7 +106,7 @@ def test_after_an_interrupt_what_was_read_is_kept(files):
     assert told(files)[1] == [files[3]]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', '{"a": []}', "7"])
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "[]", '{"a": 1}', '{"a": []}', "7"])
 def test_a_damaged_file_is_as_none(files, tmp_path, content):
     first, _ = told(files)
     (kept,) = (tmp_path / "cache").iterdir()
@@ -118,6 +118,13 @@ def test_a_folder_that_cannot_be_written_is_no_error(files, tmp_path):
     (tmp_path / "cache").write_text("a file")
     first, _ = told(files)
     assert told(files) == (first, files)
+
+
+def test_without_a_home_nothing_is_kept(files, monkeypatch, tmp_path):
+    monkeypatch.setattr(file_facts, "FOLDER", "~nobody-of-this-name/files")
+    monkeypatch.chdir(tmp_path)
+    assert told(files) == told(files)
+    assert not list(tmp_path.glob("~*"))
 
 
 def test_kinds_are_kept_apart_and_small_folders_not_at_all(files, tmp_path):

@@ -221,3 +221,16 @@ def test_missing_cifar_says_how_to_get_it(tmp_path, classes):
         load_data(config)
     assert str(tmp_path / "cifar-") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["labels", "test"])
+def test_a_home_that_nobody_has_is_said(make_folder, place):
+    config = DataConfig(name=f"folder:{make_folder(count=4)}", **{place: "~nobody-of-this-name/x"})
+    with pytest.raises(DataError, match="~nobody-of-this-name/x"):
+        load_data(config)
+
+
+def test_a_home_of_data_sets_that_nobody_has_is_said(monkeypatch):
+    monkeypatch.setenv("DSONAS_DATA", "~nobody-of-this-name")
+    with pytest.raises(DataError, match="~nobody-of-this-name"):
+        load_data(DataConfig(name="fashion-mnist"))

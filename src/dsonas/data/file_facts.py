@@ -16,7 +16,7 @@ from dsonas._utils import write_atomically
 
 logger = logging.getLogger(__name__)
 
-FOLDER = Path("~/.cache/dsonas/files")
+FOLDER = "~/.cache/dsonas/files"
 MANY = 10_000  # files from which on what they told is kept; fewer are read in a moment
 AT_ONCE = 20  # files of a task of a thread: few, so that threads end together
 RULES = 1  # changes with what is read of a file, and so with what was kept before
@@ -70,7 +70,8 @@ def _place(kind: str, paths: Sequence[str]) -> Path:
     ends = os.path.abspath(min(paths)), os.path.abspath(max(paths))
     where = os.path.dirname(os.path.commonprefix(ends))  # noqa: RUF071  of drives too
     name = f"{RULES} {kind} {where}".encode(errors="surrogateescape")
-    return FOLDER.expanduser() / f"{hashlib.sha256(name).hexdigest()[:32]}.json"
+    folder = Path(os.path.expanduser(FOLDER))
+    return folder / f"{hashlib.sha256(name).hexdigest()[:32]}.json"
 
 
 def _stamp(path: str) -> list[int]:
@@ -87,7 +88,7 @@ def _load(place: Path) -> _Told:
         return {
             path: (stamp, value) for path, (stamp, value) in json.loads(place.read_bytes()).items()
         }
-    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # damaged or none
         return {}
 
 
@@ -98,7 +99,7 @@ def _save(place: Path, before: _Told, now: _Told, begin: float) -> None:
         if told[0] and max(told[0][2:]) / 1e9 < begin - FRESH
     }  # fmt: skip
     kept |= {p: told for p, told in before.items() if p not in now and told[0] == _stamp(p)}
-    if kept == before:
+    if kept == before or not place.is_absolute():  # nobody has a home in some containers
         return
     try:
         write_atomically(place, json.dumps(kept).encode())

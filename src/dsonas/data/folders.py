@@ -156,12 +156,14 @@ def _list_parts(
     """The classes of each part that a folder, its file of labels and the settings name."""
     found: dict[str, Classes] = {}
     given = {"test": config.test, "val": config.val}
-    elsewhere = {part: Path(x).expanduser() for part, x in given.items() if isinstance(x, str)}
+    elsewhere = {
+        part: Path(os.path.expanduser(x)) for part, x in given.items() if isinstance(x, str)
+    }
     aside = {os.path.realpath(place) for place in elsewhere.values()}
     if config.labels is None:
         layout = find_layout(root, aside)
     else:
-        file = Path(config.labels).expanduser()
+        file = Path(os.path.expanduser(config.labels))
         found = read_labels(file, root)
         layout = Layout(root, dict.fromkeys(found, file))
     parts, unused = dict(layout.parts), list(layout.unused)

@@ -88,9 +88,8 @@ def read_cifar100(config: DataConfig, seed: int) -> SourceData:
 def _data_roots(config: DataConfig) -> list[Path]:
     if config.root is not None:
         return [config.root]
-    from_environment = os.environ.get("DSONAS_DATA")
-    cache = Path("~/.cache/dsonas").expanduser()
-    return [Path(from_environment).expanduser(), cache] if from_environment else [cache]
+    places = filter(None, (os.environ.get("DSONAS_DATA"), "~/.cache/dsonas"))
+    return [Path(os.path.expanduser(place)) for place in places]
 
 
 def _read_idx_pair(part: str, config: DataConfig) -> TensorImages:
