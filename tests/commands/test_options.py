@@ -88,6 +88,20 @@ def test_values_of_options(dsonas, option, text, expected):
     assert expected is None or value == expected
 
 
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("data.image_size", "1e3", "must be a whole number >= 4 or null, got '1e3'"),
+        ("search.epochs", "null", "must be a whole number > 0, got null"),
+        ("train", "3", "must hold options, as --train.NAME does, got '3'"),
+        ("data", "folder:x", "must hold options, as --data.NAME does, got 'folder:x'"),
+    ],
+)
+def test_values_that_no_option_takes(dsonas, option, text, message):
+    ended = dsonas("run", f"--{option}", text)
+    assert ended == (2, "", f"dsonas: error: {option} {message}\n")
+
+
 def test_the_resolved_config_states_budgets_as_numbers(dsonas, tiny, tmp_path):
     out = tmp_path / "run"
     assert dsonas("search", *tiny, "--budget.macs", "1.5M", "--out", out).code == 0

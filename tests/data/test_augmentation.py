@@ -203,7 +203,7 @@ def test_workers_call_a_users_function_as_one_process_does(transformed, tmp_path
     [
         ("smaller", r"must return a uint8 tensor \(3, 8, 8\) .*, got torch.uint8 \(3, 7, 8\)"),
         ("failing", "fails: KeyError: 'no'"),
-        ("absent", "fails: AttributeError"),
+        ("absent", "must name a function of that file, got 'absent'"),
     ],
 )
 def test_a_users_function_is_refused_in_one_line(transformed, function, message):

@@ -167,3 +167,19 @@ def test_images_of_other_parts_are_no_images_without_a_class(tmp_path, caplog):
         data = labelled(tmp_path, lines, test=str(tmp_path / "held"))
     assert (len(data.train), len(data.test)) == (12, 6)
     assert "without a class" not in caplog.text
+
+
+def test_lines_may_end_as_on_old_macs(tmp_path):
+    pictures(tmp_path, "a b")
+    rows = [f"{p.relative_to(tmp_path)},{p.parent.name}" for p in sorted(tmp_path.rglob("*.png"))]
+    (tmp_path / "l.csv").write_bytes("\r".join(["path,label", *rows]).encode())
+    assert load(tmp_path, labels=str(tmp_path / "l.csv")).class_names == ("a", "b")
+
+
+def test_a_quotation_mark_that_is_not_closed_swallows_no_lines(tmp_path):
+    pictures(tmp_path, "a b")
+    rows = [f"{p.relative_to(tmp_path)},{p.parent.name}" for p in sorted(tmp_path.rglob("*.png"))]
+    rows[3] = rows[3].replace(",", ',"')
+    (tmp_path / "l.csv").write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(DataError, match=f"a quotation mark is not closed before {rows[3][:3]}"):
+        load(tmp_path, labels=str(tmp_path / "l.csv"))

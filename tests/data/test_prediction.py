@@ -68,3 +68,14 @@ def test_colour_image_for_grey_network_is_converted(tmp_path, save_image):
     save_image(tmp_path / "colour.png")
     ((images, _),) = load_images([tmp_path / "colour.png"], **GREY)
     assert images.shape == (1, 1, 8, 8)
+
+
+def test_a_broken_link_is_skipped_as_any_file_that_cannot_be_read(tmp_path, save_image, caplog):
+    save_image(tmp_path / "good.png")
+    link = tmp_path / "gone.png"
+    link.symlink_to("nowhere")
+    skipped = {}
+    for paths in ([tmp_path], [link, tmp_path / "good.png"]):
+        ((_, names),) = load_images(paths, **RGB, skipped=skipped)
+        assert names == [str(tmp_path / "good.png")]
+        assert skipped == {str(link): "No such file or directory"}

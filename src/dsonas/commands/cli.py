@@ -93,6 +93,7 @@ def _answer(arguments: list[str]) -> int:
         return _complain(f"command must be one of {known}, got {arguments[0]!r}: dsonas --help")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     warnings.filterwarnings("ignore", module="PIL")  # of damaged tags, which change no pixel
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # as data.workers says
     with StopSignal() as stop:
         return _guarded(arguments[0], arguments[1:], stop)
 

@@ -62,16 +62,18 @@ class OptionParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
         """Raise what is wrong."""
-        message = " ".join(message.split())
-        if found := re.match(r'Parser key "([^"]+)"', message):
+        message = re.sub("^Parser key .* - (?=Parser key)", "", " ".join(message.split()))
+        if found := re.match(r'Parser key "(\w+)": Unable to load config "(.*)"$', message):
+            message = f"{found[1]} must hold options, as --{found[1]}.NAME does, got {found[2]!r}"
+        elif found := re.match(r'Parser key "([^"]+)"', message):
             hints = {a.dest: hint for a in self._actions if (hint := getattr(a, "_typehint", None))}
             hint = next((h for dest, h in hints.items() if found[1] in (dest, f"{dest}.")), None)
-            got = re.search("(?:Got|Given) value: (.*)", message) or re.search(
+            got = re.search(".*(?:Got|Given) value: (.*)", message) or re.search(
                 r"type \w+: (\S+) (?:does not|not an)|(?:base 10|to float): '(.*)'", message
             )
-            if hint is not None and got:
-                value = next(filter(None, got.groups()), "")
-                message = f"{found[1]} must be {rule_of(hint)}, got {value!r}"
+            if hint is not None and (got or "'NoneType'" in message):
+                value = repr(next(filter(None, got.groups()), "")) if got else "null"
+                message = f"{found[1]} must be {rule_of(hint)}, got {value}"
         elif found := re.match(r"the following arguments are required: (\S+)", message):
             named = {a.dest: a.metavar or a.dest for a in self._actions if not a.option_strings}
             name = named.get(found[1], f"--{found[1]}")

@@ -297,8 +297,9 @@ def load_function(place: str) -> Callable[[Tensor], Any]:
     if not Path(path).is_file():
         raise DataError(f"data.augment must name a Python file that exists, got {place}")
     try:
-        return getattr(import_file(Path(path), "data.augment"), name)
-    except AttributeError as error:
-        raise DataError(f"data.augment {place} fails: AttributeError: {error}") from error
+        function = getattr(import_file(Path(path), "data.augment"), name, None)
     except ValueError as error:
         raise DataError(str(error)) from error
+    if not callable(function):
+        raise DataError(f"data.augment {place} must name a function of that file, got {name!r}")
+    return function

@@ -46,6 +46,8 @@ def read_labels(file: Path, root: Path) -> dict[str, Classes]:
     if empty := len(lines) - len(whole):
         logger.warning("%s: %d lines without a path or class left out", file, empty)
     for name, label, *given in whole:
+        if "\n" in name + label:
+            raise DataError(f"{file}: a quotation mark is not closed before {first([name, label])}")
         word = (given[0] if given else "").lower() or "train"
         if (part := variants.get(word)) is None:
             raise DataError(f"{file}: part must be train, val or test, got {word!r} for {name}")
@@ -81,7 +83,8 @@ def _read_table(file: Path, root: Path) -> tuple[Sequence[int], list[list[str]]]
     try:
         content = file.read_bytes()
         wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = content.decode("utf-16" if wide else "utf-8-sig").replace("\r\n", "\n")
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
         if "\0" in text:
             raise ValueError("it has zero bytes")
         while text.startswith("#") and not set(",;\t") & set(text.partition("\n")[0]):

@@ -83,7 +83,7 @@ def list_files(paths: Sequence[str | PathLike[str]]) -> list[str]:
 
 
 def _files_of(path: Path) -> list[str]:
-    if path.is_file():
+    if path.is_file() or (path.is_symlink() and not path.exists()):  # a broken link is unreadable
         return [str(path)]
     if not path.is_dir():
         raise DataError(f"{path} not found: name an image file or a folder of images")
