@@ -83,9 +83,13 @@ FILES = {
     "unknown key": ("data: {nam: digits}", "unknown option data.nam: did you mean data.name?"),
     "unknown group": ("bogus: 3", "unknown option bogus"),
     "group of text": ("data: digits", "data must hold options"),
-    "wrong type": ("train: {lr: abc}", "train.lr must be a number > 0, got 'abc'"),
+    "wrong type": ("train: {lr: abc}", "mine.yaml: train.lr must be a number > 0, got 'abc'"),
+    "wrong choice": ("network: {stem: pad}", "mine.yaml: network.stem must be one of auto, "),
     "out of range": ("search: {rebuild_every: 0}", "search.rebuild_every"),
     "malformed": ("data: [1\n  x: {", "is not a YAML file"),
+    "endless number": ("seed: 1" + 5000 * "0", "mine.yaml is not a YAML file"),
+    "deep": (5000 * "[", "mine.yaml is not a YAML file"),
+    "several bases": ("base: [digits]", "must be a file or one of", """got "['digits']\""""),
     "list": ("- 1", "must hold options"),
     "empty": ("", "must hold options"),
 }
@@ -93,10 +97,10 @@ FILES = {
 
 @pytest.mark.parametrize("case", FILES)
 def test_a_config_file_is_refused(dsonas, tmp_path, case):
-    text, fragment = FILES[case]
+    text, *fragments = FILES[case]
     file, out = tmp_path / "mine.yaml", tmp_path / "run"
     file.write_text(text)
-    check_refused(dsonas("run", "--config", file, "--out", out), fragment)
+    check_refused(dsonas("run", "--config", file, "--out", out), *fragments)
     assert not out.exists()
 
 

@@ -123,7 +123,11 @@ class _ConfigFile(ActionConfigFile):
                 raise UsageError(f"{value}: {option} must hold options, got {settings[option]!r}")
             if option not in parser.keys:
                 raise UsageError(f"{value}: {unknown_option(option, parser.keys)}")
-        ActionConfigFile.apply_config(parser, cfg, dest, yaml.safe_dump(settings))
+        try:
+            ActionConfigFile.apply_config(parser, cfg, dest, yaml.safe_dump(settings))
+        except (TypeError, ValueError) as error:
+            reason = str(error).removeprefix(f'Parser key "{dest}": ')
+            raise UsageError(f"{value}: {reason}") from None
         cfg[dest][-1] = value
 
 

@@ -37,7 +37,7 @@ def read_settings(name: str | Path, above: tuple[Path, ...] = ()) -> dict[str, A
         {'name': 'cifar100', 'factor_split': 0.5, 'cutout': 16}
     """
     asked = f"base of {above[-1]}" if above else "--config"
-    path = recipe_path(str(name)) if str(name) in recipe_names() else Path(name)
+    path = recipe_path(str(name)) if str(name) in recipe_names() else Path(str(name))
     if above and not path.is_absolute():
         path = above[-1].parent / path
     path = path.absolute()
@@ -49,7 +49,7 @@ def read_settings(name: str | Path, above: tuple[Path, ...] = ()) -> dict[str, A
         raise ValueError(f"{asked} must not lead back to itself, got {chain}: take one out")
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a YAML file: {error}") from None
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"{path} must hold options such as data: {{name: digits}}, got {value!r}")
