@@ -37,17 +37,11 @@ def read_labels(file: Path, root: Path) -> dict[str, Classes]:
     Raises:
         DataError: if it cannot be read, names no file that is there, or contradicts itself.
     """
-    columns, rows = _read_table(file, root)
+    whole = _whole_lines(file, root)
     parts: dict[str, Classes] = {}
     seen: dict[str, tuple[str, str]] = {}
     variants = {variant: part for part, names in PARTS.items() for variant in (part, *names)}
-    lines = [[row[c] if c < len(row) else "" for c in columns] for row in rows]
-    whole = [line for line in lines if line[0] and line[1]]
-    if empty := len(lines) - len(whole):
-        logger.warning("%s: %d lines without a path or class left out", file, empty)
     for name, label, *given in whole:
-        if "\n" in name + label:
-            raise DataError(f"{file}: a quotation mark is not closed before {first([name, label])}")
         word = (given[0] if given else "").lower() or "train"
         if (part := variants.get(word)) is None:
             raise DataError(f"{file}: part must be train, val or test, got {word!r} for {name}")
@@ -69,6 +63,19 @@ def read_labels(file: Path, root: Path) -> dict[str, Classes]:
         for files in classes.values():
             files.sort()  # the order of the lines makes no difference
     return {"train": {}, **parts}
+
+
+def _whole_lines(file: Path, root: Path) -> list[list[str]]:
+    """Path, class and perhaps part of each line that has the first two."""
+    columns, rows = _read_table(file, root)
+    lines = [[row[c] if c < len(row) else "" for c in columns] for row in rows]
+    whole = [line for line in lines if line[0] and line[1]]
+    for line in whole:
+        if "\n" in "".join(line):
+            raise DataError(f"{file}: a quotation mark is not closed before {first(line)}")
+    if empty := len(lines) - len(whole):
+        logger.warning("%s: %d lines without a path or class left out", file, empty)
+    return whole
 
 
 def _place(root: Path, name: str) -> str:
