@@ -144,11 +144,10 @@ class Batches:
         return [part_of(batch, *self._share) for batch in self._plan.batches(epoch)]
 
     def _iterate(self, epoch: int, start: int) -> Iterator[Batch]:
-        batches = self._plan.batches(epoch)[start:]
+        size, num_images = self._plan.batch_size, len(self._plan.images)
         for position, (pixels, labels) in enumerate(self._fetch(epoch, start), start):
-            normal = self._augment_and_normalise(
-                send(pixels, self._device), epoch, position, len(batches[position - start])
-            )
+            whole = min(size, num_images - position * size)  # of all processes
+            normal = self._augment_and_normalise(send(pixels, self._device), epoch, position, whole)
             yield normal, send(labels, self._device)
 
     def _fetch(self, epoch: int, start: int) -> Iterator[Batch]:
