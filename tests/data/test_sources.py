@@ -230,7 +230,8 @@ def test_a_home_that_nobody_has_is_said(make_folder, place):
         load_data(config)
 
 
-def test_a_home_of_data_sets_that_nobody_has_is_said(monkeypatch):
+def test_a_home_of_data_sets_that_nobody_has_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("DSONAS_DATA", "~nobody-of-this-name")
+    monkeypatch.setattr(sources_module, "DEBIAN_FASHION_MNIST", tmp_path)  # it may be installed
     with pytest.raises(DataError, match="~nobody-of-this-name"):
         load_data(DataConfig(name="fashion-mnist"))
