@@ -1,5 +1,6 @@
 """CIFAR-10 as folders of JPEG files, small and in memory."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -19,5 +20,7 @@ def read_images(folder: Path, part: str, size: int) -> tuple[Tensor, Tensor]:
     if not cache.exists():
         found = ImageFolder(str(folder / part), pil_to_tensor)
         small = [F.adaptive_avg_pool2d(x.float(), size).round().byte() for x, _ in found]
-        torch.save((torch.stack(small), torch.tensor(found.targets)), cache)
+        written = cache.with_suffix(f".{os.getpid()}")  # others may read or write at once
+        torch.save((torch.stack(small), torch.tensor(found.targets)), written)
+        written.replace(cache)
     return torch.load(cache)

@@ -74,7 +74,7 @@ def test_compress(capsys):
     load("compress")
     found = re.findall(r"([\d,]+) multiply-adds, accuracy ([\d.]+)%", capsys.readouterr().out)
     (dense, before), (left, after) = ((int(n.replace(",", "")), float(a)) for n, a in found)
-    assert 0.6 * dense < 4 * left <= dense  # 0.73 to 1: each CPU rounds otherwise
+    assert 0.9 * dense < 4 * left <= dense
     assert after > 80
     assert before > 80
     assert len((EXAMPLES / "compress.py").read_text().splitlines()) <= 40

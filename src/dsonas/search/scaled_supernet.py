@@ -209,8 +209,8 @@ class ScaledSupernet:
             limits = {"macs": self.config.keep_cost * self._whole["macs"]}
         limits = {n: min(limit, self._whole[n]) for n, limit in limits.items()}
         squares = [vector.detach().cpu().float().square().numpy() for vector in ranks]
-        live = self.live if progress < 1 else self._nonzero()
         part = min(1.0, progress / self.config.hold_from)
+        live = self._nonzero() if part > LINKS_UNTIL else self.live
         least = (*live[: self._count], *self._floor[self._count :])
         late = part > LINKS_UNTIL and not self._over(*self._split(least), limits)
         end = self._cut(live, limits, squares, least if late else self._floor)
