@@ -50,6 +50,17 @@ def test_a_budget_is_required(dsonas, tiny):
     assert "--budgets 1M,3M" in ended.err
 
 
+def test_batches_are_lowered_for_few_images_before_anything_is_counted(dsonas, tiny, tmp_path):
+    given = ["--budgets", "30k,60k", "--out", tmp_path / "study", "--dry_run"]
+    few = ["--data.max_train_images", "40", "--random_searches", "1"]
+    lowered = dsonas("compare", *tiny, *given, *few)
+    assert lowered.code == 0, lowered
+    assert lowered.out.count("lowered for so few images") == 1
+    sizes = ["--pretrain.batch_size", "4", "--search.batch_size", "4"]
+    stated = dsonas("compare", *tiny, *given, *few, *sizes)
+    assert stated.out.splitlines() == lowered.out.splitlines()[1:]
+
+
 def test_a_dry_run_shows_the_jobs_and_does_none(dsonas, tiny, tmp_path):
     out = tmp_path / "study"
     ended = dsonas("compare", *tiny, "--budgets", "30k", "--out", out, "--dry_run")

@@ -68,9 +68,7 @@ def compare(command: str, arguments: list[str], stop: StopSignal) -> int:
         task = read_task(path, values.job)
         return do_job(path, task, _stored_run(path), imports, stop)
     jobs = JobsConfig(**{key: value for key, value in values.jobs.items() if value is not None})
-    config = _study_config(values)
-    data = _checked_data(config, path)
-    study = Study(config, data)
+    study, data = _checked_study(_study_config(values), path)
     if values.dry_run:
         print("\n".join(_plan(study.units)))
         return 0
@@ -134,11 +132,11 @@ def _parser(command: str) -> OptionParser:
 
 
 def _study_config(values: Namespace) -> StudyConfig:
-    """What to compare; every run measures the test images once, in one thread."""
+    """What to compare; every job has one thread."""
     run = to_config(values)
     run.require_blocks()
     budgets = [run.budget]
-    if values.budgets:
+    if values.budgets is not None:
         budgets = [replace(run.budget, macs=text) for text in values.budgets.split(",")]
     fifth = max(1, run.train.epochs // 5)
     return StudyConfig(
@@ -148,20 +146,21 @@ def _study_config(values: Namespace) -> StudyConfig:
             engine=replace(run.engine, threads=1),
         ),
         budgets=tuple(budgets),
-        spaces=tuple(values.spaces.split(",")) if values.spaces else (run.search.space,),
+        spaces=tuple(one.strip() for one in (values.spaces or run.search.space).split(",")),
         hand_made=values.seeds if values.hand_made is None else values.hand_made,
         trial_epochs=fifth if values.trial_epochs is None else values.trial_epochs,
         **{name: values[name] for name in _COUNTS},
     )
 
 
-def _checked_data(config: StudyConfig, path: Path) -> ImageData:
-    """The data, after every check that a run makes before its work."""
+def _checked_study(config: StudyConfig, path: Path) -> tuple[Study, ImageData]:
+    """The study and its data, after every check of a run, with the batches that a run takes."""
     job = Job(config.run, RunFolder(path), Reporter())
     for budget in config.budgets:
-        job.config = replace(config.run, budget=budget)
+        job.config = replace(job.config, budget=budget)
         job.check()
-    return job.data
+    run = replace(job.config, budget=config.run.budget)
+    return Study(replace(config, run=run), job.data), job.data
 
 
 def _program() -> list[str]:

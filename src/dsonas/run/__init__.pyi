@@ -47,6 +47,7 @@ from .run_batches import (
 from .run_config import (
     RunConfig as RunConfig,
     changed_settings as changed_settings,
+    fitting_batch as fitting_batch,
     part_sizes as part_sizes,
     renamed as renamed,
     upgraded as upgraded,

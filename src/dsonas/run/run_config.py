@@ -309,8 +309,6 @@ class RunConfig:
     ) -> tuple[RunConfig, str]:
         """Lower batch sizes of which an epoch of a step would have fewer than two.
 
-        To a power of two of which it has four or more: so few images want many steps.
-
         Returns:
             The configuration with them, and what was changed in words.
 
@@ -332,18 +330,30 @@ class RunConfig:
         config, told = self, []
         for stage in stages:
             settings, images = getattr(self, stage), parts[stage]
-            if images >= 2 * settings.batch_size or (stage == "pretrain" and not settings.epochs):
+            if stage == "pretrain" and not settings.epochs:
                 continue
             if images < 2:
                 raise DataError(
                     f"fewer images than a batch: {stage}.batch_size must be at least 2, and this "
                     f"step has {images} images: use more images"
                 )
-            size = 1 << max(1, (images // 4).bit_length() - 1)
-            told.append(f"{stage} {settings.batch_size} to {size} ({images} images)")
-            config = replace(config, **{stage: replace(settings, batch_size=size)})
+            if (size := fitting_batch(settings.batch_size, images)) < settings.batch_size:
+                told.append(f"{stage} {settings.batch_size} to {size} ({images} images)")
+                config = replace(config, **{stage: replace(settings, batch_size=size)})
         said = f"batch     lowered for so few images: {', '.join(told)}" if told else ""
         return config, said
+
+
+def fitting_batch(size: int, num_images: int) -> int:
+    """Lower a batch size of which an epoch would have fewer than two.
+
+    To a power of two of which it has four or more: so few images want many steps.
+
+    Example:
+        >>> fitting_batch(32, 64), fitting_batch(32, 60)
+        (32, 8)
+    """
+    return size if num_images >= 2 * size else 1 << max(1, (num_images // 4).bit_length() - 1)
 
 
 def part_sizes(config: RunConfig, num_train: int) -> tuple[int, int]:

@@ -159,6 +159,22 @@ def test_work_follows_the_plan_and_so_the_log_of_a_search(study, run_config, dig
     assert given(study(), tmp_path / "study", "searched", chain, Budget(macs="30k")) == found
 
 
+def test_a_budget_that_no_network_uses_up_is_not_counted(study):
+    made = study(budgets=(Budget(macs=1e12),))
+    most = architecture_cost(made.widest).macs
+    assert most < 1e9
+    assert made.full_work(Budget(macs=1e12)) == training_work(most, 2, 200, 16, 50)
+
+
+def test_a_trial_counts_the_batches_that_it_takes(study, run_config):
+    """Of 180 images, 20 being held out, batches of 100 are lowered to 32."""
+    run = replace(run_config, train=replace(run_config.train, batch_size=100))
+    made, budget = study(run=run), Budget(macs="30k")
+    net = made.random("share")[0]
+    macs = architecture_cost(made.fit(net, budget)).macs
+    assert made.trial_work(net, budget) == training_work(macs, 1, 180, 32, 20)
+
+
 def test_training_work_counts_whole_batches():
     assert training_work(10, 3, 100, 32, 50) == 10 * (3 * 3 * 96 + 50)
 
@@ -176,8 +192,11 @@ def test_budgets_have_short_labels():
         ({"random": -1}, "random must be at least 0"),
         ({"trial_epochs": 0}, "trial_epochs must be at least 1"),
         ({"held_out": 1.0}, "held_out must be above 0"),
+        ({"held_out": 0.001}, "held_out must leave images .* is 0 of 200 training images"),
+        ({"held_out": 0.999}, "held_out must leave images .* is 200 of 200 training images"),
         ({"spaces": ("half",)}, "spaces must be names out of"),
-        ({"spaces": ("share", "share")}, "spaces must not repeat"),
+        ({"spaces": ("share", "share")}, "spaces must not repeat a value, got share,share"),
+        ({"budgets": (Budget(macs=2e4), Budget(macs="20k"))}, "must not repeat .*, got 20k,20k"),
         ({"budgets": ()}, "budgets must be given"),
         ({"budgets": (Budget(),)}, "budgets must be given"),
         ({"budgets": (Budget(latency_ms=1),)}, "latency_ms must be left out"),

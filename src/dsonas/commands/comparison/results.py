@@ -16,7 +16,6 @@ import numpy as np
 
 from dsonas.commands.comparison.jobs import read_json, result_file
 from dsonas.commands.comparison.study import METHODS, Study
-from dsonas.cost import with_width
 from dsonas.run import readable_count, versions
 
 FORMAT, VERSION = "dsonas-compare", 1
@@ -80,9 +79,7 @@ def comparison(study: Study, path: Path, failed: Mapping[str, str]) -> dict[str,
 
 def _widest(study: Study, results: Iterable[Result]) -> int:
     """How many networks are as wide as they may be, so that they may not use up their budget."""
-    network = study.config.run.network
-    widest = with_width(study.supernet, network.growth, network.channel_multiple)
-    channels = list(widest.skeleton.channels)
+    channels = list(study.widest.skeleton.channels)
     return sum(r["kind"] == "train" and list(r["channels"]) == channels for r in results)
 
 
@@ -319,7 +316,7 @@ def markdown(value: Mapping[str, Any]) -> str:
 {data["training_images"]} training and {data["test_images"]} test images; searches of each space: \
 {study["seeds"]}, trainings of each architecture found: {study["train_seeds"]}, seed \
 {study["seed"]}. All networks are trained alike, {value["settings"]["train.epochs"]} epochs on \
-all training images, and measured once, at the end; nothing is chosen by the test images.
+all training images, and count as they are at the end; nothing is chosen by the test images.
 
 {missing}{_HEAD}"""
     machine = (

@@ -24,10 +24,11 @@ from dsonas.cost import (
     exact_measures,
     fit_chain,
     fit_width,
+    with_width,
 )
 from dsonas.data import ImageData
 from dsonas.graph import SHARINGS, Architecture, SearchSpace
-from dsonas.run import RunConfig, part_sizes
+from dsonas.run import RunConfig, fitting_batch, part_sizes
 from dsonas.search import (
     HAND_MADE,
     alternation,
@@ -94,9 +95,10 @@ class StudyConfig:
                 "budget.latency_ms must be left out of a comparison, since a measured width is "
                 "not repeatable: bound macs, params or memory_bytes"
             )
-        for name, values in (("budgets", self.budgets), ("spaces", self.spaces)):
-            if len({str(value) for value in values}) < len(values):
-                raise ValueError(f"{name} must not repeat a value, got {list(values)}")
+        names = {"budgets": [budget_label(one) for one in self.budgets], "spaces": self.spaces}
+        for name, values in names.items():
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} must not repeat a value, got {','.join(values)}")
 
 
 def budget_label(budget: Budget) -> str:
@@ -153,11 +155,19 @@ class Study:
     def __init__(self, config: StudyConfig, data: ImageData) -> None:
         self.config, self.seed = config, config.run.seed
         self.num_train, self.num_test = len(data.train), len(data.test)
+        self.num_held_out = round(config.held_out * self.num_train)
+        if config.random_searches and not 1 <= self.num_held_out <= self.num_train - 2:
+            raise ValueError(
+                f"held_out must leave images to both parts, got {config.held_out}, which is "
+                f"{self.num_held_out} of {self.num_train} training images: try 0.1"
+            )
         self.labels = [budget_label(budget) for budget in config.budgets]
         self.spaces: dict[str, SearchSpace] = {
             name: self.space_config(name).space(data) for name in config.spaces
         }
         self.supernet = next(iter(self.spaces.values())).complete()
+        network = config.run.network  # the supernet as wide as a network may become
+        self.widest = with_width(self.supernet, network.growth, network.channel_multiple)
         self.fit = cache(self._fit)
 
     def space_config(self, space: str) -> RunConfig:
@@ -245,16 +255,17 @@ class Study:
     def trial_work(self, architecture: Architecture, budget: Budget) -> int:
         """Count the multiply-adds of a candidate's trial."""
         config, macs = self.config, architecture_cost(self.fit(architecture, budget)).macs
-        held_out = round(config.held_out * self.num_train)
-        images, size = self.num_train - held_out, config.run.train.batch_size
-        return training_work(macs, config.trial_epochs, images, size, held_out)
+        images = self.num_train - self.num_held_out
+        size = fitting_batch(config.run.train.batch_size, images)
+        return training_work(macs, config.trial_epochs, images, size, self.num_held_out)
 
     def full_work(self, budget: Budget, architecture: Architecture | None = None) -> int:
-        """Count the multiply-adds of a full training; at the budget if it is not known of what."""
+        """Count the multiply-adds of a full training; at most those if it is not known of what."""
         if architecture is not None:
             macs = architecture_cost(self.fit(architecture, budget)).macs
         else:
-            macs = int(budget.macs or architecture_cost(self.supernet).macs)
+            known = budget.macs or architecture_cost(self.supernet).macs
+            macs = int(min(known, architecture_cost(self.widest).macs))
         train = self.config.run.train
         return training_work(macs, train.epochs, self.num_train, train.batch_size, self.num_test)
 
