@@ -177,6 +177,43 @@ def test_another_folder_is_measured_as_a_whole(dsonas, grey, digit_folder):
     assert (ended.code, ended.out.endswith("  14 images\n")) == (0, True)
 
 
+def test_a_test_part_that_evaluate_names_is_measured(dsonas, grey, digit_folder, caplog):
+    evaluate = ["evaluate", "--run", grey[1], "--data.test"]
+    assert dsonas(*evaluate, digit_folder("RGB", 2, 7)).out.endswith("  14 images\n")
+    assert "not measured" not in caplog.text
+    assert dsonas(*evaluate, grey[0]).out == dsonas(*evaluate[:3]).out
+    assert "images were in training and are not measured" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("option", "rule"),
+    [
+        (["--data.fit", "pad"], "data.fit must be 'crop', as the network has it, got 'pad'"),
+        (["--data.image_size", 64], "data.image_size must be 8, as the network has it, got 64"),
+        (["--data.color", "rgb"], "data.color must be 'grey', as the network has it, got 'rgb'"),
+        (["--data.test", 0.5], "data.test must be left out, got 0.5"),
+        (["--data.val", 0.1], "data.val must be left out"),
+        (["--data.flip", "true"], "data.flip must be left out"),
+        (["--data.augment", "x.py:vary"], "data.augment must be left out"),
+        (["--data.balance", "true"], "data.balance must be left out"),
+        (["--data.max_train_images", 3], "data.max_train_images must be left out"),
+        (["--engine.graphs", "off"], "engine.graphs must be left out"),
+    ],
+)
+def test_evaluate_refuses_what_would_change_nothing(dsonas, grey, option, rule):
+    for other in ([], ["--data.name", f"folder:{grey[0]}/"]):
+        ended = dsonas("evaluate", "--run", grey[1], *other, *option)
+        assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+        assert rule in ended.err
+
+
+def test_evaluate_takes_the_options_of_the_run(dsonas, grey):
+    options = ["--data.name", f"folder:{grey[0]}", "--data.image_size", 8, "--data.color", "grey",
+               "--data.fit", "crop", "--data.test", 0.2, "--data.val", 0]  # fmt: skip
+    plain = dsonas("evaluate", "--run", grey[1])
+    assert dsonas("evaluate", "--run", grey[1], *options) == plain
+
+
 def test_a_folder_of_other_files_is_not_written_into(dsonas, grey, tmp_path):
     (tmp_path / "config.yaml").write_text("of: somebody else\n")
     (tmp_path / "log.csv").write_text("theirs")

@@ -40,6 +40,16 @@ def write_fashion_mnist(folder, pack=True):
         write_idx(folder / f"{part}-labels-idx1-ubyte{suffix}", np.arange(count) % 10, pack)
 
 
+def test_settings_that_change_nothing_are_said(tmp_path, caplog):
+    write_fashion_mnist(tmp_path)
+    load_data(DataConfig(name=f"fashion-mnist:{tmp_path}"))
+    load_data(DataConfig(name="digits", test=0.5))
+    assert not caplog.records
+    load_data(DataConfig(name=f"fashion-mnist:{tmp_path}", test=0.5, fit="crop:0.875"))
+    assert "data.test 0.5 changes nothing: fashion-mnist has a test part of its own" in caplog.text
+    assert "data.fit crop:0.875 changes nothing: it is for folders and shards" in caplog.text
+
+
 def test_digits_are_scaled_exactly():
     from sklearn.datasets import load_digits
 

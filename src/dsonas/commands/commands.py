@@ -38,7 +38,7 @@ from dsonas.commands.report import write_run_report
 from dsonas.commands.report_command import report
 from dsonas.commands.shards_command import shards
 from dsonas.cost import is_chain
-from dsonas.data import plain_name
+from dsonas.data import DataConfig, plain_name
 from dsonas.graph import Architecture, draw_architecture
 from dsonas.run import (
     COMPRESSED_FILE,
@@ -92,6 +92,11 @@ GROUPS = {
     "compress": ("data", "search", "budget", "train", "engine", "log"),
 }
 COMPRESSED_LR = 0.05  # of the training of a compressed model
+_MEASURING = (
+    "data.name", "data.labels", "data.workers", "data.max_test_images",
+    "engine.device", "engine.precision", "engine.threads",
+)  # fmt: skip
+_PARTS = ("data.test", "data.val")  # places of them are used, shares are not: nothing is held out
 EXIT_DONE = 0
 
 
@@ -333,18 +338,20 @@ def _evaluate(command: str, arguments: list[str], stop: StopSignal) -> int:
     parser = OptionParser(command, "--run DIR [--json] [OPTIONS]", DESCRIPTIONS[command])
     _add_run_folder(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    shown = ("data", "engine")
-    add_groups(parser, shown, shown)
+    add_groups(parser, ("data", "engine"), (*_MEASURING, *_PARTS))
     first = parse(parser, arguments)
     folder = RunFolder(first.run)
     stored, _ = stored_config(folder.path)
-    defaults = {k: v for k, v in stored.settings().items() if k.split(".")[0] in shown}
-    parser.set_defaults(defaults)
+    settings = stored.settings().items()
+    parser.set_defaults({k: v for k, v in settings if k.split(".")[0] in ("data", "engine")})
     config = to_config(parse(parser, arguments), seed=stored.seed)
     if config.data.name != stored.data.name:  # where its parts are the run does not know
-        given = to_config(first).data
-        own = {name: getattr(given, name) for name in ("labels", "test", "val")}
+        given, names = to_config(first).data, ("labels", "test", "val")
+        own = {name: getattr(given, name) for name in names}
         config = replace(config, data=replace(config.data, **own))
+        default = {name: getattr(DataConfig, name) for name in names}
+        stored = replace(stored, data=replace(stored.data, **default))
+    _refuse_unused(config, stored, folder)
     measured = evaluate_run(folder, config)
     if first.json:
         print(json.dumps(measured))
@@ -352,6 +359,23 @@ def _evaluate(command: str, arguments: list[str], stop: StopSignal) -> int:
         print(f"test error {measured['test_error']} %  test loss {measured['test_loss']}  "
               f"{_beside(measured)}  {measured['images']} images")  # fmt: skip
     return EXIT_DONE
+
+
+def _refuse_unused(config: RunConfig, stored: RunConfig, folder: RunFolder) -> None:
+    """Refuse options that change nothing in what is measured, unless they say what is so anyway."""
+    network, before = folder.load_network(), stored.settings()
+    own = network.preprocessing.settings(network.shape)
+    for name, value in config.settings().items():
+        if name.split(".")[0] not in ("data", "engine"):
+            continue
+        places = name in _PARTS and (isinstance(value, str) or value == 0)
+        if name in _MEASURING or places or value in (before[name], own.get(name, before[name])):
+            continue
+        rule = f"{own[name]!r}, as the network has it" if name in own else "left out"
+        raise UsageError(
+            f"{name} must be {rule}, got {value!r}: a finished network is measured as it is; to "
+            "measure other images than those of its run, give --data.name folder:PATH"
+        )
 
 
 def _predict(command: str, arguments: list[str], stop: StopSignal) -> int:

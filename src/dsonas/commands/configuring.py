@@ -160,12 +160,15 @@ def config_parser(command: str, description: str, shown: Sequence[str]) -> Optio
 
 
 def add_groups(parser: OptionParser, names: Sequence[str], shown: Sequence[str]) -> None:
-    """Add the options of groups of ``RunConfig``, each as ``--GROUP.NAME``."""
+    """Add the options of groups of ``RunConfig``, each as ``--GROUP.NAME``.
+
+    The help lists those in ``shown``, groups or options.
+    """
     for name in names:
         parser.add_class_arguments(KINDS[name], name, help=_TITLES[name])
     for action in parser._actions:
         group, dot, _ = action.dest.partition(".")
-        if group in names and (not dot or group not in shown):
+        if group in names and (not dot or not {group, action.dest} & {*shown}):
             action.help = argparse.SUPPRESS
 
 

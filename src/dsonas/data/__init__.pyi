@@ -16,6 +16,7 @@ from .data_config import (
     crop_share as crop_share,
     plain_name as plain_name,
     short_name as short_name,
+    with_share as with_share,
 )
 from .folder_images import (
     choose_image_size as choose_image_size,

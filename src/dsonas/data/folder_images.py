@@ -24,6 +24,7 @@ from .sources import SPLIT_SEED, SourceData
 from .splitting import Listing, Row, Split, num_bytes
 
 logger = logging.getLogger(__name__)
+_LEARNED = "images were in training and are not measured"
 
 
 def read_folder(config: DataConfig, seed: int) -> SourceData:
@@ -174,8 +175,9 @@ def read_test_images(
     """Read the images of a folder on which a finished network is to be measured.
 
     Of the folder that the network was trained on these are the test images of its run, whatever
-    has been added since; of any other folder its test part, or all images where it has none, but
-    never one that was in training. What is left out is said in the log.
+    has been added since, unless ``config.test`` names a part of others; of any other folder its
+    test part, or all images where it has none, but never one that was in training. What is left
+    out is said in the log.
 
     Args:
         config: its ``root`` is the folder, its ``image_size`` that of the network.
@@ -188,7 +190,7 @@ def read_test_images(
     """
     assert config.image_size is not None, "that of the network"
     contents = list_contents(config, trains=False)
-    listing = _measured(contents, split)
+    listing = _measured(contents, split, isinstance(config.test, str))
     names = [contents.class_names[label] for label in listing.labels.tolist()]
     if unknown := sorted(set(names) - set(class_names)):
         raise DataError(
@@ -213,8 +215,11 @@ def read_test_images(
     return loaded
 
 
-def _measured(contents: Contents, split: Split | None) -> Listing:
-    """The files of a folder that may be measured, see ``read_test_images``."""
+def _measured(contents: Contents, split: Split | None, named: bool) -> Listing:
+    """The files of a folder that may be measured, see ``read_test_images``.
+
+    ``named`` is whether the settings name the test part.
+    """
     test = contents.parts["test"]
     both = [test, *(contents.parts[part] for part in ("val", "train"))]
     paths = [path for part in both for path in part.paths]
@@ -226,8 +231,11 @@ def _measured(contents: Contents, split: Split | None) -> Listing:
         return test if test.paths else everything
     names = dict(zip(paths, map(contents.name, paths), strict=True))
     known = {path for path, name in names.items() if _is_same(contents, path, split.rows.get(name))}
-    held_out = split.part("test")
-    if 2 * len(known) > min(len(names), len(split.rows)):  # the folder of the run, here or moved
+    held_out, tests = split.part("test"), {names[path] for path in test.paths}
+    used = {name: row for name, row in split.rows.items() if row.part in ("train", "val")}
+    others = named and tests and tests.isdisjoint(split.rows)
+    # the folder of the run, here or moved
+    if 2 * len(known) > min(len(names), len(split.rows)) and not others:
         found = set(names.values())
         changed = {name for path, name in names.items() if name in held_out and path not in known}
         labels = (contents.class_names[label] for label in everything.labels.tolist())
@@ -239,15 +247,16 @@ def _measured(contents: Contents, split: Split | None) -> Listing:
         _say(contents, "test images of the run are of another class now", relabelled)
         _say(contents, "test images of the run have other content now", changed)
         _say(contents, "images are new and not measured", found - set(split.rows))
+        _say(contents, _LEARNED, tests & set(used))
         return everything.where(torch.tensor([names[path] in held_out for path in paths]).bool())
-    used = {name: row for name, row in split.rows.items() if row.part in ("train", "val")}
     contents_used = {row.digest for row in used.values()} - {""}
+    chosen = test if test.paths else everything
     seen = {
-        path for path in paths
+        path for path in chosen.paths
         if contents.digests[path] in contents_used or (path in known and names[path] in used)
     }  # fmt: skip
-    _say(contents, "images were in training and are not measured", {names[path] for path in seen})
-    return (test if test.paths else everything).without(seen)
+    _say(contents, _LEARNED, {names[path] for path in seen})
+    return chosen.without(seen)
 
 
 def _is_same(contents: Contents, path: str, row: Row | None) -> bool:

@@ -117,6 +117,7 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
         train, val = source.train.split(float(config.val), SPLIT_SEED)
         source = replace(source, train=train, val=val)
     _check_size(source, config)
+    _say_unused(config)
     _check_every_class(source)
     _say_imbalance(source, config)
     mean, std = source.statistics or channel_statistics(source.train)
@@ -234,6 +235,17 @@ def _check_every_class(source: SourceData) -> None:
             f"{len(missing)} classes have no readable training image, the first is "
             f"{missing[0]!r}, or only copies of test images: replace its files or remove its folder"
         )
+
+
+def _say_unused(config: DataConfig) -> None:
+    """Say which settings change nothing for a source."""
+    known = config.source
+    if known not in PLACED and config.fit != DataConfig.fit:
+        told = "data.fit %s changes nothing: it is for folders and shards, %s has squares"
+        logger.warning(told, config.fit, known)
+    if known not in ("digits", "folder") and config.test != DataConfig.test:
+        told = "data.test %s changes nothing: %s has a test part of its own"
+        logger.warning(told, config.test, known)
 
 
 def _say_imbalance(source: SourceData, config: DataConfig) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from dsonas._utils import write_atomically
-from dsonas.data import FITS, RESIZE, ImageData, crop_share
+from dsonas.data import FITS, RESIZE, ImageData, crop_share, with_share
 from dsonas.graph import Skeleton
 from dsonas.nn import Network
 
@@ -61,6 +61,14 @@ class Preprocessing:
         values = {"mean": self.mean, "std": self.std, "crop": self.crop, "fit": self.fit}
         size, channels = shape.image_size, shape.input_channels
         return {"image_size": size, "input_channels": channels, **values}
+
+    def settings(self, shape: Shape | Skeleton) -> dict[str, Any]:
+        """The same as settings of a run."""
+        return {
+            "data.image_size": shape.image_size,
+            "data.color": "grey" if shape.input_channels == 1 else "auto",
+            "data.fit": with_share(self.fit, self.crop),
+        }
 
     def description(self, shape: Shape | Skeleton) -> dict[str, Any]:
         """All of it as JSON values, for files of networks and exports."""
