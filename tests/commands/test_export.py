@@ -58,6 +58,8 @@ def test_json_is_one_object(dsonas, run: Path):
         (["RUN", "--format", ""], "--format must be one of onnx, pt2, python, got ''"),
         (["RUN", "--threads", "0"], "threads must be at least 1, got 0"),
         (["RUN", "--threads", "many"], "threads must be"),
+        (["RUN", "--formats", "onnx"], "unknown option --formats: did you mean --format?"),
+        (["RUN", "--dir", "RUN"], "unknown option --dir: --help lists all options"),
         (["RUN", "--folded"], "unknown option --folded: did you mean --fold?"),
     ],
 )

@@ -412,7 +412,7 @@ def _cells(classes: list[tuple[str, float]]) -> list[str]:
 def _print_lines(found: Iterator[Prediction], top: int) -> None:
     for file, classes, skipped in found:
         if not skipped:  # that is said on stderr
-            print(plain_name(file), *_cells(classes), sep="\t")
+            print(*map(plain_name, (file, *_cells(classes))), sep="\t")
 
 
 def _print_csv(found: Iterator[Prediction], top: int) -> None:

@@ -95,7 +95,8 @@ class OptionParser(ArgumentParser):
     @property
     def keys(self) -> list[str]:
         """The dotted names of all options."""
-        return [a.dest for a in self._actions if a.dest not in (*_NO_SETTINGS, *GROUPS)]
+        options = [action.dest for action in self._actions if action.option_strings]
+        return [name for name in options if name not in (*_NO_SETTINGS, *GROUPS)]
 
 
 def unknown_option(name: str, known: Iterable[str], dashes: str = "") -> str:

@@ -27,14 +27,14 @@ def export(command: str, arguments: list[str], stop: StopSignal) -> int:
     parser = OptionParser(command, "DIR [--format NAME[,NAME...]] [OPTIONS]", DESCRIPTION)
     add = parser.add_argument
     add("DIR", type=str, help="the folder of a finished run")
-    add("--format", type=str, action="append", metavar="NAME", dest="formats",
+    add("--format", type=str, action="append", metavar="NAME",
         help="onnx, pt2 or python; several with commas, or repeated (default all)")  # fmt: skip
     add("--fold", action="store_true", help="fold batch normalisation into convolutions")
     text = "CPU threads of the latency (default 1)"
     add("--threads", type=int, default=1, metavar="N", help=text)
     add("--json", action="store_true", help="print one JSON object alone")
     values = parse(parser, arguments)
-    formats = _formats(values.formats)
+    formats = _formats(values.format)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it looks for CUDA
     results = export_run(values.DIR, formats, values.fold, threads=values.threads)
     print(json.dumps(_summary(results), default=str) if values.json else _table(results))

@@ -1,6 +1,7 @@
 """Exporting a run: round trips of all formats, what travels with them, and what is refused."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from dsonas.commands.exporting import ExportError, export_run, formats, running
-from dsonas.data import load_images
+from dsonas.data import load_images, plain_name
 from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.run.classify import predict_images
 from dsonas.run.runs import RunError, RunFolder
@@ -113,7 +114,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def test_files_work_without_dsonas_and_classify_as_predict_does(exported: Path, tmp_path: Path):
     rng = np.random.default_rng(0)
-    paths = [str(tmp_path / f"{i}.png") for i in range(6)]
+    names = [*(f"{i}.png" for i in range(6)), "tab\tand\nline.png", os.fsdecode(b"\xff.png")]
+    paths = [str(tmp_path / name) for name in names]
     for i, path in enumerate(paths):
         Image.fromarray(rng.integers(0, 255, (9 + i, 12), dtype=np.uint8)).save(path)
     files = [str(exported / name) for name in ("network.pt2", "network.py")]
@@ -122,9 +124,13 @@ def test_files_work_without_dsonas_and_classify_as_predict_does(exported: Path, 
     assert done.stderr == ""
     found = [line.split("\t") for line in done.stdout.splitlines()]
     expected = predict_images(RunFolder(exported.parent), paths)
-    lines = [[name, label, f"{value:.4f}"] for name, [(label, value)], _ in expected]
+    lines = [[plain_name(name), label, f"{v:.4f}"] for name, [(label, v)], _ in expected]
     assert found == [["5"], *lines]
     assert not list(exported.glob("__pycache__"))
+    command = [sys.executable, files[1], str(tmp_path / "absent.png"), *paths[:1]]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    done = subprocess.run(command[:3], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
 def save_odd_images(folder: Path) -> tuple[list[str], list[str]]:
@@ -286,3 +292,23 @@ def test_an_operation_with_code_of_its_own_still_goes_to_onnx(run_folder, regist
         export_run(run, ["python"])
     (result,) = export_run(run, ["onnx"])
     assert result.same_predictions == result.num_images
+
+
+class Forks(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.is_meta or float(x.abs().sum()) > 1 else -x
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_code_that_no_exporter_follows_is_told_with_its_reason(run_folder, register, format: str):
+    own = register(lambda channels: Forks())
+    run = run_folder(Architecture.complete(DIGITS, (own,), 1))
+    with pytest.raises(ExportError, match=f"{format} cannot hold .*data-dependent") as told:
+        export_run(run, [format])
+    assert str(told.value).isprintable()
+
+
+def test_what_cannot_be_written_is_not_said_to_be_the_network(digits_run: Path):
+    (digits_run / "export").touch()
+    with pytest.raises(OSError, match="export"):
+        export_run(digits_run, ["python"])

@@ -71,6 +71,7 @@ def export_run(
         ExportError: if a format is unknown, lacks its packages or cannot hold the network, or if a
             file gives other outputs than the run's network; such a file is deleted.
         RunError: if the folder holds no finished network.
+        OSError: if a file cannot be written.
 
     Example:
         >>> export_run("no_such_run")
@@ -208,12 +209,13 @@ def _export(
 ) -> ExportResult:
     try:
         paths = format.write(deployment, target)
-    except ExportError:
+    except (ExportError, OSError):
         raise
     except Exception as error:  # an exporter meets code of the user's that it cannot follow
-        reason = " ".join(str(error).split())[:200]
+        cause = error.__cause__ or error  # the ONNX exporter wraps what it meets in advice
+        reason = " ".join(str(cause).split())[:200]
         raise ExportError(
-            f"format {format.name} cannot hold this network ({type(error).__name__}: {reason}): "
+            f"format {format.name} cannot hold this network ({type(cause).__name__}: {reason}): "
             "choose another --format, or write its forward so that torch.export can follow it"
         ) from error
     call = format.open(paths[0], comparison.threads)

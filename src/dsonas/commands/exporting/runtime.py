@@ -139,8 +139,9 @@ def _pixel_rule() -> Any:
     return run_path(str(HERE / "pixels.py"))["read_pixels"]
 
 
-def load(folder: Path = HERE) -> Network:
+def load(folder: str | Path = HERE) -> Network:
     """Load the trained network, ready to classify."""
+    folder = Path(folder)
     network = Network(json.loads((folder / "network.json").read_text(encoding="utf-8")))
     weights = torch.load(folder / "network.pt", map_location="cpu", weights_only=True)
     network.load_state_dict(weights)
@@ -148,9 +149,9 @@ def load(folder: Path = HERE) -> Network:
 
 
 @torch.inference_mode()
-def main(paths: list[str]) -> None:
-    """Print file, class and probability of each image."""
-    network = load()
+def main(paths: list[str]) -> int:
+    """Print file, class and probability of each image; 2 if none can be read, else 0."""
+    network, code = load(), 2
     for path in paths:
         try:
             image = network.read_image(path)
@@ -158,10 +159,18 @@ def main(paths: list[str]) -> None:
             print(f"{path} skipped: {error}", file=sys.stderr)
             continue
         probability, label = network(image[None]).softmax(1)[0].max(0)
-        print(path, network.notes["class_names"][int(label)], f"{probability:.4f}", sep="\t")
+        line = path, network.notes["class_names"][int(label)], f"{probability:.4f}"
+        print(*map(one_line, line), sep="\t")
+        code = 0
+    return code
+
+
+def one_line(text: str) -> str:
+    """Escape what cannot be printed, such as tabs in the name of a file."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(f"usage: python {sys.argv[0]} IMAGE...")
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
