@@ -302,6 +302,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: naming the file, if it cannot be written; the old content is still there then.
     """
+    if path.is_dir():  # . has no name
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:

@@ -116,6 +116,10 @@ def test_a_killed_study_goes_on_and_ends_with_the_comparison(dsonas, start, tiny
     assert other.code == 2
     assert "trial_epochs was 1 and is 2" in other.err
 
+    other = dsonas(*[{"30k": "2k", "--budgets": "--budget.params"}.get(x, x) for x in given])
+    assert other.code == 2
+    assert "leading_measure was 'macs' and is 'params'" in other.err
+
     elsewhere = tmp_path / "elsewhere"
     archive(["pack", out, tmp_path / "study.json"])
     archive(["unpack", tmp_path / "study.json", elsewhere])

@@ -84,6 +84,16 @@ def test_steps_are_those_of_a_run(known_clock, split: float):
     assert plan["train", "steps"].steps == 2 * (64 // 16)
 
 
+def test_every_epoch_of_step_3_looks_at_the_validation_part(known_clock):
+    """Of 64 images a quarter; the test images are measured after both epochs and at the end."""
+    plan, held = lines(TINY), lines(replace(TINY, data=replace(TINY.data, val=0.25)))
+    assert held["train", "steps"].steps == 2 * (48 // 16)
+    assert plan["train", "test batches"].steps == 3
+    assert held["train", "test batches"].steps == 3 + 2
+    a_test_image = plan["train", "test batches"].macs / (3 * 20)
+    assert held["train", "test batches"].macs == round((3 * 20 + 2 * 16) * a_test_image)
+
+
 def test_time_is_steps_times_seconds(known_clock):
     plan = forecast(TINY, blank_data(TINY.data))
     kinds = ("pretrain", "weights", "factors", None, "train", "test")

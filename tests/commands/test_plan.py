@@ -60,6 +60,7 @@ def test_images_that_are_not_there_can_be_stated(dsonas, tiny):
         (["--budget.macs", "1"], ["cannot be met"]),
         (["--data.name", "folder:nowhere"], ["nowhere not found", "or state --images"]),
         (["--data.name", "folder", "--images", "500"], ["needs --classes"]),
+        (["--train.patience", "2"], ["train.patience 2 needs a validation part"]),
         (["--device-tflops", "1"], ["unknown option --device-tflops"]),
     ],
 )

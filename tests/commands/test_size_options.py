@@ -15,6 +15,16 @@ def test_blank_data_have_the_size_of_the_data():
     assert blank.train_augmentation == data.train_augmentation
 
 
+@pytest.mark.parametrize("name", ["digits", "folder"])
+def test_the_validation_part_is_taken_out_of_training(name, digit_folder):
+    place = f"folder:{digit_folder(classes=2, each=20)}" if name == "folder" else name
+    config = DataConfig(name=place, val=0.25, image_size=8)
+    data, blank = load_data(config), blank_data(config)
+    assert blank.summary == data.summary
+    stated = blank_data(config, images=100, classes=4)
+    assert "75 training, 25 validation and 20 test images" in stated.summary
+
+
 def test_stated_images_need_their_size_and_classes():
     config = DataConfig(name="folder:nowhere", image_size=32)
     data = blank_data(config, images=1000, classes=7)

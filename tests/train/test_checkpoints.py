@@ -251,6 +251,13 @@ def test_a_write_that_fails_half_way_leaves_the_old_content(tmp_path: Path, monk
     assert names(tmp_path) == ["file"]
 
 
+def test_a_folder_is_no_file_to_write(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, Path()):
+        with pytest.raises(IsADirectoryError):
+            write_atomically(folder, b"new")
+
+
 def test_content_reaches_the_disk_before_the_name_does(tmp_path: Path, monkeypatch):
     order = []
     fsync, replace = os.fsync, os.replace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 
 from dsonas.commands.configuring import OptionParser, add_groups, parse, to_config
 from dsonas.commands.size_options import blank_data
@@ -46,7 +47,8 @@ def check(command: str, arguments: list[str], stop: StopSignal) -> int:
 def _batches(config: RunConfig, found: FolderCheck) -> dict[str, str]:
     """Batch sizes as a run would lower them."""
     train, test = (sum(found.counts[part].values()) for part in ("train", "test"))
-    data = blank_data(config.data, train, test, len(found.class_names), int(found.image_size))
+    counted = replace(config.data, val=None)  # has been taken out of the training images already
+    data = blank_data(counted, train, test, len(found.class_names), int(found.image_size))
     fitting, _ = config.with_fitting_batches(data)
     sizes = {name: getattr(fitting, name).batch_size for name in ("pretrain", "search", "train")}
     return {

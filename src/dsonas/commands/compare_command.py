@@ -95,14 +95,15 @@ def _do_study(
     interrupted = pool.run(stop)
     value = comparison(study, path, pool.failed)
     if value["networks"]:
-        page = markdown(value)
+        page, written = markdown(value), "compare.json, compare.md"
         write_atomically(path / "compare.json", to_json(value))
         write_atomically(path / "compare.md", page.encode())
         try:
             write_atomically(path / "compare.svg", svg(value).encode())
+            written += ", compare.svg"
         except ReportError as error:
             say(f"no compare.svg: {error}")
-        say(f"\n{page}\n{path}/compare.json, compare.md, compare.svg")
+        say(f"\n{page}\n{path}/{written}")
     if interrupted:
         say(f"interrupted; {path} keeps all that is done; the same command resumes")
         return stop.exit_code
@@ -179,10 +180,14 @@ def _imports(arguments: Sequence[str]) -> list[str]:
 
 def _refuse_other_study(path: Path, config: StudyConfig) -> None:
     """Refuse to go on with a study that means something else by the same job."""
-    fixed = {"trial_epochs": config.trial_epochs, "held_out": config.held_out}
+    fixed = {
+        "trial_epochs": config.trial_epochs,
+        "held_out": config.held_out,
+        "leading_measure": config.budgets[0].leading,  # of the plan of a search
+    }
     if (path / "config.yaml").exists():
-        stored = read_json(path / "study.json") if (path / "study.json").exists() else fixed
-        before = {**_stored_run(path).settings(), **stored}
+        stored = read_json(path / "study.json") if (path / "study.json").exists() else {}
+        before = {**_stored_run(path).settings(), **fixed, **stored}
         after = {**config.run.settings(), **fixed}
         RunFolder(path).refuse(changed_settings(before, after, "train"))
     write_atomically(path / "study.json", to_json(fixed))

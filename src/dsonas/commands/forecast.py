@@ -86,7 +86,7 @@ def forecast(config: RunConfig, data: ImageData) -> Forecast:
     """
     transfers = config.network.transfer
     config, told = config.with_fitting_batches(data, ("train",) if transfers else STAGES)
-    supernet, notes = config.space(data).complete(), [told] if told else []
+    supernet, notes = config.space(data).complete(), [" ".join(told.split())] if told else []
     budget, multiple = config.budget, config.network.channel_multiple
     if budget.latency_ms is not None:
         budget = replace(budget, latency_ms=None)
@@ -110,6 +110,8 @@ def forecast(config: RunConfig, data: ImageData) -> Forecast:
     lines = meter.training(networks)
     if not transfers:
         lines = [*meter.pretraining(supernet), *meter.searching(chains[0], rebuilding), *lines]
+    if config.train.patience:
+        notes.append("train.patience may end step 3 earlier: all its epochs are counted")
     if meter.cuts:
         notes.append("steps too long to wait for were timed with fewer images, in proportion")
     device = f"{meter.engine.device}, {torch.get_num_threads()} CPU threads"
@@ -249,6 +251,7 @@ class _Meter:
 
     def _training(self, architecture: Architecture) -> list[Line]:
         config, engine, num_test = self.config.train, self.engine, len(self.data.test)
+        num_val = len(self.data.val or ())
         network = Network(architecture, auxiliary=config.auxiliary > 0, dropout=config.dropout)
         engine.place(network)
         size, test_size = config.batch_size, min(EVALUATION_BATCH, num_test)
@@ -257,8 +260,11 @@ class _Meter:
         steps = config.epochs * (len(self.data.train) // size)
         every = -(-config.epochs // MEASUREMENTS)
         tests = -(-config.epochs // every) + 1  # once more when all is done
-        batches, macs = tests * -(-num_test // test_size), architecture_cost(architecture).macs
-        work = steps * FORWARDS["weights"] * size * macs, tests * FORWARDS["test"] * num_test * macs
+        # every epoch looks at the validation part
+        batches = tests * -(-num_test // test_size) + config.epochs * -(-num_val // test_size)
+        seen = tests * num_test + config.epochs * num_val
+        macs = architecture_cost(architecture).macs
+        work = steps * FORWARDS["weights"] * size * macs, seen * FORWARDS["test"] * macs
         seconds = steps * timed.seconds["train"], batches * tested.seconds["test"]
         return [
             Line("train", "steps", steps, work[0], timed.memory_bytes, seconds[0]),

@@ -42,11 +42,7 @@ def plan(command: str, arguments: list[str], stop: StopSignal) -> int:
 
 def table(plan: Forecast, data: ImageData) -> Iterator[str]:
     """The lines of a plan: what is known, the stages with their sum, what had to be assumed."""
-    size = f"{data.image_size}x{data.image_size}x{data.input_channels}"
-    yield (
-        f"data      {len(data.train)} training and {len(data.test)} test images, {size}, "
-        f"{data.num_classes} classes"
-    )
+    yield f"data      {data.summary}"
     yield f"supernet  {_size(plan.supernet)}"
     yield f"network   {_size(plan.networks[0])} (assumed for step 3)"
     yield f"device    {plan.device}"
@@ -96,6 +92,7 @@ def as_json(plan: Forecast, data: ImageData) -> dict[str, Any]:
     return {
         "data": {
             "num_train": len(data.train),
+            "num_val": len(data.val or ()),
             "num_test": len(data.test),
             "image_size": data.image_size,
             "input_channels": data.input_channels,

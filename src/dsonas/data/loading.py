@@ -74,6 +74,16 @@ class ImageData:
         return replace(self.train_augmentation, cutout=0)
 
     @property
+    def summary(self) -> str:
+        """Its size in words."""
+        val = f", {len(self.val)} validation" if self.val is not None else ""
+        size = f"{self.image_size}x{self.image_size}x{self.input_channels}"
+        return (
+            f"{len(self.train)} training{val} and {len(self.test)} test images, {size}, "
+            f"{self.num_classes} classes"
+        )
+
+    @property
     def num_classes(self) -> int:
         """Number of classes, at least 2."""
         return len(self.class_names)

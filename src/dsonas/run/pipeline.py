@@ -145,11 +145,6 @@ class Job:
         Raises:
             ValueError: saying what does not fit.
         """
-        if self.config.train.patience and self.data.val is None and "train" in stages:
-            raise RunError(
-                f"train.patience {self.config.train.patience} needs a validation part: give "
-                "data.val, 0.1 for a tenth of the training images"
-            )
         self.config, told = self.config.with_fitting_batches(self.data, stages)
         if told:
             self.reporter.say(told)
@@ -222,13 +217,7 @@ class Job:
 
     def _describe_search(self, supernet: str) -> None:
         """Say what is searched, on which images."""
-        data = self.data
-        val = f", {len(data.val)} validation" if data.val is not None else ""
-        size = f"{data.image_size}x{data.image_size}x{data.input_channels}"
-        self.reporter.say(
-            f"data      {len(data.train)} training{val} and {len(data.test)} test images, {size}, "
-            f"{data.num_classes} classes\nsupernet  {supernet}"
-        )
+        self.reporter.say(f"data      {self.data.summary}\nsupernet  {supernet}")
 
     def drawn(self, found: Any) -> str:
         """Draw what a search has found, as text."""

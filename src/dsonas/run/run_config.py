@@ -313,8 +313,13 @@ class RunConfig:
             The configuration with them, and what was changed in words.
 
         Raises:
-            DataError: if a step has too few images for any batch.
+            DataError: if a step has too few images for any batch, or no validation part to wait by.
         """
+        if self.train.patience and data.val is None and "train" in stages:
+            raise DataError(
+                f"train.patience {self.train.patience} needs a validation part: give data.val, 0.1 "
+                "for a tenth of the training images"
+            )
         every = len(data.train)
         _, factors = part_sizes(self, every)
         if self.data.factor_split and not 0 < factors < every and "search" in stages:

@@ -1,6 +1,7 @@
 """From results to JSON, table and picture: the contract, and no number from nowhere."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -174,6 +175,18 @@ def test_the_picture_has_a_dot_for_each_training(filled):
         assert 0 < float(circle.attrib["cy"]) < height
     texts = [element.text for element in root.iter(f"{name}text")]
     assert {"share space", "full space", "30 k", "60 k", "searched"} <= set(texts)
+
+
+def test_bars_of_the_picture_are_two_standard_deviations_long_and_not_cut_off(filled):
+    value = filled.compared()
+    value["budgets"][0]["summary"]["random"]["std"] = 40.0
+    paths = (path.get("d", "") for path in ElementTree.fromstring(svg(value)).iter())
+    ends = [[float(x) for x in re.findall(r"[\d.]+", path)] for path in paths]
+    bars = sorted(abs(p[3] - p[1]) for p in ends if len(p) == 4 and p[0] == p[2] and p[1] != p[3])
+    wanted = sorted(found["std"] for entry in value["budgets"]
+                    for found in entry["summary"].values() if found["std"])  # fmt: skip
+    assert len(bars) == len(wanted)
+    assert [bar / bars[-1] for bar in bars] == pytest.approx([x / 40 for x in wanted], abs=1e-3)
 
 
 def test_the_winner_of_a_random_search_is_chosen_by_held_out_images(filled):

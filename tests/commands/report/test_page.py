@@ -308,12 +308,14 @@ def test_runs_of_one_name_are_told_apart(make_run, data, tmp_path):
 
 def test_the_networks_of_a_study_are_shown_beside_the_run(make_run, data):
     run = make_run()
-    budgets = [{"macs": 5e5, "searched": [3.0], "random": [5.0, 6.0], "p_value": 0.1}]
-    (run / "compare.json").write_text(json.dumps({"budgets": budgets}))
+    found = (("searched", 5e5, 3.0), ("random", 498e3, 5.0), ("random_search", 5e5, 6.0))
+    networks = [dict(zip(("method", "macs", "test_error"), one, strict=True)) for one in found]
+    (run / "compare.json").write_text(json.dumps({"networks": networks}))
     page = Page(read(write_report([run], data=data)))
     tips = [str(a["data-tip"]) for a in page.all("g") if a.get("class") == "dot"]
-    assert sorted(tip.splitlines()[0] for tip in tips) == ["random", "random", "run", "searched"]
-    assert "random\n500 k multiply-adds, 6 %" in tips
+    names = sorted(tip.splitlines()[0] for tip in tips)
+    assert names == ["random", "random search", "run", "searched"]
+    assert "random\n498 k multiply-adds, 5 %" in tips
 
 
 @pytest.mark.parametrize("shared", [True, False])

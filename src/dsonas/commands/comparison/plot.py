@@ -23,8 +23,8 @@ def svg(value: Mapping[str, Any]) -> str:
     entries = [entry for entry in value["budgets"] if entry["summary"]]
     spaces = list(dict.fromkeys(entry["space"] for entry in entries))
     shown = [method for method in TITLES if any(method in entry["summary"] for entry in entries)]
-    errors = [error for entry in entries for method in entry["summary"]
-              for error in entry["trainings"][method]]  # fmt: skip
+    errors = [error for entry in entries for method, found in entry["summary"].items()
+              for error in (*entry["trainings"][method], *_ends(found))]  # fmt: skip
     columns = max(1, min(2, len(spaces)))  # of the legend; one panel has room for one
     below = 54 + 18 * math.ceil(len(shown) / columns)
     width = LEFT + (PANEL + GAP) * max(1, len(spaces))
@@ -56,3 +56,8 @@ def svg(value: Mapping[str, Any]) -> str:
             drawn.figure.legend(discs, names, ncols=columns, loc="lower left",
                                 bbox_to_anchor=((LEFT - 8) / width, 0))  # fmt: skip
         return drawn.svg(f"{value['data']['name']}: test error against multiply-adds")
+
+
+def _ends(found: Mapping[str, Any]) -> tuple[float, float]:
+    """Where the bar of a method begins and ends."""
+    return found["mean"] - (found["std"] or 0), found["mean"] + (found["std"] or 0)

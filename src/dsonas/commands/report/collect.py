@@ -220,14 +220,10 @@ def _read_log(file: Path) -> list[Epoch]:
 
 
 def _read_study(file: Path) -> list[tuple[float, float, str]]:
-    """The networks of a ``compare.json``: each budget has a list of errors for each method."""
+    """The networks of a ``compare.json``: each once, also if it stands beside both spaces."""
     return [
-        (float(budget["macs"]), float(error), kind.replace("_", " "))
-        for budget in json.loads(file.read_text())["budgets"]
-        for kind, errors in budget.items()
-        if isinstance(errors, list)
-        for error in errors
-        if isinstance(error, int | float)
+        (float(net["macs"]), float(net["test_error"]), net["method"].replace("_", " "))
+        for net in json.loads(file.read_text())["networks"]
     ]
 
 
