@@ -120,12 +120,6 @@ def test_nothing_to_do_returns_the_images_themselves():
     assert crop_and_flip(images, offsets, Augmentation()) is images
 
 
-@pytest.mark.parametrize("field", ["crop_padding", "cutout"])
-def test_negative_numbers_are_refused(field):
-    with pytest.raises(ValueError, match=f"{field} must be at least 0, got -1"):
-        Augmentation(**{field: -1})  # pyright: ignore[reportArgumentType]
-
-
 TRANSFORM = """
 import random
 import numpy as np
@@ -214,7 +208,7 @@ def test_a_users_function_is_refused_in_one_line(transformed, function, message)
 def test_a_users_file_must_exist(make_images, make_data):
     images = make_images()
     data = make_data(images, transform="gone.py:vary")
-    with pytest.raises(DataError, match=r"a Python file that exists, got gone\.py:vary"):
+    with pytest.raises(DataError, match=r"a Python file .* that exists, got gone\.py"):
         Batches(
             images, data, batch_size=6, augmentation=data.train_augmentation, shuffle=True,
             drop_last=False, seed=5,

@@ -1,13 +1,6 @@
-from .augmentation import (
-    Augmentation as Augmentation,
-)
-from .batches import (
-    Batches as Batches,
-)
-from .checking import (
-    FolderCheck as FolderCheck,
-    check_folder as check_folder,
-)
+from .augmentation import Augmentation as Augmentation
+from .batches import Batches as Batches
+from .checking import FolderCheck as FolderCheck, check_folder as check_folder
 from .data_config import (
     FITS as FITS,
     PLACED as PLACED,
@@ -18,18 +11,9 @@ from .data_config import (
     short_name as short_name,
     with_share as with_share,
 )
-from .folder_images import (
-    choose_image_size as choose_image_size,
-    scan as scan,
-)
-from .folders import (
-    list_contents as list_contents,
-)
-from .images import (
-    FileImages as FileImages,
-    ImageSet as ImageSet,
-    TensorImages as TensorImages,
-)
+from .folder_images import choose_image_size as choose_image_size, scan as scan
+from .folders import list_contents as list_contents
+from .images import FileImages as FileImages, ImageSet as ImageSet, TensorImages as TensorImages
 from .loading import (
     ImageData as ImageData,
     load_data as load_data,
@@ -37,20 +21,7 @@ from .loading import (
     resolve_augmentation as resolve_augmentation,
     split_for_search as split_for_search,
 )
-from .normalisation import (
-    normalise as normalise,
-)
-from .pixels import (
-    RESIZE as RESIZE,
-)
-from .prediction import (
-    list_files as list_files,
-    load_images as load_images,
-)
-from .shards import (
-    write_shards as write_shards,
-)
-from .splitting import (
-    Listing as Listing,
-    Split as Split,
-)
+from .pixels import RESIZE as RESIZE
+from .prediction import list_files as list_files, load_images as load_images
+from .shards import write_shards as write_shards
+from .splitting import Listing as Listing, Split as Split

@@ -6,10 +6,10 @@ import math
 import random
 from collections.abc import Callable, Iterable
 from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,41 +29,19 @@ LUMA = 0.299, 0.587, 0.114  # weights of red, green and blue in the brightness o
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How training images are varied.
-
-    Raises:
-        ValueError: if a number is out of its range.
-
-    Example:
-        >>> Augmentation(crop_padding=4, flip=True, cutout=16).jitter
-        0.0
-    """
+    """How training images are varied, see ``DataConfig.augment``."""
 
     crop_padding: int = 0  # crop the image out of itself padded by so many zero pixels, >= 0
     flip: bool = False  # mirror half of the images left to right
     cutout: int = 0  # side in pixels of a square at a random place that is set to zero, >= 0
-    # least share of the image's area, in (0, 1], that is cut out at random and resized when an
-    # image is fetched, see ``RandomCrop``; None takes the middle
-    crop_area: float | None = None
-    # brightness, contrast and saturation are each multiplied by a factor in ``[1 - jitter, 1 +
-    # jitter]``; in [0, 1]
-    jitter: float = 0.0
+    # the ImageNet recipe: a random part of an image is fetched, see ``RandomCrop``, and brightness,
+    # contrast and saturation are each multiplied by a factor in ``[1 - JITTER, 1 + JITTER]``
+    random_crop: bool = False
     # ``FILE.py:FUNCTION`` of the user's, called with every image first; see ``transform_each``
     transform: str | None = None
 
-    def __post_init__(self) -> None:
-        for name in ("crop_padding", "cutout"):
-            value = getattr(self, name)
-            if value < 0:
-                raise ValueError(f"{name} must be at least 0, got {value}: 0 switches it off")
-        if self.crop_area is not None and not 0 < self.crop_area <= 1:
-            raise ValueError(f"crop_area must be in (0, 1], got {self.crop_area}: 0.08, say")
-        if not 0 <= self.jitter <= 1:
-            raise ValueError(f"jitter must be in [0, 1], got {self.jitter}: 0 switches it off")
 
-
-@dataclass(frozen=True)
-class Offsets:
+class Offsets(NamedTuple):
     """The random choices for one batch, each a tensor of shape ``(batch,)``."""
 
     top: Tensor  # int64, first row of the crop in the padded image, in ``[0, 2 * crop_padding]``
@@ -72,17 +50,6 @@ class Offsets:
     centre_row: Tensor  # int64, row of the centre of the cut-out square, in ``[0, height)``
     centre_column: Tensor  # int64, column of the centre of the cut-out square
 
-    def of(self, places: Tensor) -> Offsets:
-        """The choices for some images of the batch, by their places in it."""
-        return self._each(lambda choices: choices[places])
-
-    def on(self, device: torch.device) -> Offsets:
-        """The choices, drawn on the CPU, where the images are: there the pixels are indexed."""
-        return self._each(lambda choices: send(choices, device))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Offsets:
-        return Offsets(*(change(getattr(self, choice.name)) for choice in fields(self)))
-
 
 def draw_offsets(
     shape: torch.Size, augmentation: Augmentation, generator: torch.Generator
@@ -90,13 +57,11 @@ def draw_offsets(
     """Draw the random choices for a batch of shape ``(batch, channels, height, width)``.
 
     The generator moves on equally far whatever is switched on, so that adding cutout leaves the
-    crops as they were. Its device is that of the result.
+    crops as they were.
     """
     batch, _, height, width = shape
     # float64: times a size it stays below the size, where float32 could round up to it
-    uniform = torch.rand(
-        5, batch, generator=generator, device=generator.device, dtype=torch.float64
-    )
+    uniform = torch.rand(5, batch, generator=generator, dtype=torch.float64)
     num_places = 2 * augmentation.crop_padding + 1
     top, left = (uniform[:2] * num_places).long().unbind()
     flipped = (uniform[2] < 0.5) & augmentation.flip
@@ -118,18 +83,14 @@ def crop_and_flip(images: Tensor, offsets: Offsets, augmentation: Augmentation) 
         return images
     batch, channels, height, width = images.shape
     padded = F.pad(images, (padding, padding, padding, padding))
-    flat_positions = _crop_positions(offsets, height, width, padded.shape[3]).to(images.device)
-    # one gather over flattened pixels is several times faster than indexing four dimensions
-    index = flat_positions.view(batch, 1, -1).expand(batch, channels, -1)
-    return padded.reshape(batch, channels, -1).gather(2, index).view(images.shape)
-
-
-def _crop_positions(offsets: Offsets, height: int, width: int, padded_width: int) -> Tensor:
-    device = offsets.top.device
-    rows = torch.arange(height, device=device) + offsets.top[:, None]
-    columns = torch.arange(width, device=device)
+    rows = torch.arange(height, device=images.device) + offsets.top[:, None]
+    columns = torch.arange(width, device=images.device)
     columns = torch.where(offsets.flipped[:, None], width - 1 - columns, columns)
-    return rows[:, :, None] * padded_width + (columns + offsets.left[:, None])[:, None, :]
+    columns = columns + offsets.left[:, None]
+    # one gather over flattened pixels is several times faster than indexing four dimensions
+    index = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(batch, 1, -1)
+    index = index.expand(batch, channels, -1)
+    return padded.reshape(batch, channels, -1).gather(2, index).view(images.shape)
 
 
 def cut_out(images: Tensor, offsets: Offsets, augmentation: Augmentation) -> Tensor:
@@ -152,7 +113,7 @@ def cut_out(images: Tensor, offsets: Offsets, augmentation: Augmentation) -> Ten
     columns = _inside(offsets.centre_column, width, augmentation.cutout)
     square = rows[:, None, :, None] & columns[:, None, None, :]
     # masked_fill without underscore would return a channels_last batch in NCHW strides
-    return images.clone().masked_fill_(square.to(images.device), 0)
+    return images.clone().masked_fill_(square, 0)
 
 
 def _inside(centres: Tensor, length: int, side: int) -> Tensor:
@@ -160,24 +121,14 @@ def _inside(centres: Tensor, length: int, side: int) -> Tensor:
     return (distance >= 0) & (distance < side)
 
 
-def jitter_colors(
-    images: Tensor,
-    augmentation: Augmentation,
-    generator: torch.Generator,
-    places: Tensor | None = None,
-    num_images: int | None = None,
-) -> Tensor:
+def jitter_colors(images: Tensor, draws: Tensor) -> Tensor:
     """Vary brightness, contrast and saturation of every image, in this order.
 
     Contrast is the distance of a pixel from the image's mean brightness, saturation that from its
-    own. The draws are those of all ``num_images`` of a batch, of which these are at ``places``.
-    Returns float32 pixels from 0 to 255; the images themselves if there is no jitter.
+    own. ``draws`` are numbers in [0, 1) of shape ``(3, batch, 1, 1, 1)``. Returns float32 pixels
+    from 0 to 255.
     """
-    if augmentation.jitter == 0:
-        return images
-    draws = torch.rand(3, num_images or len(images), 1, 1, 1, generator=generator)
-    draws = draws if places is None else draws[:, places]
-    factors = 1 + augmentation.jitter * (2 * send(draws, images.device) - 1)
+    factors = 1 + JITTER * (2 * draws - 1)
     pixels = (images.float() * factors[0]).clamp_(0, 255)
     mean = _brightness(pixels).mean((2, 3), keepdim=True)
     pixels = torch.lerp(mean, pixels, factors[1]).clamp_(0, 255)
@@ -244,21 +195,13 @@ def cut_pixels(pixels: Tensor, crop: RandomCrop | None, positions: Tensor) -> Te
 
 
 def transform_each(images: Tensor, place: str, seeds: Iterable[int]) -> Tensor:
-    """Call a function of the user's with every image of a batch.
+    """Call a function of the user's, ``FILE.py:FUNCTION``, with every uint8 image of a batch.
 
-    The random numbers that it draws from torch, NumPy and ``random`` follow from the seeds, so
-    that a resumed run sees the same images; the global states are left as they were.
-
-    Args:
-        images: uint8 tensor ``(batch, channels, height, width)`` on the CPU.
-        place: ``FILE.py:FUNCTION``.
-        seeds: one for each image, in ``[0, 2**63)``.
-
-    Returns:
-        A tensor of the same shape and type.
+    The random numbers that it draws from torch, NumPy and ``random`` follow from the seeds, one for
+    each image, so that a resumed run sees the same images; the global states are left as they were.
 
     Raises:
-        DataError: if there is no such function, it fails, or returns anything else.
+        DataError: if there is no such function, it fails, or returns another shape or type.
     """
     function = load_function(place)
     before, numpy_before = random.getstate(), np.random.get_state()
@@ -294,8 +237,6 @@ def _transformed(function: Callable[[Tensor], Any], image: Tensor, place: str) -
 def load_function(place: str) -> Callable[[Tensor], Any]:
     """Import the function that ``FILE.py:FUNCTION`` names; a DataError if there is none."""
     path, _, name = place.rpartition(":")
-    if not Path(path).is_file():
-        raise DataError(f"data.augment must name a Python file that exists, got {place}")
     try:
         function = getattr(import_file(Path(path), "data.augment"), name, None)
     except ValueError as error:

@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from dsonas._utils import derive_seed, send
 
 from .augmentation import (
+    LEAST_AREA,
     Augmentation,
+    Offsets,
     RandomCrop,
     crop_and_flip,
     cropped,
@@ -171,9 +173,12 @@ class Batches:
         generator = torch.Generator().manual_seed(seed)
         shape = torch.Size((num_images, *pixels.shape[1:]))
         places = part_of(torch.arange(num_images), *self._share)
-        offsets = draw_offsets(shape, self._augmentation, generator).of(places).on(pixels.device)
+        drawn = draw_offsets(shape, self._augmentation, generator)
+        offsets = Offsets(*(send(choices[places], pixels.device) for choices in drawn))
         varied = crop_and_flip(pixels, offsets, self._augmentation)
-        varied = jitter_colors(varied, self._augmentation, generator, places, num_images)
+        if self._augmentation.random_crop:
+            draws = torch.rand(3, num_images, 1, 1, 1, generator=generator)[:, places]
+            varied = jitter_colors(varied, send(draws, pixels.device))
         return cut_out(normalise(varied, self._mean, self._std), offsets, self._augmentation)
 
 
@@ -218,9 +223,9 @@ class _Plan:
     def read(self, epoch: int, start: int, part: int, num_parts: int) -> Iterator[Batch]:
         """Fetch a part of each batch from ``start`` on, as ``ImageSet.read`` does."""
         images, transform = self.images, self.augmentation.transform
-        if self.augmentation.crop_area is not None:
+        if self.augmentation.random_crop:
             seed = derive_seed(self.seed, "crop", epoch)
-            images = cropped(images, RandomCrop(self.augmentation.crop_area, seed))
+            images = cropped(images, RandomCrop(LEAST_AREA, seed))
         chunks = [part_of(batch, part, num_parts) for batch in self.batches(epoch)[start:]]
         of_function = derive_seed(self.seed, "transform", epoch)
         for chunk, (pixels, labels) in zip(chunks, images.read(chunks), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -59,13 +60,10 @@ class FolderCheck:
 
 
 def check_folder(config: DataConfig) -> FolderCheck:
-    """Look at all images of a folder, as a run would.
-
-    Args:
-        config: its ``root`` is the folder.
+    """Look at all images of the folder ``config.root``, as a run would.
 
     Raises:
-        DataError: if the folder is unsuitable; the message says what to do.
+        DataError: if the folder is unsuitable.
     """
     with _heard() as heard:
         contents = list_contents(config)
@@ -109,13 +107,9 @@ def check_folder(config: DataConfig) -> FolderCheck:
 
 
 def _by_class(contents: Contents, part: str, headers: dict[str, ImageHeader]) -> dict[str, int]:
-    counts: dict[str, int] = {}
     listing = contents.parts[part]
-    for path, label in zip(listing.paths, listing.labels.tolist(), strict=True):
-        if path in headers:
-            name = contents.class_names[label]
-            counts[name] = counts.get(name, 0) + 1
-    return counts
+    files = zip(listing.paths, listing.labels.tolist(), strict=True)
+    return dict(Counter(contents.class_names[label] for path, label in files if path in headers))
 
 
 def _copies(contents: Contents) -> dict[str, str]:

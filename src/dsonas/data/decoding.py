@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -21,20 +21,17 @@ with suppress(ImportError):  # extra ``formats``: HEIC, as telephones write it
 
 
 class UnreadableImageError(DataError):
-    """A file that is not an image, or is damaged, truncated or of an unsupported kind.
+    """A file that is not an image, or is damaged, truncated or of an unsupported kind."""
 
-    Args:
-        message: with the file's name.
-        reason: what is wrong with it.
-    """
-
-    def __init__(self, message: str, reason: str = "") -> None:
-        super().__init__(message)
-        self.reason = reason
+    def __init__(self, name: str | bytes, error: Exception) -> None:
+        # the object in memory, or the name once more, say nothing to a user
+        plain = " ".join(re.sub(r" (<_io\S* .*>|'.*')$", "", str(error)).split())
+        self.reason = getattr(error, "strerror", None) or plain or type(error).__name__
+        called = "in memory" if isinstance(name, bytes) else plain_name(name)
+        super().__init__(f"cannot read image {called}: {self.reason}")
 
 
-@dataclass(frozen=True)
-class ImageHeader:
+class ImageHeader(NamedTuple):
     """What the head of an image file says: size in pixels; whether it is grey, one of several."""
 
     width: int
@@ -61,7 +58,7 @@ def read_header(file: str | bytes, name: str | None = None) -> ImageHeader:
             check_range(image)
             return ImageHeader(*image.size, _is_grey(image), _has_frames(image))
     except Exception as error:  # a damaged file can raise almost anything in a decoder
-        raise _unreadable(name or file, error) from error
+        raise UnreadableImageError(name or file, error) from error
 
 
 def decode(
@@ -73,18 +70,13 @@ def decode(
     crop: RandomCrop | None = None,
     position: int = 0,
 ) -> np.ndarray:
-    """Decode an image file to a square of a given size.
+    """Decode an image file, given by its path or content, as ``read_pixels`` does.
 
     Args:
-        file: path of an image file, or its content.
-        image_size, channels: see ``read_pixels``, the rule.
         name: what errors call it; None: its path.
         fit: see ``DataConfig.fit``.
         crop: which rectangle, in training; None: as ``fit`` says.
         position: of the image in its set, for ``crop``.
-
-    Returns:
-        Array uint8 of shape ``(channels, image_size, image_size)``.
 
     Raises:
         UnreadableImageError: if the file is not an image, is damaged, truncated or unsupported.
@@ -95,25 +87,15 @@ def decode(
         share, box = crop.least_side, partial(crop.box, position)
     try:
         return read_pixels(source, image_size, channels, share, box, kind)
-    except Exception as error:  # a damaged file can raise almost anything in a decoder
-        raise _unreadable(name or file, error) from error
+    except Exception as error:
+        raise UnreadableImageError(name or file, error) from error
 
 
 def shrink_image(content: bytes, side: int, name: str) -> tuple[bytes, str]:
-    """Encode an image anew with a shorter side of a given length, if it is larger.
+    """Encode an image anew with a shorter side of ``side`` pixels, if it is larger.
 
-    JPEG stays JPEG (quality 95), everything else becomes PNG. The orientation is applied.
-
-    Args:
-        content: of an image file.
-        side: length of the shorter side in pixels, >= 1.
-        name: what errors call it.
-
-    Returns:
-        The new content and the ending of its file name, such as ``jpg``.
-
-    Raises:
-        UnreadableImageError: if the content is not a supported image.
+    JPEG stays JPEG (quality 95), everything else becomes PNG. The orientation is applied. Returns
+    the new content and the ending of its file name. Errors call the image by ``name``.
 
     Example:
         >>> buffer = BytesIO()
@@ -133,20 +115,12 @@ def shrink_image(content: bytes, side: int, name: str) -> tuple[bytes, str]:
             resized = plain.resize((size[0], size[1]), Image.Resampling.BICUBIC)
             resized.save(buffer, "JPEG" if is_jpeg else "PNG", quality=95)
             return buffer.getvalue(), "jpg" if is_jpeg else "png"
-    except Exception as error:  # a damaged file can raise almost anything in a decoder
-        raise _unreadable(name, error) from error
+    except Exception as error:
+        raise UnreadableImageError(name, error) from error
 
 
 def _open(file: str | bytes) -> Image.Image:
     return Image.open(BytesIO(file) if isinstance(file, bytes) else file)
-
-
-def _unreadable(name: str | bytes, error: Exception) -> UnreadableImageError:
-    # the object in memory, or the name once more, say nothing to a user
-    plain = re.sub(r" (<_io\S* .*>|'.*')$", "", str(error))
-    reason = getattr(error, "strerror", None) or " ".join(plain.split()) or type(error).__name__
-    called = "in memory" if isinstance(name, bytes) else plain_name(str(name))
-    return UnreadableImageError(f"cannot read image {called}: {reason}", reason)
 
 
 def _has_frames(image: Image.Image) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import astuple
 from statistics import median
 
 import PIL
@@ -87,20 +86,17 @@ def read_folder(config: DataConfig, seed: int) -> SourceData:
 def scan(
     listing: Listing, num_threads: int, complete: bool = False
 ) -> tuple[dict[str, ImageHeader], dict[str, str]]:
-    """Read the heads of image files, by some threads; decode the pixels too if ``complete``.
+    """Read the heads of image files; if ``complete``, decode them too, which finds truncated ones.
 
-    That finds truncated files.
-
-    Returns:
-        By path the headers of the readable files, and why the others are unreadable.
+    Returns, by path, the headers of the readable files, and why the others are unreadable.
     """
     bad: dict[str, str] = {}
 
-    def header(path: str) -> tuple[int, int, bool, bool] | None:
+    def header(path: str) -> ImageHeader | None:
         try:
             if complete:
                 decode(path, 32, 3)
-            return astuple(read_header(path))
+            return read_header(path)
         except UnreadableImageError as error:
             bad[path] = error.reason
             return None
@@ -114,13 +110,7 @@ def scan(
 
 
 def choose_image_size(short_sides: Sequence[int]) -> int:
-    """Choose the size at which images are used.
-
-    Args:
-        short_sides: the shorter side of every image in pixels, at least one.
-
-    Returns:
-        32 if their median is below 48, 64 if it is below 160, otherwise 224.
+    """Choose 32 pixels if the median of the shorter sides is below 48, 64 below 160, or 224.
 
     Example:
         >>> choose_image_size([28, 28, 500]), choose_image_size([640, 480])
@@ -156,10 +146,8 @@ def _file_images(
 
 def _load(parts: dict[str, ImageSet], workers: int, reasons: dict[str, str]) -> dict[str, ImageSet]:
     """The images decoded into memory, if they fit; adds why some could not be read."""
-    if (
-        sum(len(part) * math.prod(part.image_shape) for part in parts.values())
-        > sources.MEMORY_LIMIT
-    ):
+    needed = sum(len(part) * math.prod(part.image_shape) for part in parts.values())
+    if needed > sources.MEMORY_LIMIT:
         return parts
     loaded = {}
     for name, part in parts.items():
@@ -174,16 +162,11 @@ def read_test_images(
 ) -> ImageSet:
     """Read the images of a folder on which a finished network is to be measured.
 
-    Of the folder that the network was trained on these are the test images of its run, whatever
-    has been added since, unless ``config.test`` names a part of others; of any other folder its
-    test part, or all images where it has none, but never one that was in training. What is left
-    out is said in the log.
-
-    Args:
-        config: its ``root`` is the folder, its ``image_size`` that of the network.
-        class_names: of the network, in the order of its outputs; the folder may lack some.
-        channels: of the network's images.
-        split: of the network's run; None if it has none.
+    Of the folder that the network was trained on these are the test images of its run, by its
+    ``split``, whatever has been added since, unless ``config.test`` names a part of others; of any
+    other folder its test part, or all images where it has none, but never one that was in training.
+    What is left out is said in the log. ``class_names``, ``channels`` and the size of images are
+    the network's; the folder may lack classes.
 
     Raises:
         DataError: if the folder is unsuitable, has other classes, or no image is left.

@@ -60,13 +60,12 @@ def class_name(name: str) -> str:
     return plain_name(unicodedata.normalize("NFC", name))
 
 
-def walk_files(folder: str | Path) -> Iterator[tuple[str, str]]:
-    """Files below a folder in order, each with its real path; see ``list_contents``."""
-    yield from _walk(str(folder), set())
+def walk_files(folder: str | Path, seen: set[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Files below a folder in order, each with its real path; see ``list_contents``.
 
-
-def _walk(folder: str, seen: set[str]) -> Iterator[tuple[str, str]]:
-    real = os.path.realpath(folder)
+    Folders whose real paths have been ``seen`` are left out.
+    """
+    seen, real = set() if seen is None else seen, os.path.realpath(folder)
     if real in seen:  # two links to the same folder
         return
     seen.add(real)
@@ -76,7 +75,7 @@ def _walk(folder: str, seen: set[str]) -> Iterator[tuple[str, str]]:
         linked = entry.is_symlink()
         if os.path.isdir(entry.path) if linked else entry.is_dir():
             if not linked or not _is_above(entry.path, real):
-                yield from _walk(entry.path, seen)
+                yield from walk_files(entry.path, seen)
         elif linked:  # a broken one is a file that is unreadable
             yield entry.path, os.path.realpath(entry.path)
         elif entry.is_file():
@@ -120,9 +119,8 @@ def is_readable(path: str, formats: list[str] | None = None) -> bool:
 def find_layout(root: Path, aside: Collection[str] = ()) -> Layout:
     """Find out what the folders in an image folder mean, by their names.
 
-    Args:
-        root: the folder. A folder in it that is the only one is seen through.
-        aside: real paths of folders in it that are parts by other means.
+    A folder in it that is the only one is seen through; those whose real paths are in ``aside`` are
+    parts by other means.
 
     Raises:
         DataError: if folders look like parts of a split, but cannot all be used as such.

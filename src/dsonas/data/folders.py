@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 HINTS = {".heic": " (pip install 'dsonas[formats]')", ".heif": " (pip install 'dsonas[formats]')"}
 ORDER = ("test", "val", "train")  # whose a file is that is in several parts
-NO_IMAGE = "no image"
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,11 @@ def _given_part(
 ) -> tuple[Path, Classes]:
     """A part that the settings name: where its classes are, and what they hold."""
     if place.is_file():
-        return place, _merged(read_labels(place, root))
+        classes: Classes = defaultdict(list)
+        for some in read_labels(place, root).values():
+            for name, files in some.items():
+                classes[name] += files
+        return place, classes
     if not place.is_dir():
         raise DataError(f"data.{part} {place} not found: give a folder or a file of labels")
     inner = find_layout(place).parts
@@ -238,7 +241,7 @@ def _image_files(folder: Path, others: dict[str, str]) -> Iterator[tuple[str, st
         if is_image(path):
             yield path, real
         else:
-            others[path] = NO_IMAGE
+            others[path] = "no image"
 
 
 def _say_others(folder: Path, others: Iterable[str]) -> None:
@@ -260,7 +263,7 @@ def _list_classes(folder: Path, ignored: dict[str, str], aside: Collection[str] 
     if empty := [name for name, files in classes.items() if not files]:
         told = "%s: %d folders without images ignored: %s"
         logger.warning(told, folder, len(empty), first(empty))
-    return dict(classes)
+    return classes
 
 
 def _leave_out_loose(folder: Path, ignored: dict[str, str]) -> None:
@@ -268,14 +271,6 @@ def _leave_out_loose(folder: Path, ignored: dict[str, str]) -> None:
         told = "%s: %d images beside the class folders left out: %s"
         logger.warning(told, folder, len(loose), first([Path(path).name for path in loose]))
         ignored |= dict.fromkeys(loose, "beside the class folders")
-
-
-def _merged(parts: Mapping[str, Classes]) -> Classes:
-    found: Classes = defaultdict(list)
-    for classes in parts.values():
-        for name, files in classes.items():
-            found[name] += files
-    return dict(found)
 
 
 def _say_not_held_out(part: str, held: tuple[Listing, Listing], names: Sequence[str]) -> None:

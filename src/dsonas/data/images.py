@@ -97,23 +97,10 @@ class ImageSet(ABC):
         return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
 
     def split(self, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
-        """Divide in two, stratified by class.
-
-        Args:
-            fraction: share of the second part, in (0, 1).
-            seed: the same seed gives the same parts.
-
-        Returns:
-            The part with ``1 - fraction`` of the images, and the part with ``fraction`` of them.
+        """Divide in two, stratified by class; the second has ``fraction`` of the images.
 
         Raises:
-            ValueError: if ``fraction`` is out of range, or so near its ends that a part is empty.
-
-        Example:
-            >>> images = TensorImages(torch.zeros(4, 1, 8, 8).byte(), torch.tensor([0, 0, 1, 1]))
-            >>> first, second = images.split(0.5, seed=0)
-            >>> first.labels, second.labels
-            (tensor([0, 1]), tensor([0, 1]))
+            ValueError: if ``fraction`` is not in (0, 1), or so near its ends that a part is empty.
         """
         if not 0 < fraction < 1:
             raise ValueError(f"fraction must be above 0 and below 1, got {fraction}: try 0.5")
@@ -199,11 +186,7 @@ class DecodedImages(ImageSet):
 
     @abstractmethod
     def decode(self, position: int) -> Tensor:
-        """Decode one image.
-
-        Raises:
-            UnreadableImageError: if it is damaged.
-        """
+        """Decode one image; an UnreadableImageError if it is damaged."""
 
     def _decode(self, position: int, file: str | bytes) -> Tensor:
         channels, size, _ = self.image_shape
@@ -235,9 +218,6 @@ class FileImages(DecodedImages):
     """Images in files as squares of a size; see ``DecodedImages`` for those that are damaged.
 
     Without ``names`` their paths are. See ``DataConfig.fit``.
-
-    Raises:
-        ValueError: if there are not as many labels as files.
     """
 
     def __init__(
@@ -250,11 +230,6 @@ class FileImages(DecodedImages):
         names: tuple[str, ...] | None = None,
         fit: str = "crop",
     ) -> None:
-        if len(paths) != len(labels):
-            raise ValueError(
-                f"labels must be as many as paths, got {len(labels)} for {len(paths)}: "
-                "give one label for each file"
-            )
         self.paths = tuple(paths)
         self.names = names or self.paths
         self.labels = labels.to(torch.int64)
@@ -268,22 +243,14 @@ class FileImages(DecodedImages):
         return found
 
     def gather(self, indices: Tensor) -> Tensor:
-        """Fetch pixels; see ``ImageSet.gather``.
-
-        Raises:
-            DataError: if no file of a class can be read.
-        """
+        """Fetch pixels; see ``ImageSet.gather``."""
         pixels = torch.empty(len(indices), *self.image_shape, dtype=torch.uint8)
         for place, index in enumerate(indices.tolist()):
             pixels[place] = self._decode_or_replace(index, self.paths[index])
         return pixels
 
     def load(self, num_threads: int) -> tuple[TensorImages, dict[str, str]]:
-        """Decode everything into memory, by some threads.
-
-        Returns:
-            The readable images, and by path why the other files are unreadable.
-        """
+        """Decode into memory the readable images; returns by path why others are unreadable too."""
         images = torch.empty(len(self), *self.image_shape, dtype=torch.uint8)
 
         def decode_into_place(position: int) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .augmentation import JITTER, LEAST_AREA, Augmentation
+from .augmentation import Augmentation
 from .data_config import PLACED, DataConfig, DataError, with_share
 from .folder_images import read_folder, read_test_images
 from .folder_layout import first
@@ -126,10 +126,8 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
     if source.val is None and config.val:
         train, val = source.train.split(float(config.val), SPLIT_SEED)
         source = replace(source, train=train, val=val)
-    _check_size(source, config)
     _say_unused(config)
-    _check_every_class(source)
-    _say_imbalance(source, config)
+    _check_counts(source, config)
     mean, std = source.statistics or channel_statistics(source.train)
     return ImageData(
         train=source.train,
@@ -164,13 +162,8 @@ def load_test(
 ) -> ImageData:
     """Load the images on which a finished network is to be measured, as its ``test``.
 
-    Args:
-        config: the data set of its run, or another one.
-        seed: of its run.
-        class_names: of the network, in the order of its outputs; a folder may lack some.
-        image_size, input_channels, crop, fit: of the network, see ``read_pixels``.
-        mean, std: that the network expects.
-        split: of its run; see ``read_test_images``. None if it has none.
+    Those of its run's data set or another one; all other arguments are those of the network and its
+    run, see ``read_pixels`` and ``read_test_images``.
 
     Raises:
         DataError: if the data are missing or have other classes.
@@ -202,17 +195,8 @@ def load_test(
 def split_for_search(images: ImageSet, factor_split: float, seed: int) -> tuple[ImageSet, ImageSet]:
     """Divide the training images into those that update the weights and the scaling factors.
 
-    Args:
-        images: the training images.
-        factor_split: share of the second part, in [0, 1); 0 gives all images to both.
-        seed: the same seed gives the same parts.
-
-    Returns:
-        The part for the weights and the part for the scaling factors, stratified by class; of
-        shards, each has its own.
-
-    Raises:
-        ValueError: if the fraction is out of range or leaves a part empty.
+    Stratified by class; of shards, each part has its own. A ``factor_split`` of 0 gives all images
+    to both.
 
     Example:
         >>> train = load_data(DataConfig(name="digits")).train
@@ -226,25 +210,30 @@ def split_for_search(images: ImageSet, factor_split: float, seed: int) -> tuple[
     return (images, images) if factor_split == 0 else images.split(factor_split, seed)
 
 
-def _check_size(source: SourceData, config: DataConfig) -> None:
-    num_train, num_classes = len(source.train), len(source.class_names)
-    if num_train < num_classes:
+def _check_counts(source: SourceData, config: DataConfig) -> None:
+    """Refuse parts and classes without images; say where classes differ much in size."""
+    names, num_train = source.class_names, len(source.train)
+    if num_train < len(names):
         raise DataError(
             f"training images must be at least as many as classes, got {num_train} for "
-            f"{num_classes} classes (data.max_train_images {config.max_train_images}): "
+            f"{len(names)} classes (data.max_train_images {config.max_train_images}): "
             "use more images"
         )
     if len(source.test) == 0:
         raise DataError("no test image can be read: check that the files are complete images")
-
-
-def _check_every_class(source: SourceData) -> None:
-    counts = torch.bincount(source.train.labels, minlength=len(source.class_names))
-    if missing := [source.class_names[at] for at in torch.nonzero(counts == 0).flatten().tolist()]:
+    counts = torch.bincount(source.train.labels, minlength=len(names))
+    if missing := [names[at] for at in torch.nonzero(counts == 0).flatten().tolist()]:
         raise DataError(
             f"{len(missing)} classes have no readable training image, the first is "
             f"{missing[0]!r}, or only copies of test images: replace its files or remove its folder"
         )
+    most, least = int(counts.argmax()), int(counts.argmin())
+    if counts[most] >= SKEWED * counts[least] and not config.balance:
+        logger.warning(
+            "classes differ in size, from %d images of %s to %d of %s: look at the balanced "
+            "accuracy rather than the error; data.balance true draws all classes equally often",
+            counts[least], names[least], counts[most], names[most],
+        )  # fmt: skip
 
 
 def _say_unused(config: DataConfig) -> None:
@@ -256,18 +245,6 @@ def _say_unused(config: DataConfig) -> None:
     if known not in ("digits", "folder") and config.test != DataConfig.test:
         told = "data.test %s changes nothing: %s has a test part of its own"
         logger.warning(told, config.test, known)
-
-
-def _say_imbalance(source: SourceData, config: DataConfig) -> None:
-    counts = torch.bincount(source.train.labels, minlength=len(source.class_names))
-    most, least = int(counts.argmax()), int(counts.argmin())
-    if counts[most] >= SKEWED * counts[least] and not config.balance:
-        names = source.class_names
-        logger.warning(
-            "classes differ in size, from %d images of %s to %d of %s: look at the balanced "
-            "accuracy rather than the error; data.balance true draws all classes equally often",
-            counts[least], names[least], counts[most], names[most],
-        )  # fmt: skip
 
 
 def resolve_augmentation(
@@ -284,7 +261,6 @@ def resolve_augmentation(
         crop_padding=padding if shift else 0,
         flip=flip and (shift or crop) if config.flip is None else config.flip,
         cutout=config.cutout,
-        crop_area=LEAST_AREA if crop else None,
-        jitter=JITTER if crop else 0.0,
+        random_crop=crop,
         transform=config.augment if ":" in config.augment else None,
     )

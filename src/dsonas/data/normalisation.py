@@ -16,16 +16,10 @@ _NUM_STREAMED = 2048
 
 
 def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of every channel.
+    """Mean and standard deviation of every channel, in units of 0..1.
 
-    Exact for images in memory; from 2048 images spread over the set where they are streamed.
-
-    Args:
-        images: an image set that is not empty.
-
-    Returns:
-        Means and standard deviations in units of 0..1, one of each per channel. A deviation is at
-        least 1/255, so that dividing by it is safe.
+    Exact for images in memory; from 2048 images spread over the set where they are streamed. A
+    deviation is at least 1/255, so that dividing by it is safe.
 
     Example:
         >>> from dsonas.data import TensorImages
@@ -48,15 +42,10 @@ def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Turn pixels into floats of mean 0 and deviation 1: ``(images / 255 - mean) / std``.
+    """Turn pixels from 0 to 255 into floats of mean 0 and deviation 1.
 
-    Args:
-        images: tensor ``(batch, channels, height, width)`` of pixels from 0 to 255.
-        mean: one number per channel, in units of 0..1.
-        std: one number per channel, in units of 0..1, > 0.
-
-    Returns:
-        A new float32 tensor of the same shape in channels_last memory format.
+    With numbers for each channel in units of 0..1, ``(images / 255 - mean) / std``: a new float32
+    tensor ``(batch, channels, height, width)`` in channels_last.
 
     Example:
         >>> pixels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)

@@ -45,7 +45,7 @@ def load_images(
             it would have been is given.
 
     Returns:
-        Iterator over normalised tensors, each with the names of its files.
+        Normalised tensors, each with the names of its files.
 
     Raises:
         DataError: if a path does not exist, a folder has no images, or no file can be read.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -187,13 +187,12 @@ def _adapt(source: SourceData, config: DataConfig, seed: int) -> SourceData:
     to_grey = config.color == "grey" and channels == 3
     if size != own_size:
         _check_memory(len(train) + len(test), 1 if to_grey else channels, size, config)
-    return SourceData(
+    return replace(
+        source,
         train=_convert(train, size, to_grey),
         test=_convert(test, size, to_grey),
-        class_names=source.class_names,
         statistics=None if to_grey else source.statistics,
         crop_padding=source.crop_padding if size == own_size else None,
-        flip=source.flip,
     )
 
 

@@ -28,13 +28,7 @@ def class_quotas(counts: Tensor, total: int) -> Tensor:
     """Share ``total`` out among classes in proportion to their counts (largest remainders).
 
     Every class that has images gets at least one if ``total`` allows, at the cost of the largest.
-
-    Args:
-        counts: int64 tensor of shape ``(num_classes,)``, images of each class, >= 0.
-        total: images to choose, from 0 to the sum of ``counts``.
-
-    Returns:
-        int64 tensor of the same shape with sum ``total``, nowhere above ``counts``.
+    None gets more than its count, so ``total`` is at most their sum.
 
     Example:
         >>> class_quotas(torch.tensor([90, 9, 1]), 10)
@@ -53,15 +47,9 @@ def class_quotas(counts: Tensor, total: int) -> Tensor:
 
 
 def stratified_choice(labels: Tensor, total: int, seed: int) -> Tensor:
-    """Choose images at random, the classes in proportion.
+    """Choose ``total`` images at random, the classes in proportion: a bool for each.
 
-    Args:
-        labels: int64 tensor of shape ``(num_images,)``, class of each image.
-        total: how many to choose, from 0 to ``num_images``.
-        seed: the choice is a pure function of labels, total and seed.
-
-    Returns:
-        bool tensor of shape ``(num_images,)`` with ``total`` entries True.
+    A pure function of labels (the class of each image), total and seed.
 
     Example:
         >>> int(stratified_choice(torch.tensor([0, 0, 1, 1]), 2, seed=0)[:2].sum())

@@ -2,7 +2,6 @@ from .architecture import (
     MAX_FILE_NODES as MAX_FILE_NODES,
     REDUCTION_OPERATIONS as REDUCTION_OPERATIONS,
     SHARINGS as SHARINGS,
-    STEMS as STEMS,
     Architecture as Architecture,
     Skeleton as Skeleton,
     doubled_channels as doubled_channels,
@@ -22,7 +21,4 @@ from .jsonvalues import (
     read_list as read_list,
     read_mapping as read_mapping,
 )
-from .spaces import (
-    PAPER_OPERATIONS as PAPER_OPERATIONS,
-    SearchSpace as SearchSpace,
-)
+from .spaces import PAPER_OPERATIONS as PAPER_OPERATIONS, SearchSpace as SearchSpace

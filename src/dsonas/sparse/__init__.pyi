@@ -15,7 +15,6 @@ from .applying import (
 )
 from .channels import (
     ChannelMap as ChannelMap,
-    ChannelScales as ChannelScales,
     channel_magnitudes as channel_magnitudes,
     find_channels as find_channels,
     fold_factors as fold_factors,
@@ -38,9 +37,7 @@ from .connections import (
     normalise_factors as normalise_factors,
     scaling_factors as scaling_factors,
 )
-from .model_pruning import (
-    prune_model as prune_model,
-)
+from .model_pruning import prune_model as prune_model
 from .observing import (
     State as State,
     joined as joined,
@@ -49,10 +46,7 @@ from .observing import (
     observe as observe,
     placed as placed,
 )
-from .proximal import (
-    ProximalNAG as ProximalNAG,
-    soft_threshold as soft_threshold,
-)
+from .proximal import ProximalNAG as ProximalNAG, soft_threshold as soft_threshold
 from .recording import (
     arguments as arguments,
     bad_example as bad_example,
@@ -60,10 +54,5 @@ from .recording import (
     evaluating as evaluating,
     unwrap as unwrap,
 )
-from .saving import (
-    load_model as load_model,
-    save_model as save_model,
-)
-from .tracing import (
-    trace as trace,
-)
+from .saving import load_model as load_model, save_model as save_model
+from .tracing import trace as trace

@@ -1,15 +1,6 @@
-from .checkpoints import (
-    CheckpointError as CheckpointError,
-    CheckpointFolder as CheckpointFolder,
-)
-from .engine import (
-    Engine as Engine,
-    EngineConfig as EngineConfig,
-)
-from .graphs import (
-    WARM as WARM,
-    StepGraphs as StepGraphs,
-)
+from .checkpoints import CheckpointError as CheckpointError, CheckpointFolder as CheckpointFolder
+from .engine import Engine as Engine, EngineConfig as EngineConfig
+from .graphs import WARM as WARM
 from .loop import (
     STAGES as STAGES,
     DivergedError as DivergedError,
@@ -19,25 +10,15 @@ from .loop import (
     Stage as Stage,
     run_stage as run_stage,
 )
-from .optimizers import (
-    restore as restore,
-    set_lr as set_lr,
-    sgd as sgd,
-)
-from .processes import (
-    Processes as Processes,
-    running as running,
-)
+from .optimizers import restore as restore, set_lr as set_lr, sgd as sgd
+from .processes import Processes as Processes, running as running
 from .schedules import (
     Schedule as Schedule,
     constant as constant,
     cosine as cosine,
     multi_step as multi_step,
 )
-from .steps import (
-    factor_gradients as factor_gradients,
-    weight_step as weight_step,
-)
+from .steps import factor_gradients as factor_gradients, weight_step as weight_step
 from .training import (
     MEASUREMENTS as MEASUREMENTS,
     Outcome as Outcome,
@@ -46,8 +27,4 @@ from .training import (
     classify as classify,
     evaluate as evaluate,
 )
-from .world import (
-    World as World,
-    current_world as current_world,
-    require_single as require_single,
-)
+from .world import World as World, current_world as current_world, require_single as require_single
