@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as transforms
 
 from dsonas.data import Augmentation, Batches, DataConfig, load_data, sources
-from dsonas.data.augmentation import ASPECTS, RandomCrop, cropped, jitter_colors
+from dsonas.data.augmentation import ASPECTS, RandomCrop, jitter_colors
 from dsonas.data.decoding import decode
 from dsonas.data.shards import write_shards
 from helpers.image_files import write_imagenet
@@ -70,7 +70,7 @@ def test_a_subset_keeps_the_crop(tmp_path, monkeypatch):
     write_imagenet(tmp_path)
     monkeypatch.setattr(sources, "MEMORY_LIMIT", 0)
     data = load_data(DataConfig(name=f"folder:{tmp_path}", image_size=32))
-    narrow = cropped(data.test, RandomCrop(0.25, seed=0))
+    narrow = data.test.cropped(RandomCrop(0.25, seed=0))
     first = torch.tensor([0])
     assert torch.equal(narrow.subset(first).gather(first), narrow.gather(first))
     assert not torch.equal(narrow.gather(first), data.test.gather(first))
@@ -125,7 +125,7 @@ def test_shards_are_cropped_as_folders_are(tmp_path):
     assert contents(folder.train) == contents(shards.train)
     crop = RandomCrop(0.08, seed=0)
     some = shards.train.subset(torch.arange(6))
-    cut = cropped(some, crop)
+    cut = some.cropped(crop)
     chunks = [torch.tensor([4]), torch.tensor([1, 0])]
     together = torch.cat([pixels for pixels, _ in cut.read(chunks)])
     alone = torch.cat([cut.gather(torch.tensor([at])) for at in (4, 1, 0)])
@@ -141,12 +141,12 @@ def test_images_in_memory_are_cut_out_of_their_square(make_images):
     images = make_images(count=6, size=16)
     some = torch.tensor([4, 1])
     crop = RandomCrop(0.2, seed=0)
-    cut = cropped(images, crop).gather(some)
+    cut = images.cropped(crop).gather(some)
     assert (cut.dtype, cut.shape) == (torch.uint8, images.gather(some).shape)
     left, top, right, bottom = (round(edge) for edge in crop.box(4, 16, 16))
     part = images.gather(some)[0][:, top:bottom, left:right]
     assert torch.equal(cut[0], transforms.resize(part, [16, 16], antialias=True))
-    assert torch.equal(cropped(images, None).gather(some), images.gather(some))
+    assert torch.equal(images.cropped(None).gather(some), images.gather(some))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable
-from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ from dsonas._utils import derive_seed, import_file, send
 from .data_config import DataError
 
 Box = tuple[float, float, float, float]
-Images = TypeVar("Images")
 LEAST_AREA, JITTER = 0.08, 0.4  # of ``data.augment crop``: the ImageNet recipe
 ASPECTS = 3 / 4, 4 / 3  # width over height of a random crop, least and largest
 LUMA = 0.299, 0.587, 0.114  # weights of red, green and blue in the brightness of a pixel
@@ -69,15 +67,7 @@ def draw_offsets(
 
 
 def crop_and_flip(images: Tensor, offsets: Offsets, augmentation: Augmentation) -> Tensor:
-    """Crop every image of a batch at its own place and mirror those that are to be.
-
-    Example:
-        >>> one, no = torch.tensor([1]), torch.tensor([False])
-        >>> images = torch.tensor([[[[1, 2], [3, 4]]]])
-        >>> lower_right = Offsets(one + 1, one + 1, no, one, one)
-        >>> crop_and_flip(images, lower_right, Augmentation(crop_padding=1)).tolist()
-        [[[[4, 0], [0, 0]]]]
-    """
+    """Crop every image of a batch at its own place and mirror those that are to be."""
     padding = augmentation.crop_padding
     if padding == 0 and not augmentation.flip:
         return images
@@ -171,15 +161,8 @@ class RandomCrop:
         return left, top, left + across, top + down
 
 
-def cropped(images: Images, crop: RandomCrop | None) -> Images:
-    """Copy an image set, so that it cuts each image by a rule when fetched; pixels are shared."""
-    found: Any = copy(images)
-    found.crop = crop
-    return found
-
-
 def cut_pixels(pixels: Tensor, crop: RandomCrop | None, positions: Tensor) -> Tensor:
-    """Cut and resize images in memory, each to the size that it has; see ``cropped``."""
+    """Cut and resize images in memory, each to the size that it has; see ``ImageSet.cropped``."""
     if crop is None:
         return pixels
     from torchvision.transforms.v2 import functional as transforms  # seconds, for this only

@@ -18,7 +18,6 @@ from .augmentation import (
     Offsets,
     RandomCrop,
     crop_and_flip,
-    cropped,
     cut_out,
     draw_offsets,
     jitter_colors,
@@ -115,19 +114,14 @@ class Batches:
         return self.num_batches
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Iterate over one epoch, or over the rest of it.
-
-        Args:
-            epoch: number of the epoch, >= 0.
-            start: batches to leave out at the front, from 0 to ``num_batches``; their images are
-                not touched.
+        """Iterate over the batches of an epoch from number ``start`` on; others are not touched.
 
         Returns:
             Iterator over float32 images ``(batch, channels, height, width)`` in channels_last
             format and int64 labels ``(batch,)``, both on the device.
 
         Raises:
-            ValueError: if ``start`` is out of range.
+            ValueError: if ``start`` is not from 0 to ``num_batches``.
         """
         if not 0 <= start <= self.num_batches:
             raise ValueError(
@@ -225,7 +219,7 @@ class _Plan:
         images, transform = self.images, self.augmentation.transform
         if self.augmentation.random_crop:
             seed = derive_seed(self.seed, "crop", epoch)
-            images = cropped(images, RandomCrop(LEAST_AREA, seed))
+            images = images.cropped(RandomCrop(LEAST_AREA, seed))
         chunks = [part_of(batch, part, num_parts) for batch in self.batches(epoch)[start:]]
         of_function = derive_seed(self.seed, "transform", epoch)
         for chunk, (pixels, labels) in zip(chunks, images.read(chunks), strict=True):
@@ -238,10 +232,7 @@ class _Plan:
 class _Readers:
     """Processes that each fetch a part of every batch; they stay for the next epoch.
 
-    Args:
-        plan: what to fetch.
-        share: number of the part of every batch that they fetch together, and of how many.
-        number: of processes, >= 1.
+    ``share`` is the number of the part of every batch that they fetch together, and of how many.
     """
 
     def __init__(self, plan: _Plan, share: tuple[int, int], number: int) -> None:

@@ -33,11 +33,9 @@ def told_by_files(
     Args:
         kind: what is read, and by which rules.
         paths: of the files.
-        read: reads one; called by several threads. None is left out, and asked for again.
+        read: reads one; called by several threads. What it returns JSON can hold; None is left
+            out, and asked for again.
         num_threads: how many, >= 1; None: as many as suit the machine.
-
-    Returns:
-        By path what ``read`` returned, or did before: values that JSON can hold.
     """
     place = _place(kind, paths) if len(paths) >= MANY else None
     before = _load(place) if place else {}

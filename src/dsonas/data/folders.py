@@ -113,10 +113,8 @@ def list_contents(config: DataConfig, *, trains: bool = True) -> Contents:
     taken once. Of a file in two parts, or of exact copies in two parts, the one in the test part
     is taken, then that for validation.
 
-    Args:
-        config: its ``root`` is the folder; see ``labels``, ``test`` and ``val``.
-        trains: whether the images are to be learned: there must be two classes with images, the
-            test part has no others, and where there is no test part one is held out.
+    If the folder ``trains``, its images are to be learned: there must be two classes with images,
+    the test part has no others, and where there is no test part one is held out.
 
     Raises:
         DataError: if the folder is missing or unsuitable, or if it is not clear what its folders

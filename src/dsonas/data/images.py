@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from .augmentation import RandomCrop, cropped, cut_pixels
+from .augmentation import RandomCrop, cut_pixels
 from .data_config import DataError
 from .decoding import UnreadableImageError, decode
 from .splitting import stratified_choice
@@ -54,22 +55,32 @@ class ImageSet(ABC):
         labels: int64 tensor of shape ``(num_images,)``, class of each image.
         image_shape: channels, height, width.
         in_memory: whether ``gather`` is an index into memory rather than a read from disk.
-        crop: what is cut out of each image when it is fetched, see ``cropped``; None: nothing.
-        names: what to call each image, the path in its folder for instance; None: it has no name.
+        crop: what is cut out of each image when it is fetched; None: nothing.
+        rows: int64 tensor, the place of each image among those stored.
+        stored_names: what to call those, paths in a folder for instance; None: they have no names.
     """
 
     labels: Tensor
     image_shape: tuple[int, int, int]
     in_memory: bool
     crop: RandomCrop | None = None
-    names: tuple[str, ...] | None = None
+    rows: Tensor
+    stored_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @abstractmethod
-    def subset(self, indices: Tensor) -> ImageSet:
+    def subset(self, indices: Tensor) -> Self:
         """Choose images by an int64 tensor of positions or a bool tensor; pixels are shared."""
+        found = copy(self)
+        found.rows, found.labels = self.rows[indices], self.labels[indices]
+        return found
+
+    def cropped(self, crop: RandomCrop | None) -> Self:
+        """Cut each image by another rule when it is fetched; pixels are shared."""
+        found = copy(self)
+        found.crop = crop
+        return found
 
     @abstractmethod
     def gather(self, indices: Tensor) -> Tensor:
@@ -82,12 +93,13 @@ class ImageSet(ABC):
 
     def name(self, position: int) -> str:
         """What to call an image; nothing if it has no name."""
-        return self.names[position] if self.names else ""
+        return self.stored_names[int(self.rows[position])] if self.stored_names else ""
 
-    def _names(self, indices: Tensor) -> tuple[str, ...] | None:
-        if self.names is None:
-            return None
-        return tuple(self.names[at] for at in torch.arange(len(self))[indices].tolist())
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What to call each image; none if they have no names."""
+        stored = self.stored_names or ()
+        return tuple(stored[row] for row in self.rows.tolist()) if stored else ()
 
     def order(self, seed: int, batch_size: int) -> Tensor:
         """Draw the order of an epoch, every position once, from a seed.
@@ -96,7 +108,7 @@ class ImageSet(ABC):
         """
         return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
 
-    def split(self, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    def split(self, fraction: float, seed: int) -> tuple[Self, Self]:
         """Divide in two, stratified by class; the second has ``fraction`` of the images.
 
         Raises:
@@ -113,7 +125,7 @@ class ImageSet(ABC):
         first = stratified_choice(self.labels, len(self) - num_second, seed)
         return self.subset(first), self.subset(~first)
 
-    def sample(self, num_images: int | None, seed: int) -> ImageSet:
+    def sample(self, num_images: int | None, seed: int) -> Self:
         """Choose a stratified subset of at most so many images; None for all."""
         if num_images is None or num_images >= len(self):
             return self
@@ -127,15 +139,10 @@ class TensorImages(ImageSet):
         images: uint8 tensor of shape ``(num_stored, channels, height, width)``.
         labels: int64 tensor, class of each image.
         rows: int64 tensor, the row of ``images`` of each image; None for all in order.
-        names: see ``ImageSet``.
+        names: of ``images``; None: they have none.
 
     Raises:
         ValueError: if the tensors do not fit together.
-
-    Example:
-        >>> images = TensorImages(torch.zeros(4, 1, 8, 8).byte(), torch.tensor([0, 0, 1, 1]))
-        >>> len(images.subset(torch.tensor([0, 2]))), images.image_shape
-        (2, (1, 8, 8))
     """
 
     in_memory = True
@@ -152,26 +159,20 @@ class TensorImages(ImageSet):
                 "images must be a uint8 tensor (images, channels, height, width), "
                 f"got {images.dtype} of shape {tuple(images.shape)}: convert them first"
             )
-        num_images = len(images) if rows is None else len(rows)
-        if len(labels) != num_images:
+        self.rows = torch.arange(len(images)) if rows is None else rows
+        if len(labels) != len(self.rows):
             raise ValueError(
-                f"labels must be as many as images, got {len(labels)} for {num_images}: "
+                f"labels must be as many as images, got {len(labels)} for {len(self.rows)}: "
                 "give one label for each image"
             )
-        self._images, self._rows, self.names = images, rows, names
+        self._images, self.stored_names = images, names
         self.labels = labels.to(torch.int64)
         self.image_shape = (images.shape[1], images.shape[2], images.shape[3])
 
-    def subset(self, indices: Tensor) -> TensorImages:
-        """Choose images; see ``ImageSet.subset``."""
-        rows = torch.arange(len(self._images)) if self._rows is None else self._rows
-        chosen = self.labels[indices], rows[indices], self._names(indices)
-        return cropped(TensorImages(self._images, *chosen), self.crop)
-
     def gather(self, indices: Tensor) -> Tensor:
         """Fetch pixels; see ``ImageSet.gather``."""
-        rows = indices if self._rows is None else self._rows[indices]
-        return cut_pixels(self._images.index_select(0, rows), self.crop, indices)
+        pixels = self._images.index_select(0, self.rows[indices])
+        return cut_pixels(pixels, self.crop, indices)
 
 
 class DecodedImages(ImageSet):
@@ -230,23 +231,20 @@ class FileImages(DecodedImages):
         names: tuple[str, ...] | None = None,
         fit: str = "crop",
     ) -> None:
-        self.paths = tuple(paths)
-        self.names = names or self.paths
+        self._paths = tuple(paths)
+        self.stored_names, self.rows = names or self._paths, torch.arange(len(paths))
         self.labels = labels.to(torch.int64)
         self.image_shape, self.fit = (channels, image_size, image_size), fit
 
-    def subset(self, indices: Tensor) -> FileImages:
-        """Choose images; see ``ImageSet.subset``."""
-        found = copy(self)
-        found.paths = tuple(self.paths[i] for i in torch.arange(len(self))[indices].tolist())
-        found.labels, found.names = self.labels[indices], self._names(indices) or found.paths
-        return found
+    def path(self, position: int) -> str:
+        """The file of an image."""
+        return self._paths[int(self.rows[position])]
 
     def gather(self, indices: Tensor) -> Tensor:
         """Fetch pixels; see ``ImageSet.gather``."""
         pixels = torch.empty(len(indices), *self.image_shape, dtype=torch.uint8)
         for place, index in enumerate(indices.tolist()):
-            pixels[place] = self._decode_or_replace(index, self.paths[index])
+            pixels[place] = self._decode_or_replace(index, self.path(index))
         return pixels
 
     def load(self, num_threads: int) -> tuple[TensorImages, dict[str, str]]:
@@ -263,10 +261,10 @@ class FileImages(DecodedImages):
         with ThreadPoolExecutor(num_threads) as pool:
             found = list(pool.map(decode_into_place, range(len(self))))
         loaded = TensorImages(images, self.labels, names=self.names)
-        bad = {self.paths[at]: reason for at, reason in enumerate(found) if reason is not None}
+        bad = {self.path(at): reason for at, reason in enumerate(found) if reason is not None}
         readable = torch.tensor([reason is None for reason in found])
         return (loaded.subset(readable) if bad else loaded), bad
 
     def decode(self, position: int) -> Tensor:
         """Decode one file; see ``DecodedImages.decode``."""
-        return self._decode(position, self.paths[position])
+        return self._decode(position, self.path(position))

@@ -26,13 +26,9 @@ Classes = dict[str, list[tuple[str, str]]]  # by class its files, and their real
 
 
 def read_labels(file: Path, root: Path) -> dict[str, Classes]:
-    """The classes of each part by a file of paths, classes and perhaps parts.
+    """The classes of each part by a file of paths in ``root``, classes and perhaps parts.
 
     Commas, tabs or semicolons are between them; lines without a part are of the training part.
-
-    Args:
-        file: the table.
-        root: where its paths begin.
 
     Raises:
         DataError: if it cannot be read, names no file that is there, or contradicts itself.

@@ -20,12 +20,6 @@ def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float
 
     Exact for images in memory; from 2048 images spread over the set where they are streamed. A
     deviation is at least 1/255, so that dividing by it is safe.
-
-    Example:
-        >>> from dsonas.data import TensorImages
-        >>> pixels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
-        >>> channel_statistics(TensorImages(pixels, torch.zeros(2)))
-        ((0.5,), (0.5,))
     """
     used = torch.arange(len(images))
     if not images.in_memory:
@@ -46,11 +40,6 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
     With numbers for each channel in units of 0..1, ``(images / 255 - mean) / std``: a new float32
     tensor ``(batch, channels, height, width)`` in channels_last.
-
-    Example:
-        >>> pixels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
-        >>> normalise(pixels, [0.5], [0.5]).flatten()
-        tensor([-1.,  1.])
     """
     deviations = send(torch.tensor(std), images.device).view(1, -1, 1, 1)
     means = send(torch.tensor(mean), images.device).view(1, -1, 1, 1)

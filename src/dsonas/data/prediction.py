@@ -76,20 +76,18 @@ def list_files(paths: Sequence[str | PathLike[str]]) -> list[str]:
     Raises:
         DataError: if a path does not exist, a folder has no images, or there are none.
     """
-    files = [file for path in paths for file in _files_of(Path(path))]
+    files = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            if not (found := list_images(path)):
+                raise DataError(f"{path} has no images that Pillow can read: name another folder")
+            files += found
+        elif path.is_file() or (path.is_symlink() and not path.exists()):
+            files.append(str(path))  # a broken link, too, is a file: one that cannot be read
+        else:
+            raise DataError(f"{path} not found: name an image file or a folder of images")
     if not files:
         raise DataError("no images given: name image files or folders")
-    return files
-
-
-def _files_of(path: Path) -> list[str]:
-    if path.is_file() or (path.is_symlink() and not path.exists()):  # a broken link is unreadable
-        return [str(path)]
-    if not path.is_dir():
-        raise DataError(f"{path} not found: name an image file or a folder of images")
-    files = list_images(path)
-    if not files:
-        raise DataError(f"{path} has no images that Pillow can read: name another folder")
     return files
 
 

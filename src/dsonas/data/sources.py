@@ -137,10 +137,7 @@ def _read_idx(path: Path, num_dimensions: int) -> np.ndarray:
 
 
 def _read_cifar(
-    reader: Callable[..., datasets.CIFAR10],
-    statistics: Statistics,
-    config: DataConfig,
-    seed: int,
+    reader: Callable[..., datasets.CIFAR10], statistics: Statistics, config: DataConfig, seed: int
 ) -> SourceData:
     train, test = (_open_cifar(reader, config, train=part) for part in (True, False))
     source = SourceData(
@@ -185,8 +182,12 @@ def _adapt(source: SourceData, config: DataConfig, seed: int) -> SourceData:
     train = source.train.sample(config.max_train_images, train_seed)
     test = source.test.sample(config.max_test_images, SPLIT_SEED)
     to_grey = config.color == "grey" and channels == 3
-    if size != own_size:
-        _check_memory(len(train) + len(test), 1 if to_grey else channels, size, config)
+    needed = (len(train) + len(test)) * (1 if to_grey else channels) * size**2
+    if size != own_size and needed > MEMORY_LIMIT:
+        raise DataError(
+            f"{config.source} resized to {size} pixels takes {needed} bytes, more than "
+            f"{MEMORY_LIMIT}: lower data.image_size or data.max_train_images"
+        )
     return replace(
         source,
         train=_convert(train, size, to_grey),
@@ -194,15 +195,6 @@ def _adapt(source: SourceData, config: DataConfig, seed: int) -> SourceData:
         statistics=None if to_grey else source.statistics,
         crop_padding=source.crop_padding if size == own_size else None,
     )
-
-
-def _check_memory(num_images: int, channels: int, size: int, config: DataConfig) -> None:
-    needed = num_images * channels * size**2
-    if needed > MEMORY_LIMIT:
-        raise DataError(
-            f"{config.source} resized to {size} pixels takes {needed} bytes, more than "
-            f"{MEMORY_LIMIT}: lower data.image_size or data.max_train_images"
-        )
 
 
 def _convert(images: ImageSet, size: int, to_grey: bool) -> ImageSet:

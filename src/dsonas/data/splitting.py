@@ -29,10 +29,6 @@ def class_quotas(counts: Tensor, total: int) -> Tensor:
 
     Every class that has images gets at least one if ``total`` allows, at the cost of the largest.
     None gets more than its count, so ``total`` is at most their sum.
-
-    Example:
-        >>> class_quotas(torch.tensor([90, 9, 1]), 10)
-        tensor([8, 1, 1])
     """
     num_images = max(1, int(counts.sum()))
     quotas = total * counts // num_images
@@ -50,10 +46,6 @@ def stratified_choice(labels: Tensor, total: int, seed: int) -> Tensor:
     """Choose ``total`` images at random, the classes in proportion: a bool for each.
 
     A pure function of labels (the class of each image), total and seed.
-
-    Example:
-        >>> int(stratified_choice(torch.tensor([0, 0, 1, 1]), 2, seed=0)[:2].sum())
-        1
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "stratified"))
     shuffled = torch.randperm(len(labels), generator=generator)
@@ -175,11 +167,7 @@ def hold_out(
         part: for what, ``test`` or ``val``: each has hashes of its own.
         digests: of the content of each file, by path; nothing if it is unreadable.
 
-    Returns:
-        What is left, and what is held out.
-
-    Raises:
-        DataError: if nothing can be held out.
+    Returns what is left, and what is held out; a DataError if that would be nothing.
     """
     salt = "" if part == "test" else f"{part}:"
     contents = [digests[path] or path for path in listing.paths]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 from collections.abc import Iterator, Sequence
-from copy import copy
 from io import BytesIO
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from .folder_images import choose_channels, choose_image_size
 from .images import DecodedImages
 from .shards import COLORS, INDEX_NAME, ShardIndex
 from .sources import SPLIT_SEED, SourceData
+from .splitting import num_bytes
 
 LANES = 32  # so many readers work side by side without reading a shard twice
 
@@ -37,9 +37,7 @@ class ShardFiles:
         self.urls = [f"{place}/{shard.file}" for shard in self.index.shards]
         for url, shard in zip(self.urls, self.index.shards, strict=True):
             if "://" not in url:  # before any work
-                _check_size(
-                    url, os.path.getsize(url) if os.path.exists(url) else 0, shard.num_bytes
-                )
+                _check_size(url, num_bytes(url), shard.num_bytes)
         counts = torch.tensor([len(shard.labels) for shard in self.index.shards])
         self.labels = torch.tensor([at for shard in self.index.shards for at in shard.labels])
         self.shard_of = torch.repeat_interleave(torch.arange(len(counts)), counts)
@@ -114,13 +112,7 @@ class ShardImages(DecodedImages):
         self.files, self.image_shape, self.rows = files, image_shape, rows
         self.labels = files.labels[rows]
 
-    def subset(self, indices: Tensor) -> ShardImages:
-        """Choose images; see ``ImageSet.subset``."""
-        found = copy(self)
-        found.rows, found.labels = self.rows[indices], self.labels[indices]
-        return found
-
-    def split(self, fraction: float, seed: int) -> tuple[ShardImages, ShardImages]:
+    def split(self, fraction: float, seed: int) -> tuple[Self, Self]:
         """Divide in two by shard, so that each part reads its own; as nearly as they allow."""
         shards = self.files.shard_of[self.rows]
         present, counts = torch.unique(shards, return_counts=True)

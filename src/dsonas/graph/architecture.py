@@ -151,11 +151,7 @@ class Architecture:
 
     @classmethod
     def complete(
-        cls,
-        skeleton: Skeleton,
-        operations: Sequence[str],
-        num_levels: int,
-        sharing: str = "full",
+        cls, skeleton: Skeleton, operations: Sequence[str], num_levels: int, sharing: str = "full"
     ) -> Architecture:
         """Make the architecture in which every connection is live."""
         graph = BlockGraph.complete(operations, num_levels)
@@ -285,12 +281,7 @@ def scale_channels(channels: Sequence[float], multiplier: float) -> tuple[int, .
 
 
 def doubled_channels(first: int, num_stages: int) -> tuple[int, ...]:
-    """Channels that double from stage to stage.
-
-    Example:
-        >>> doubled_channels(16, 3)
-        (16, 32, 64)
-    """
+    """Channels that double from stage to stage."""
     return tuple(first * 2**stage for stage in range(num_stages))
 
 

@@ -39,9 +39,7 @@ def read_integer(value: Any, key: str, least: int) -> int:
 
 def read_integers(value: Any, key: str, least: int) -> tuple[int, ...]:
     """Whole numbers >= ``least``, none twice."""
-    found = tuple(
-        read_integer(item, f"{key}[{i}]", least) for i, item in enumerate(read_list(value, key))
-    )
+    found = read_numbers(value, key, least)
     if len(set(found)) != len(found):
         raise ArchitectureError(f"{key} must not name a node twice, got {shorten(value)}")
     return found
@@ -55,11 +53,10 @@ def read_names(value: Any, key: str) -> list[str]:
     return value
 
 
-def read_numbers(value: Any, key: str) -> tuple[int, ...]:
-    """Whole numbers >= 1."""
-    return tuple(
-        read_integer(item, f"{key}[{i}]", 1) for i, item in enumerate(read_list(value, key))
-    )
+def read_numbers(value: Any, key: str, least: int = 1) -> tuple[int, ...]:
+    """Whole numbers >= ``least``."""
+    items = enumerate(read_list(value, key))
+    return tuple(read_integer(item, f"{key}[{i}]", least) for i, item in items)
 
 
 def shorten(value: Any) -> str:

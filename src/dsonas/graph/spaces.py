@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dsonas.graph.architecture import SHARINGS, Architecture, Skeleton, doubled_channels
+from dsonas.graph.architecture import Architecture, Skeleton, doubled_channels
 
 PAPER_OPERATIONS = ("separable_conv3x3", "separable_conv5x5", "max_pool3x3", "average_pool3x3")
 
@@ -34,12 +34,7 @@ class SearchSpace:
     sharing: str = "share"
 
     def __post_init__(self) -> None:
-        if self.sharing not in SHARINGS:
-            raise ValueError(f"search space must be one of {SHARINGS}, got {self.sharing!r}")
-        if self.num_levels < 1:
-            raise ValueError(f"num_levels must be >= 1, got {self.num_levels}")
-        if not self.operations:
-            raise ValueError("operations must be at least one name, got none")
+        self.complete()  # which refuses what cannot be
 
     def complete(self) -> Architecture:
         """The architecture of the supernet: every connection live."""

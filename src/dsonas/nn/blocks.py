@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -203,7 +205,7 @@ class Block(nn.Module):
             else:
                 drop = drop_path if len(sources) > 1 else 0.0
                 branches = [self._branch(features[s], s, node, factors, drop) for s in sources]
-                z = _sum(branches)
+                z = reduce(operator.add, branches)
             features[node] = F.relu(self.nodes[str(node)](z))
         end = self.graph.output_node
         outputs = [
@@ -214,7 +216,7 @@ class Block(nn.Module):
     def _project(self, branches: list[Tensor]) -> Tensor:
         if self.path == "plain":
             weights = self.output.weight.split(branches[0].shape[1], 1)
-            return _sum([F.conv2d(x, w) for x, w in zip(branches, weights, strict=True)])
+            return reduce(operator.add, map(F.conv2d, branches, weights))
         return self.output(branches[0] if len(branches) == 1 else torch.cat(branches, 1))
 
     def _branch(
@@ -223,13 +225,6 @@ class Block(nn.Module):
         if factors is not None:
             x = x * factors[self.positions[source, target]]
         return stochastic_depth(x, drop_path, "row", True) if drop_path > 0 else x
-
-
-def _sum(tensors: list[Tensor]) -> Tensor:
-    total = tensors[0]
-    for tensor in tensors[1:]:
-        total = total + tensor
-    return total
 
 
 class ReductionBlock(nn.Module):
@@ -250,11 +245,8 @@ class ReductionBlock(nn.Module):
 
     def forward(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H / 2, W / 2), rounded up."""
-        total = None
-        for name, branch in self.branches.items():
-            y = branch(x)
-            if factors is not None:
-                y = y * factors[REDUCTION_OPERATIONS.index(name)]
-            total = y if total is None else total + y
-        assert total is not None
-        return total
+        outputs = [
+            branch(x) if factors is None else branch(x) * factors[REDUCTION_OPERATIONS.index(name)]
+            for name, branch in self.branches.items()
+        ]
+        return reduce(operator.add, outputs)

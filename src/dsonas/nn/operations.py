@@ -54,11 +54,7 @@ def register_operation(name: str, builder: Builder | None = None) -> Callable[[B
 
 
 def build_operation(name: str, channels: int) -> nn.Module:
-    """A new operation for C = ``channels``.
-
-    Raises:
-        ValueError: if the name is unknown.
-    """
+    """A new operation for C = ``channels``; a ValueError if the name is unknown."""
     if name not in _REGISTRY:
         raise ValueError(
             f"operation {name!r} is unknown; known are {', '.join(operation_names())}; "
@@ -193,10 +189,7 @@ class SeparableConv(nn.Sequential):
     """Depthwise k x k convolution, then a pointwise one; nothing between, no bias."""
 
     def __init__(self, channels: int, kernel_size: int) -> None:
-        super().__init__(
-            DepthwiseConv(channels, kernel_size),
-            PointwiseConv(channels),
-        )
+        super().__init__(DepthwiseConv(channels, kernel_size), PointwiseConv(channels))
 
     @staticmethod
     def side_by_side(convs: Sequence[SeparableConv], x: Tensor) -> list[Tensor]:
@@ -283,21 +276,7 @@ class _ShortIndexMaxPool(torch.autograd.Function):
         )
 
 
-@register_operation("separable_conv3x3")
-def _separable_conv3x3(channels: int) -> nn.Module:
-    return SeparableConv(channels, 3)
-
-
-@register_operation("separable_conv5x5")
-def _separable_conv5x5(channels: int) -> nn.Module:
-    return SeparableConv(channels, 5)
-
-
-@register_operation("max_pool3x3")
-def _max_pool3x3(channels: int) -> nn.Module:
-    return MaxPool()
-
-
-@register_operation("average_pool3x3")
-def _average_pool3x3(channels: int) -> nn.Module:
-    return AveragePool(channels)
+register_operation("separable_conv3x3", lambda channels: SeparableConv(channels, 3))
+register_operation("separable_conv5x5", lambda channels: SeparableConv(channels, 5))
+register_operation("max_pool3x3", lambda channels: MaxPool())
+register_operation("average_pool3x3", AveragePool)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import partial
 from math import prod
@@ -54,11 +54,9 @@ _POSITIVE = {
 
 
 class Absorber:
-    """Moves factors and dropped channels of values into the layers around them.
+    """Moves factors and dropped channels of values into the layers of a traced model around them.
 
-    Args:
-        model: the traced model, whose weights change.
-        observed: what its nodes gave on an example.
+    ``observed`` is what its nodes gave on an example.
     """
 
     def __init__(self, model: fx.GraphModule, observed: dict[fx.Node, Observed]) -> None:
@@ -128,9 +126,7 @@ class Absorber:
     def scale_back(self, node: fx.Node, factor: float) -> bool:
         """Let what gives a value multiply it by a factor; False if it cannot.
 
-        Args:
-            node: the value, read only where it is to be scaled.
-            factor: any number.
+        The value is read only where it is to be scaled.
         """
         if len(node.users) != 1:
             return False
@@ -225,14 +221,10 @@ class Absorber:
 
     @torch.no_grad()
     def drop_channels(self, node: fx.Node, keep: Tensor) -> bool:
-        """Adapt everything that reads a value to its loss of channels that are 0.
+        """Adapt all that reads a value to its loss of channels (dimension 1) that are 0.
 
-        Args:
-            node: a value with channels in dimension 1; the caller gives it fewer channels.
-            keep: a flag for each channel before.
-
-        Returns:
-            Whether it is done; if False, nothing has changed.
+        ``keep`` has a flag for each channel before. False if something cannot, and nothing has
+        changed.
         """
         zeros = torch.zeros(int((~keep).sum()), dtype=self.observed[node].dtype)
         changes = self._dropping(node, keep, zeros)
@@ -251,7 +243,7 @@ class Absorber:
         norm = self._torch_layer(user, _BatchNorm)
         if norm is not None and norm.running_mean is not None:
             after = self._dropping(user, keep, _normalised(norm, ~keep, constant))
-            return None if after is None else [partial(_narrow_norm, norm, keep), *after]
+            return None if after is None else [partial(narrow_outputs, norm, keep), *after]
         layer = self._torch_layer(user, nn.Linear | _ConvNd)
         if layer is not None and self._reads_channels(layer, node):
             padded = isinstance(layer, _ConvNd) and (
@@ -343,35 +335,49 @@ def _normalised(layer: _BatchNorm, dropped: Tensor, constant: Tensor) -> Tensor:
     return result * layer.weight[dropped] + layer.bias[dropped] if layer.affine else result
 
 
-def _narrow_norm(layer: _BatchNorm, keep: Tensor) -> None:
-    layer.num_features = int(keep.sum())
-    for name, value in own_tensors(layer):
-        if value.ndim == 1:
-            replace_tensor(layer, name, value[keep])
-
-
 def _narrow_columns(layer: nn.Linear | _ConvNd, keep: Tensor, constant: Tensor) -> None:
-    """Keep the columns of some inputs; what the others always gave goes into the bias."""
+    """Keep some inputs of a layer; what the others always gave goes into the bias."""
     weight = layer.weight
     if bool(constant.any()):
         offset = weight[:, ~keep].flatten(2).sum(2) if weight.ndim > 2 else weight[:, ~keep]
         offset = offset @ constant.to(weight)
         bias = offset if layer.bias is None else layer.bias + offset
         layer.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
-    replace_tensor(layer, "weight", weight[:, keep])
+    narrow_inputs(layer, keep)
+
+
+def narrow_inputs(layer: Any, keep: Tensor) -> None:
+    """Take inputs from a linear layer or a convolution."""
+    _replace_tensor(layer, "weight", layer.weight[:, keep.to(layer.weight.device)])
     if isinstance(layer, nn.Linear):
         layer.in_features = int(keep.sum())
     else:
         layer.in_channels = int(keep.sum())
 
 
-def own_tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """List the parameters and buffers of a layer, which may be replaced meanwhile."""
-    yield from list(layer.named_parameters(recurse=False))
-    yield from list(layer.named_buffers(recurse=False))
+def narrow_outputs(layer: Any, keep: Tensor) -> None:
+    """Take outputs from a layer; from one that treats each channel by itself, inputs with them."""
+    count, size = int(keep.sum()), len(keep)
+    for name, value in [*layer._parameters.items(), *layer._buffers.items()]:
+        if value is not None and value.ndim and len(value) == size:
+            _replace_tensor(layer, name, value[keep.to(value.device)])
+    if is_depthwise(layer):
+        layer.in_channels = layer.groups = count
+    for name in ("num_features", "num_parameters", "out_features", "out_channels"):
+        if hasattr(layer, name):
+            setattr(layer, name, count)
 
 
-def replace_tensor(layer: nn.Module, name: str, value: Tensor) -> None:
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution of every channel by itself."""
+    return (
+        isinstance(layer, _ConvNd)
+        and layer.groups > 1
+        and layer.groups == layer.in_channels == layer.out_channels
+    )
+
+
+def _replace_tensor(layer: nn.Module, name: str, value: Tensor) -> None:
     """Put a copy of other numbers in the place of a parameter or buffer."""
     old = getattr(layer, name)
     value = value.detach().clone()

@@ -130,11 +130,7 @@ class ScaledConnection(NamedTuple):
 
 
 def list_connections(model: fx.GraphModule) -> list[ScaledConnection]:
-    """All scaled connections of a model, in the order in which it runs.
-
-    Args:
-        model: what ``scale_connections`` has returned.
-    """
+    """All scaled connections of what ``scale_connections`` has returned, in the order of a run."""
     found = []
     for node in model.graph.nodes:
         module = module_of(model, node)

@@ -48,12 +48,7 @@ def choices_of(model: nn.Module) -> dict[str, list[tuple[str, Choice]]]:
 
 
 class Choices(dict[str, list[str]]):
-    """The names that are left, by label; what the networks need to know besides comes along.
-
-    Args:
-        chosen: names by label.
-        features: what the candidates of every place give.
-    """
+    """The names that are left, by label, and what the candidates of every place give."""
 
     def __init__(
         self,
@@ -68,7 +63,7 @@ def chosen(model: nn.Module) -> Choices:
     """Read what is left of the choices of a model."""
     places = choices_of(model)
     features = {
-        place: {name: found for name, found in module.features().items()}
+        place: module.features()
         for found_places in places.values()
         for place, module in found_places
         if isinstance(module, LayerChoice) and module.normalise
@@ -79,21 +74,21 @@ def chosen(model: nn.Module) -> Choices:
 def finalise(model: nn.Module) -> nn.Module:
     """Put ordinary modules in the place of all choices of a model; weights are shared with it.
 
-    Returns:
-        The model, or what takes its place if it is a choice itself.
+    Returns the model, or what takes its place if it is a choice itself.
     """
-    return _finalised(model, {})
+    done: dict[nn.Module, nn.Module] = {}
 
+    def final(module: nn.Module) -> nn.Module:
+        if module not in done:
+            done[module] = module
+            for name, child in module._modules.items():
+                if child is not None:
+                    module._modules[name] = final(child)
+            if isinstance(module, Choice):
+                done[module] = module.final()
+        return done[module]
 
-def _finalised(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
-    if module not in done:
-        done[module] = module
-        for name, child in module._modules.items():
-            if child is not None:
-                module._modules[name] = _finalised(child, done)
-        if isinstance(module, Choice):
-            done[module] = module.final()
-    return done[module]
+    return final(model)
 
 
 def apply_choices(
@@ -125,8 +120,10 @@ def apply_choices(
     if isinstance(choices, str | Path):
         choices, weights = load_choices(choices)
     model = copied(unwrap(model))
-    if example is not None:
-        _run_once(model, example)
+    if example is not None:  # running makes the normalisations; statistics stay as they are
+        args, kwargs = arguments(model, example)
+        with torch.no_grad(), evaluating(model):
+            model(*args, **kwargs)
     places = choices_of(model)
     unknown = sorted(choices.keys() - places.keys())
     if unknown:
@@ -135,7 +132,7 @@ def apply_choices(
             f"{unknown[0]!r}"
         )
     for label, found in places.items():
-        if not _reached(model, found[0][1]):
+        if found[0][1] not in set(model.modules()):
             continue  # it went with a candidate around it
         if label not in choices:
             raise ValueError(f"choices must have the label {label!r}, but it is missing")
@@ -158,18 +155,6 @@ def _keep(module: Choice, label: str, names: Sequence[str]) -> None:
     module.drop([name for name in module.names if name not in names])
 
 
-@torch.no_grad()
-def _run_once(model: nn.Module, example: Any) -> None:
-    """Let a model make what it makes by its first input; its statistics stay as they are."""
-    args, kwargs = arguments(model, example)
-    with evaluating(model):
-        model(*args, **kwargs)
-
-
-def _reached(model: nn.Module, module: nn.Module) -> bool:
-    return any(part is module for part in model.modules())
-
-
 def save_choices(path: str | Path, choices: Choices, model: nn.Module) -> None:
     """Write choices and the weights of the final network to one file, without pickled code."""
     buffer = io.BytesIO()
@@ -187,11 +172,7 @@ def save_choices(path: str | Path, choices: Choices, model: nn.Module) -> None:
 
 
 def load_choices(path: str | Path) -> tuple[Choices, dict[str, Tensor]]:
-    """Read what ``save_choices`` wrote.
-
-    Raises:
-        ValueError: if it is something else.
-    """
+    """Read what ``save_choices`` wrote; a ValueError if it is something else."""
     try:
         value: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

@@ -24,7 +24,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_map
 
-from dsonas.sparse.absorbing import own_tensors, replace_tensor
+from dsonas.sparse.absorbing import is_depthwise, narrow_inputs, narrow_outputs
 from dsonas.sparse.observing import module_of, require_equal
 from dsonas.sparse.recording import arguments, copied, has_effect
 
@@ -36,32 +36,27 @@ MOST_INDICES = 2_000_000  # that torch-pruning may map in one graph: see _Counte
 class _ScaledColumns(nn.Module):
     """A layer whose weights of every input are multiplied by a factor."""
 
-    weight: Tensor
-
-    def scaled(self, scale: Tensor) -> Tensor:
-        return self.weight * scale.view(1, -1, *[1] * (self.weight.ndim - 2))
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        layer = cast(Any, self)
+        weight = layer.weight * scale.view(1, -1, *[1] * (layer.weight.ndim - 2))
+        if isinstance(layer, nn.Linear):
+            return F.linear(x, weight, layer.bias)
+        return layer._conv_forward(x, weight, layer.bias)
 
 
 class _ScaledLinear(_ScaledColumns, nn.Linear):
-    def forward(self, x: Tensor, scale: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return F.linear(x, self.scaled(scale), self.bias)
-
-
-class _ScaledConv(_ScaledColumns):
-    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
-        layer = cast(Any, self)
-        return layer._conv_forward(x, self.scaled(scale), layer.bias)
-
-
-class _ScaledConv1d(_ScaledConv, nn.Conv1d):
     pass
 
 
-class _ScaledConv2d(_ScaledConv, nn.Conv2d):
+class _ScaledConv1d(_ScaledColumns, nn.Conv1d):
     pass
 
 
-class _ScaledConv3d(_ScaledConv, nn.Conv3d):
+class _ScaledConv2d(_ScaledColumns, nn.Conv2d):
+    pass
+
+
+class _ScaledConv3d(_ScaledColumns, nn.Conv3d):
     pass
 
 
@@ -75,15 +70,8 @@ _PLAIN = {scaled: plain for plain, scaled in _SCALED.items()}
 class ChannelScales(nn.Module):
     """The scaling factors of groups of channels, and what each reader multiplies its inputs by.
 
-    Args:
-        sizes: channels of every group.
-        indices: for every reader, for every input the number of its channel among those of all
-            groups one after the other; ``FIXED`` for 1.
-
-    Example:
-        >>> scales = ChannelScales([2], [torch.tensor([1, FIXED])])
-        >>> scales()
-        [tensor([1., 1.], grad_fn=<IndexBackward0>)]
+    ``indices`` has for every reader, for every input the number of its channel among those of all
+    groups one after the other; ``FIXED`` for 1.
     """
 
     def __init__(self, sizes: Sequence[int], indices: Sequence[Tensor]) -> None:
@@ -306,15 +294,7 @@ class _Collector:
 
 def _passes(layer: nn.Module) -> bool:
     """Whether a layer gives for each channel what it reads of that one."""
-    return isinstance(layer, _EACH) or _is_depthwise(layer)
-
-
-def _is_depthwise(layer: nn.Module) -> bool:
-    return (
-        isinstance(layer, _ConvNd)
-        and layer.groups > 1
-        and layer.groups == layer.in_channels == layer.out_channels
-    )
+    return isinstance(layer, _EACH) or is_depthwise(layer)
 
 
 def _exact(model: fx.GraphModule, example: Any, found: ChannelMap, names: list[str]) -> list[str]:
@@ -370,10 +350,9 @@ def _noise(example: Any) -> Any:
 
 
 def scale_channels(model: fx.GraphModule, channels: ChannelMap) -> ChannelScales:
-    """Let every reader of channels multiply its weights by their factors, in place.
+    """Let every reader of channels multiply its weights by their factors, which are returned.
 
-    Returns:
-        The factors; ``unscale_channels`` takes them out again.
+    In place; ``unscale_channels`` takes them out again.
     """
     readers = list(channels.ins)
     scales = ChannelScales(list(channels.sizes.values()), list(channels.ins.values()))
@@ -419,13 +398,7 @@ def unscale_channels(model: fx.GraphModule, channels: ChannelMap) -> None:
 
 @torch.no_grad()
 def fold_factors(model: nn.Module, channels: ChannelMap, factors: Sequence[Tensor]) -> None:
-    """Multiply the weights with which channels are read by factors.
-
-    Args:
-        model: an ordinary one, or one with ``scale_channels``, whose factors do not change.
-        channels: its groups.
-        factors: a vector for every group.
-    """
+    """Multiply the weights with which channels are read by factors, a vector for every group."""
     for name, index in channels.ins.items():
         weight = cast(Tensor, model.get_submodule(name).weight)
         flat = torch.cat([*(f.detach().to(weight) for f in factors), weight.new_ones(1)])
@@ -438,36 +411,14 @@ def remove_channels(
 ) -> None:
     """Remove channels physically, in place; outputs stay equal if their factors are 0.
 
-    Args:
-        model: without ``scale_channels``.
-        channels: its groups.
-        flags: for every channel of every group whether it stays.
+    ``flags`` tell for every channel of every group whether it stays. The model is one without
+    ``scale_channels``.
     """
     kept = channels.kept(flags)
     for name, index in channels.outs.items():
-        _narrow_outputs(model.get_submodule(name), kept[index])
+        narrow_outputs(model.get_submodule(name), kept[index])
     for name, index in channels.ins.items():
-        _narrow_inputs(model.get_submodule(name), kept[index])
-
-
-def _narrow_outputs(layer: Any, keep: Tensor) -> None:
-    count, size = int(keep.sum()), len(keep)
-    for name, value in own_tensors(layer):
-        if value.ndim and len(value) == size:
-            replace_tensor(layer, name, value[keep.to(value.device)])
-    if _is_depthwise(layer):
-        layer.in_channels = layer.groups = count
-    for name in ("num_features", "num_parameters", "out_features", "out_channels"):
-        if hasattr(layer, name):
-            setattr(layer, name, count)
-
-
-def _narrow_inputs(layer: Any, keep: Tensor) -> None:
-    replace_tensor(layer, "weight", layer.weight[:, keep.to(layer.weight.device)])
-    if isinstance(layer, nn.Linear):
-        layer.in_features = int(keep.sum())
-    else:
-        layer.in_channels = int(keep.sum())
+        narrow_inputs(model.get_submodule(name), kept[index])
 
 
 @torch.no_grad()

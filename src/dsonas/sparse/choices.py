@@ -11,11 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-_BATCH_NORMS: dict[int, type[nn.Module]] = {
-    2: nn.BatchNorm1d,
-    4: nn.BatchNorm2d,
-    5: nn.BatchNorm3d,
-}
+_BATCH_NORMS: dict[int, type[nn.Module]] = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 BATCH_NORM_RANKS = tuple(_BATCH_NORMS)
 _LAZY: dict[int, type[nn.Module]] = {
     2: nn.LazyBatchNorm1d,
@@ -32,11 +28,7 @@ class Features(NamedTuple):
 
     @classmethod
     def of(cls, y: Any, name: str) -> Features:
-        """Read those of a candidate's output.
-
-        Raises:
-            TypeError: if it is no tensor.
-        """
+        """Read those of a candidate's output; a TypeError if it is no tensor."""
         if not isinstance(y, Tensor):
             raise TypeError(
                 f"candidate {name!r} must give one tensor, got {type(y).__name__}: put it into a "
@@ -59,12 +51,7 @@ class Zero(nn.Module):
 
 
 class Choice(nn.Module):
-    """A named choice, with a scaling factor for every candidate.
-
-    Args:
-        names: of the candidates.
-        label: choices with one label are one choice in several places; None: this place alone.
-        keep: how many candidates survive at most, >= 1; None: any number.
+    """A choice, with a scaling factor for every candidate: the base of the two below.
 
     Attributes:
         factors: the scaling factors, shape (candidates,); those of removed candidates are 0.
@@ -201,11 +188,7 @@ class LayerChoice(Choice):
         return self.norms[key]
 
     def prepare(self, features: Mapping[str, Features]) -> None:
-        """Make the normalisations before the first batch.
-
-        Args:
-            features: what the candidates give, by name.
-        """
+        """Make the normalisations before the first batch, by what the candidates give."""
         for name in self.live:
             if self.normalise and name in features:
                 self._norm(name, features[name])

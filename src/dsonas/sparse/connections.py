@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +41,7 @@ class ScaledSum(nn.Module):
         self.factors = nn.Parameter(torch.ones(num_inputs))
 
     def scaled(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        """Every input times its factor.
-
-        Raises:
-            ValueError: if there are more or fewer inputs than factors.
-        """
+        """Every input times its factor; a ValueError if there are more or fewer inputs."""
         if len(inputs) != len(self.factors):
             raise ValueError(
                 f"{type(self).__name__} must get {len(self.factors)} inputs, one for each factor, "
@@ -55,10 +52,7 @@ class ScaledSum(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Features of one shape to a feature of that shape."""
-        first, *others = self.scaled(inputs)
-        for term in others:
-            first = first + term
-        return first
+        return reduce(operator.add, self.scaled(inputs))
 
     def extra_repr(self) -> str:
         """The factors, for ``print(model)``."""
@@ -66,14 +60,7 @@ class ScaledSum(nn.Module):
 
 
 class ScaledConcat(ScaledSum):
-    """A concatenation of features in which every input has a scaling factor.
-
-    Args:
-        num_inputs: how many features are concatenated, >= 1; every factor starts at 1.
-        dim: the dimension along which they are, 1 for the channels of images.
-
-    Attributes:
-        factors: the scaling factors, shape (num_inputs,), dimensionless.
+    """A concatenation of features along ``dim`` in which every input has a scaling factor.
 
     Example:
         >>> join = ScaledConcat(2, dim=0)
@@ -93,11 +80,7 @@ class ScaledConcat(ScaledSum):
 def scaling_factors(model: nn.Module) -> list[nn.Parameter]:
     """The scaling factors of a model: what ``ProximalNAG`` is to be given.
 
-    Args:
-        model: any module with ``ScaledSum`` or ``ScaledConcat`` parts.
-
-    Returns:
-        One vector for each of them, in the order of ``model.modules()``.
+    One vector for each ``ScaledSum`` and ``ScaledConcat``, in the order of ``model.modules()``.
 
     Example:
         >>> model = nn.ModuleList([nn.Linear(2, 2), ScaledSum(3)])
@@ -115,10 +98,7 @@ def mask_factors(
 ) -> None:
     """Set the factors of removed connections to 0, in place, and clear their momenta.
 
-    Args:
-        vectors: scaling factors.
-        flags: for every factor of every vector whether its connection is live.
-        optimizer: the one that steps them.
+    ``flags`` tell for every factor of every vector whether its connection is live.
 
     Example:
         >>> vector = torch.tensor([0.3, 0.4])

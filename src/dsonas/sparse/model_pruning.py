@@ -160,12 +160,9 @@ Growth = tuple[fx.Node, int, dict[fx.Node, Observed]]
 
 
 class _Pruning:
-    """Rewrites the graph of a model with scaled sums and concatenations.
+    """Rewrites the graph of a traced model with scaled sums and concatenations, in place.
 
-    Args:
-        model: the traced model, changed in place.
-        observed: what its nodes gave on an example.
-        example: that example.
+    ``observed`` is what its nodes gave on the example.
     """
 
     def __init__(

@@ -46,12 +46,7 @@ class Observed:
 
 
 def observe(model: fx.GraphModule, example: Any) -> dict[fx.Node, Observed]:
-    """Run a graph on an example in evaluation mode and note every tensor that its nodes give.
-
-    Args:
-        model: a traced model; it stays as it is.
-        example: as for ``trace``.
-    """
+    """Run a graph on an example in evaluation mode and note every tensor that its nodes give."""
     return observe_inputs(model, placed(model, example))
 
 
@@ -135,8 +130,7 @@ def module_of(model: nn.Module, node: fx.Node) -> nn.Module | None:
 def in_evaluation(model: nn.Module, call: Callable[[], Any]) -> Any:
     """Call with a model in evaluation mode and without gradients; the model stays as it is.
 
-    Raises:
-        ValueError: if the model cannot run on the example.
+    A ValueError if it cannot run on the example.
     """
     try:
         with untouched(model), torch.no_grad():

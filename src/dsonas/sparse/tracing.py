@@ -74,10 +74,7 @@ def trace(model: nn.Module, example: Any, leaves: Leaves = ()) -> fx.GraphModule
 def rebuild(root: nn.Module, graph: fx.Graph, names: list[str]) -> fx.GraphModule:
     """Make the module of a graph, with some tensors of ``root`` that it need not read.
 
-    Args:
-        root: where modules and tensors are found.
-        graph: is taken over.
-        names: of parameters and buffers, in the order of ``state_dict()``.
+    ``names`` are those of parameters and buffers, in the order of ``state_dict()``.
     """
     with graph.inserting_before(next(iter(graph.nodes))):
         kept = [graph.create_node("get_attr", name, name="kept") for name in names]

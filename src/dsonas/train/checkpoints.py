@@ -31,12 +31,9 @@ class CheckpointFolder:
     """The numbered checkpoints of a run.
 
     A file is a magic line, the SHA-256 of the rest, and a ``torch.save`` archive of tensors and
-    plain values, read with ``weights_only`` so that no code in it can run.
-
-    Args:
-        folder: where they lie; made when the first is written.
-        check: called with the state of a checkpoint that was read; raises ``CheckpointError`` if
-            that cannot be used.
+    plain values, read with ``weights_only`` so that no code in it can run. The folder is made when
+    the first is written. ``check`` is called with the state of a checkpoint that was read, and
+    raises ``CheckpointError`` if that cannot be used.
 
     Example:
         >>> checkpoints = CheckpointFolder(getfixture("tmp_path"))
@@ -66,12 +63,10 @@ class CheckpointFolder:
         self._unusable.clear()
 
     def load_last(self) -> dict[str, Any] | None:
-        """The state of the newest usable checkpoint; None if there is none at all.
+        """The state of the newest usable checkpoint; None if there are none at all.
 
-        A checkpoint that cannot be used is named in the log, and the one before is tried.
-
-        Raises:
-            CheckpointError: if there are checkpoints and none of them can be used.
+        One that cannot be used is named in the log, and the one before is tried; if all are so, a
+        CheckpointError.
         """
         problem = None
         for _, path in reversed(self._files()):
@@ -102,11 +97,7 @@ class CheckpointFolder:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read one checkpoint file.
-
-    Raises:
-        CheckpointError: if it is damaged, holds code, or is of another version.
-    """
+    """Read one; a CheckpointError if it is damaged, holds code, or is of another version."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -121,10 +112,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # a forged file makes the reader fail in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"checkpoint {path} is refused: {reason}") from None
-    return _state(value, path)
-
-
-def _state(value: Any, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict) or "version" not in value:
         raise CheckpointError(f"checkpoint {path} is of no version: it is not one of a run")
     if type(value["version"]) is not int or value["version"] != VERSION:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dsonas._utils import NonNegativeFloat, PositiveInt, Threads, check_settings, derive_seed
 from dsonas.nn import BatchNorm, Network
@@ -134,10 +134,6 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def scalars(self, *values: Tensor) -> list[float]:
-        """Read numbers from the device with a single synchronisation."""
-        return torch.stack([value.float() for value in values]).tolist()
-
 
 def _resolve_device(name: str) -> torch.device:
     if name == "auto":
@@ -173,16 +169,14 @@ def tune_cuda() -> None:
     torch.backends.cudnn.benchmark = True
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory() -> None:
     """Ask glibc to reuse large freed buffers rather than return them to the system.
 
     Every training step allocates the same buffers of tens of MB; by default each would be mapped
-    and zeroed by the kernel anew, a third of the time of a supernet's step.
-
-    Returns:
-        Whether the C library took the request; other libraries are left alone.
+    and zeroed by the kernel anew, a third of the time of a supernet's step. Other C libraries are
+    left alone.
     """
-    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_M_MMAP_THRESHOLD, 2**30) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 2**30)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -26,23 +26,6 @@ logger = logging.getLogger(__name__)
 WARM = 3  # ordinary steps of one kind before a capture: kernels are chosen, index tensors sent
 Found = tuple[Tensor, Tensor]  # the loss and the logits
 Passes = Callable[[Tensor, Tensor], Found]
-
-
-class Capture(Protocol):
-    """What is done by a device."""
-
-    def aside(self, run: Callable[[], Found]) -> Found:
-        """Run something in the way that must come before a capture."""
-        ...
-
-    def capture(self, run: Callable[[], Found]) -> tuple[Found, Callable[[], None]]:
-        """Take down what a function asks the device to do, without doing it.
-
-        Returns:
-            The tensors that it gives, still without values, and a function that does it all again
-            in the same memory.
-        """
-        ...
 
 
 class CudaCapture:
@@ -62,9 +45,13 @@ class CudaCapture:
         return found
 
     def capture(self, run: Callable[[], Found]) -> tuple[Found, Callable[[], None]]:
-        """Capture a graph; see ``Capture``.
+        """Take down what a function asks the device to do, without doing it.
 
         One graph may overwrite what another has left: nobody replays it before that is read.
+
+        Returns:
+            The tensors that it gives, still without values, and a function that does it all again
+            in the same memory.
         """
         graph = torch.cuda.CUDAGraph()
         pool = next((other.pool() for other in self._graphs), None)
@@ -113,12 +100,9 @@ class StepGraphs:
     A step is an ordinary one before a capture (``WARM`` times), with a batch of another shape than
     the graph's, and for ever after a capture that failed, of which one line in the log says why.
     What a network decides in Python, it decides at the capture, and again after the next rebuild.
-
-    Args:
-        capture: how the device captures.
     """
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(self, capture: CudaCapture) -> None:
         self._capture = capture
         self._graphs: dict[str, _Graph] = {}
         self._last: dict[str, tuple[_Shape, int]] = {}
@@ -127,16 +111,10 @@ class StepGraphs:
     def run(
         self, part: str, network: ScaledModule, passes: Passes, images: Tensor, labels: Tensor
     ) -> Found:
-        """Do what ``passes`` does: leave gradients in ``part`` of the network.
+        """Do what ``passes`` does: leave gradients in ``part`` of the network, in training mode.
 
-        Gradients that are there already are replaced, not added to.
-
-        Args:
-            part: ``weights`` or ``factors``, the only parameters that want gradients.
-            network: the supernet, in training mode.
-            passes: forward and backward pass of images and labels; gives loss and logits.
-            images: (B, C, H, W), on the device.
-            labels: (B,), on the device.
+        ``part`` is ``weights`` or ``factors``, the only parameters that want gradients. Those that
+        are there already are replaced, not added to.
         """
         shape = _Shape(network, network.structure(), (images.shape, images.dtype, labels.shape))
         graph = self._graphs.get(part)

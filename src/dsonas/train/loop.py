@@ -23,12 +23,7 @@ class Interrupted(Exception):  # noqa: N818 - it is an event, not an error
 
 
 class DivergedError(ValueError):
-    """The loss is not a finite number any more.
-
-    Args:
-        message: what to do about it.
-        stage: name of the stage, whose checkpoints are worthless then.
-    """
+    """The loss is not a finite number any more; checkpoints of its stage are worthless then."""
 
     def __init__(self, message: str, stage: str) -> None:
         super().__init__(message)

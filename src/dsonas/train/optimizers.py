@@ -41,15 +41,6 @@ def restore(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     Raises:
         ValueError: if a momentum has not the shape of its parameter, or a value is of a kind that
             no optimizer keeps.
-
-    Example:
-        >>> weight = torch.nn.Parameter(torch.zeros(3))
-        >>> optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
-        >>> state = {**optimizer.state_dict(), "state": {0: {"momentum_buffer": torch.zeros(2)}}}
-        >>> restore(optimizer, state)
-        Traceback (most recent call last):
-        ...
-        ValueError: momentum_buffer of parameter 0 must be of shape (3,), got (2,)
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for group, fresh in zip(

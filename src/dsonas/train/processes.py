@@ -28,12 +28,10 @@ FABRIC = 'lightning-fabric is not installed: pip install "dsonas[distributed]"'
 
 
 class Processes:
-    """The processes that train together.
+    """The processes that train together, with the place of this one among them.
 
-    Args:
-        world: the place of this one; of several the process group exists.
-        control: group by which flags and decisions go, so that no step waits for an accelerator;
-            None: the same.
+    Of several the process group exists. Flags and decisions go by the group ``control``, so that no
+    step waits for an accelerator; None: the same.
 
     Example:
         >>> alone = Processes()
@@ -56,16 +54,8 @@ class Processes:
         return self.world.is_first
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over the processes, the same bits in each.
-
-        Args:
-            values: of one shape in all processes; left as they are.
-        """
+        """The sum over the processes, the same bits in each; ``values`` are left as they are."""
         return values if self._alone else sum_over_processes(values.clone())
-
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean over the processes; see ``sum``."""
-        return values if self._alone else self.sum(values) / self.world.size
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag whether it is set in any process."""
@@ -75,14 +65,7 @@ class Processes:
         return tuple(sum_over_processes(values, self._control).gt(0).tolist())
 
     def decide(self, choose: Callable[[], Result]) -> Result:
-        """Let the first process choose for all.
-
-        Args:
-            choose: called in the first process alone; what it returns reaches all.
-
-        Raises:
-            ValueError: in the others, if it raises something in the first.
-        """
+        """Let the first process choose for all; what it raises is a ValueError in the others."""
         if self._alone:
             return choose()
         value, problem = None, None
@@ -105,10 +88,7 @@ class Processes:
     def one_before_others(self, work: Callable[[], Result]) -> Result:
         """Do work in each process, on every machine first in one: the others find what it keeps.
 
-        However long that takes, nobody is taken for lost.
-
-        Args:
-            work: done by another thread where others wait for it.
+        There another thread does it: however long that takes, nobody is taken for lost.
         """
         if self._alone:
             return work()
@@ -122,10 +102,6 @@ class Processes:
                     wait([begun], HEARTBEAT_SECONDS)
                 (waiting,) = self.any(begun is not None and not begun.done())
         return begun.result() if begun else work()
-
-    def average_gradients(self, module: nn.Module) -> None:
-        """Make the gradients those of the mean of all processes' losses."""
-        self.average([p.grad for p in module.parameters() if p.grad is not None])
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Make tensors their means over the processes, in place, in one exchange for each type."""
@@ -160,10 +136,6 @@ def join(world: World, device: str) -> tuple[Processes, torch.device]:
 
     The device is ``auto``, ``cpu`` or the name of an accelerator, without a number; that of this
     process is returned beside the processes.
-
-    Raises:
-        ValueError: if Fabric is not installed, or has no such device.
-        LostProcessError: if the others do not come.
     """
     try:
         from lightning_fabric import Fabric  # takes seconds

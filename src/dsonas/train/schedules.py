@@ -14,15 +14,7 @@ Schedule = Callable[[int], float]
 
 
 def constant(lr: float) -> Schedule:
-    """The same learning rate for every update.
-
-    Args:
-        lr: learning rate, > 0.
-
-    Example:
-        >>> constant(0.1)(1000)
-        0.1
-    """
+    """The same learning rate for every update."""
     return lambda update: lr
 
 
@@ -36,13 +28,7 @@ def multi_step(
 ) -> Schedule:
     """Multiply the learning rate by a factor at the start of each of some epochs.
 
-    Args:
-        lr: learning rate of update 0, > 0.
-        epochs: at whose start the learning rate changes, counted from 0.
-        steps_per_epoch: updates per epoch, >= 1.
-        factor: what it is multiplied by, > 0.
-        begin_epoch: the epoch of update 0, >= 0. Changes at or before its start are over: ``lr`` is
-            taken to include them.
+    Update 0 is in ``begin_epoch``. Changes at or before its start are over: ``lr`` includes them.
 
     Example:
         >>> schedule = multi_step(0.1, [30, 60], steps_per_epoch=10, factor=0.5)
@@ -57,13 +43,7 @@ def cosine(lr_max: float, lr_min: float, total_steps: int, warmup_steps: int = 0
     """A linear warm-up, then half a cosine from ``lr_max`` to ``lr_min``.
 
     Update u of w warm-up updates has ``lr_max * (u + 1) / w``; the next has ``lr_max``, the last of
-    all (if that is another one) and every later one ``lr_min``.
-
-    Args:
-        lr_max: largest learning rate, > 0.
-        lr_min: last learning rate, in [0, lr_max].
-        total_steps: updates in all, warm-up included, >= 1.
-        warmup_steps: updates of the warm-up, in [0, total_steps].
+    all (if that is another one) and every later one ``lr_min``. ``total_steps`` are with warm-up.
 
     Example:
         >>> schedule = cosine(0.4, 0.0, total_steps=7, warmup_steps=4)
@@ -92,15 +72,8 @@ def cosine_restarts(
     """Half cosines that start again, each ``factor`` times as long; constant in each epoch.
 
     Epoch t of a period of T epochs has ``lr_min + (lr_max - lr_min) (1 + cos(pi t / T)) / 2``.
-
-    Args:
-        lr_max: learning rate of the first epoch of every period, > 0.
-        lr_min: what each period falls towards, in [0, lr_max].
-        first_period: epochs of the first period, >= 1.
-        steps_per_epoch: updates per epoch, >= 1.
-        factor: ratio of the lengths of a period and the one before, >= 1.
-        num_epochs: epochs planned, >= 1: later updates keep the last planned epoch's value instead
-            of falling into a new restart. None: restarts for ever.
+    Updates after ``num_epochs`` keep the last planned epoch's value instead of falling into a new
+    restart. None: restarts for ever.
 
     Example:
         >>> schedule = cosine_restarts(0.1, 0.0, first_period=2, steps_per_epoch=1, num_epochs=6)
@@ -128,14 +101,8 @@ def linear(
 
     With W warm-up updates of T, the n-th update (from 1) has ``lr + n (lr_max - lr) / W`` for
     n < W; from n = W on each update has ``lr_max / (T - W)`` less than the one before, at least 0.
-
-    Args:
-        lr: where the warm-up starts, > 0; the first update is one rise above it.
-        lr_max: where the warm-up ends, >= lr. As published, the fall begins one rise before it, and
-            so reaches 0 a few updates before the end.
-        warmup_epochs: in [0, total_epochs - 1].
-        total_epochs: >= 1.
-        steps_per_epoch: updates per epoch, >= 1.
+    As published, the fall begins one rise before ``lr_max``, and so reaches 0 a few updates before
+    the end. W is less than T.
 
     Example:
         >>> schedule = linear(0.1, 0.5, warmup_epochs=4, total_epochs=8, steps_per_epoch=1)
@@ -165,15 +132,7 @@ def poly(
     """A linear warm-up from ``lr`` to ``lr_max``, then a polynomial fall to 0.
 
     With W warm-up updates of T, the n-th update (from 1) has ``lr + n (lr_max - lr) / W`` for
-    n <= W, then ``lr_max ((T - n) / (T - W)) ** power``.
-
-    Args:
-        lr: where the warm-up starts, > 0; the first update is one rise above it.
-        lr_max: where the warm-up ends, >= lr.
-        warmup_epochs: in [0, total_epochs - 1].
-        total_epochs: >= 1; later updates have learning rate 0.
-        steps_per_epoch: updates per epoch, >= 1.
-        power: > 0.
+    n <= W, then ``lr_max ((T - n) / (T - W)) ** power``, after T 0. W is less than T.
 
     Example:
         >>> schedule = poly(0.1, 0.4, warmup_epochs=3, total_epochs=5, steps_per_epoch=1)

@@ -21,10 +21,10 @@ def weight_step(
     clip: float | None = None,
     engine: Engine | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Update the weights on one batch; scaling factors get no gradient.
+    """Update the weights of a supernet in training mode; scaling factors get no gradient.
 
     Args:
-        network: a supernet in training mode.
+        network: the supernet.
         optimizer: of ``network.weights()``.
         images: (B, C, H, W), normalised.
         labels: (B,) class numbers.
@@ -32,8 +32,7 @@ def weight_step(
         engine: knows the processes that share a batch, and in how many parts to take it; None: one
             process, and the whole batch at once.
 
-    Returns:
-        The mean cross entropy and the logits (B, classes), both detached, still on the device.
+    Returns the mean cross entropy and the logits (B, classes), both detached, still on the device.
     """
     network.train_only("weights")
     loss, logits = _backward("weights", network, images, labels, engine)
@@ -81,16 +80,8 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Leave in the parameters the gradients of the mean loss over a batch.
 
-    Args:
-        network: whose gradients are wanted.
-        loss_of: the mean loss and the logits of images and labels.
-        images: (B, C, H, W), of this process.
-        labels: (B,).
-        engine: see ``weight_step``.
-        average: whether to average the gradients of several processes.
-
-    Returns:
-        The mean loss and the logits (B, classes) of this process, both detached.
+    ``loss_of`` gives the mean loss and the logits of images and labels; ``average``: those of
+    several processes are averaged. Returns both for this process, as ``weight_step`` does.
     """
     losses, logits = [], []
     parts = engine.accumulate if engine else 1
@@ -101,5 +92,5 @@ def backward(
         losses.append(loss.detach())
         logits.append(outputs.detach())
     if engine and average:
-        engine.processes.average_gradients(network)
+        engine.processes.average([p.grad for p in network.parameters() if p.grad is not None])
     return torch.stack(losses).sum(), torch.cat(logits)

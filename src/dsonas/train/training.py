@@ -93,10 +93,8 @@ class Training:
         config: how to train.
         engine: device and precision.
         seed: of what the network draws, such as dropout.
-        measurements: about how often the test error is measured, the last epoch included; no choice
-            is made by it.
-        val: batches of images, if there are such, by which the best epoch is chosen: see
-            ``keep_best``.
+        measurements: about how often the test error is measured; no choice is made by it.
+        val: batches by which the best epoch is chosen, see ``keep_best``.
     """
 
     name = "train"
@@ -175,8 +173,7 @@ class Training:
     def keep_best(self) -> dict[str, float]:
         """Give the network the weights of the epoch of least error on the validation part.
 
-        Returns:
-            ``best_epoch``, from 1, and ``val_error`` in percent; nothing without that part.
+        Returns ``best_epoch``, from 1, and ``val_error`` in percent; nothing without that part.
         """
         if not self.best:
             return {}
@@ -185,10 +182,7 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and momenta; with a validation part, the best weights so far."""
-        state = {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         return {**state, "best": self.best, "num_epochs": self.num_epochs} if self.best else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -218,11 +212,7 @@ class Outcome:
 
 
 def evaluate(network: nn.Module, batches: Batches, engine: Engine) -> dict[str, float]:
-    """Error and loss of a network on batches, in evaluation mode; see ``classify``.
-
-    Returns:
-        ``test_error`` in percent and ``test_loss``, the mean cross entropy.
-    """
+    """``test_error`` in percent and ``test_loss``, the mean cross entropy; see ``classify``."""
     found = classify(network, batches, engine)
     return {"test_error": found.error, "test_loss": found.loss}
 
@@ -248,5 +238,5 @@ def classify(network: nn.Module, batches: Batches, engine: Engine) -> Outcome:
         found[:, place[0] : place[-1] + 1] = torch.stack([predicted.float(), probability])
     loss = engine.processes.sum(loss[None])
     predicted, probability = engine.processes.sum(found.flatten()).view_as(found).cpu()
-    mean = engine.scalars(*loss)[0] / len(batches.labels)
+    mean = loss.item() / len(batches.labels)
     return Outcome(batches.labels, predicted.long(), probability, mean)

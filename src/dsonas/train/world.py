@@ -28,15 +28,7 @@ class World:
         return self.size // self.local_size
 
     def check_batch_size(self, name: str, batch_size: int) -> None:
-        """Refuse a batch that cannot be shared equally.
-
-        Args:
-            name: of the option, for the message.
-            batch_size: images of all processes together.
-
-        Raises:
-            ValueError: if it is no multiple of the number of processes.
-        """
+        """Refuse a batch, of all processes together, that cannot be shared equally."""
         if batch_size % self.size:
             raise ValueError(
                 f"{name} must be a multiple of the {self.size} processes that share a batch, got "
@@ -45,13 +37,7 @@ class World:
 
 
 def current_world(environment: Mapping[str, str] | None = None) -> World:
-    """Read the place of this process from its environment.
-
-    Args:
-        environment: variables; None takes those of the process.
-
-    Returns:
-        The place; one process alone unless a launcher has started several.
+    """Read the place of this process from its environment, or other variables.
 
     Raises:
         ValueError: if a variable of the launcher is missing or no number.
@@ -87,11 +73,7 @@ def current_world(environment: Mapping[str, str] | None = None) -> World:
 
 
 def require_single(what: str, world: World) -> None:
-    """Refuse what one process does alone.
-
-    Raises:
-        ValueError: if there are several.
-    """
+    """Refuse what one process does alone, if there are several."""
     if world.size > 1:
         raise ValueError(
             f"{what} works in one process, got {world.size}: start it without torchrun or srun"

@@ -50,22 +50,16 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Features (B, C, H, W) to the same shape."""
-        if self.training and (self.synchronised or self._folds(input)):
+        folds = self.training and torch.is_grad_enabled() and pixels_in_row(self, input) > 0
+        if folds or (self.training and self.synchronised):
             return own_batch_norm(input, self.weight, self.bias, self)
         return super().forward(input)
-
-    def _folds(self, input: Tensor) -> bool:
-        return torch.is_grad_enabled() and pixels_in_row(self, input) > 0
 
 
 def own_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, bn: Any) -> Tensor:
     """Batch normalisation in training mode by folded rows, and over the processes.
 
-    Args:
-        x: features (B, C, H, W).
-        weight: gamma (C,).
-        bias: beta (C,).
-        bn: a ``BatchNorm``, or what has its values.
+    Features (B, C, H, W), gamma (C,) and beta (C,); ``bn`` is what has the values of a BatchNorm.
     """
     return _OwnBatchNorm.apply(x, weight, bias, bn)  # type: ignore[no-any-return]
 
@@ -92,15 +86,10 @@ class _OwnBatchNorm(torch.autograd.Function):
 def exchange(
     bns: Sequence[nn.BatchNorm2d], sums: Callable[..., Tensor], *values: Sequence[Any]
 ) -> list[tuple[Tensor, Tensor] | None]:
-    """Add up sums over the processes, those of several in one exchange.
+    """Add up sums over the processes, those of several modules in one exchange.
 
-    Args:
-        bns: whose they are; all synchronised or none.
-        sums: ``moments`` or ``gradient_sums``.
-        values: their other arguments, one for each.
-
-    Returns:
-        The sums of this process and of all; None for each that is not synchronised.
+    ``sums`` is ``moments`` or ``gradient_sums``; ``values`` are their other arguments, one for each
+    module. Returns the sums of this process and of all; None for each if they are not synchronised.
     """
     if not getattr(bns[0], "synchronised", False):
         return [None] * len(bns)
@@ -111,30 +100,28 @@ def exchange(
 def normalise(
     bn: nn.BatchNorm2d, x: Tensor, out: Tensor, sums: tuple[Tensor, Tensor] | None = None
 ) -> Statistics:
-    """Batch normalisation in training mode; updates running statistics.
+    """Batch normalisation in training mode, of (B, C, H, W) into ``out`` in channels_last.
 
-    Args:
-        bn: affine, with running statistics.
-        x: features (B, C, H, W).
-        out: where the result goes, of the same shape in channels_last.
-        sums: what ``exchange`` gave of ``moments``.
-
-    Returns:
-        What ``normalise_backward`` needs.
+    Updates the running statistics. ``sums`` is what ``exchange`` gave of ``moments``. Returns what
+    ``normalise_backward`` needs.
     """
     if bn.num_batches_tracked is not None:
         bn.num_batches_tracked.add_(1)
     if sums is not None:
         return _normalise_by(bn, x, sums[1], out)
     rows = fold(bn, x)
-    statistics = None if rows is None else _statistics(bn, rows)
-    if rows is None or statistics is None:
+    found = None if rows is None else folded_moments(bn, rows)
+    if rows is None or found is None:
         mean, invstd = torch.empty_like(bn.bias), torch.empty_like(bn.bias)
         torch.ops.aten.native_batch_norm.out(
             x.detach(), bn.weight, bn.bias, bn.running_mean, bn.running_var, True,
             bn.momentum, bn.eps, out=out, save_mean=mean, save_invstd=invstd,
         )  # fmt: skip
         return Statistics(mean, invstd, folded=False)
+    mean, variance = found
+    count = x.numel() // bn.num_features
+    _track(bn, mean, variance * (count / (count - 1)))
+    statistics = Statistics(mean, (variance + bn.eps).rsqrt_(), folded=True)
     _write_normal(bn, rows, statistics, as_rows(out, rows.shape))
     return statistics
 
@@ -162,15 +149,9 @@ def normalise_backward(
 ) -> Found:
     """Gradients of x, gamma and beta, those that are wanted.
 
-    Of several processes, gamma and beta get the part of this one alone, as all other weights do.
-
-    Args:
-        bn: as in ``normalise``.
-        x: as in ``normalise``.
-        statistics: what ``normalise`` returned.
-        gradient: of the result, (B, C, H, W) in channels_last.
-        wants: which gradients to compute.
-        sums: what ``exchange`` gave of ``gradient_sums``.
+    From that of the result, (B, C, H, W) in channels_last. Of several processes, gamma and beta get
+    the part of this one alone, as all other weights do. ``sums`` is what ``exchange`` gave of
+    ``gradient_sums``.
     """
     if sums is None:
         return _backward(bn, x, statistics, gradient, wants)
@@ -272,14 +253,3 @@ def _track(bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
     assert bn.momentum is not None
     bn.running_mean.lerp_(mean, bn.momentum)
     bn.running_var.lerp_(variance, bn.momentum)
-
-
-def _statistics(bn: nn.BatchNorm2d, rows: Tensor) -> Statistics | None:
-    """Statistics of a batch; None where one pass would not be accurate."""
-    found = folded_moments(bn, rows)
-    if found is None:
-        return None
-    mean, variance = found
-    count = rows.numel() // bn.num_features
-    _track(bn, mean, variance * (count / (count - 1)))
-    return Statistics(mean, (variance + bn.eps).rsqrt_(), folded=True)

@@ -47,15 +47,12 @@ def run_buffered(
     """Run all nodes of a block and its output convolution (eq. 3 and 4), up to the block's BN.
 
     Args:
-        x: block input (B, C, H, W).
+        x: block input (B, C, H, W); the result is of this shape, channels_last.
         factors: packed scaling factors of the block.
         output_weight: (C, K * C, 1, 1), K nodes that feed the output.
         layout: the block's layout.
         nodes: for each kept node its operation with BN and ReLU, fresh for this pass.
         pool: where the buffers come from.
-
-    Returns:
-        (B, C, H, W), channels_last.
     """
     flat = [parameter for node in nodes for parameter in node.parameters]
     call = _Call(layout, tuple(nodes), pool)
@@ -67,13 +64,9 @@ class NodeRun:
 
     The operation runs under autograd in a small graph of its own, so any registered one works. BN
     and ReLU are differentiated by hand: they write straight into the block's buffer, the ReLU's
-    mask is read off the result, and the output of the BN is never kept.
-
-    Args:
-        operation: maps (B, C, H, W) to the same shape.
-        bn: its batch normalisation, in training mode.
-        recompute: run the operation again in backward rather than keep what it would need there;
-            operations with a true attribute ``recomputable`` are always treated so.
+    mask is read off the result, and the output of the BN, in training mode, is never kept.
+    ``recompute``: the operation runs again in backward rather than keep what it would need there;
+    those with a true attribute ``recomputable`` always do.
     """
 
     statistics: Statistics
@@ -109,9 +102,7 @@ class NodeRun:
     def backward(self, features: Tensor, found: Found) -> tuple[Tensor | None, list[Tensor | None]]:
         """Gradients of z (B, H, W, C) and of ``parameters``; frees what forward left.
 
-        Args:
-            features: what ``take_features`` gave.
-            found: gradients of the features, and of gamma and beta.
+        ``found`` are those of the features that ``take_features`` gave, of gamma and of beta.
         """
         incoming, *rest = found
         z, outer = self.z, list(compress(rest, self.wants))
