@@ -67,11 +67,11 @@ class Setting:
 
     def run(self, stage):
         """The loss of every step and what each epoch ends with."""
-        losses, rows = [], []
+        losses, rows, processes = [], [], self.engine.processes
         for epoch in range(stage.num_epochs):
             for index, batch in enumerate(stage.batches(epoch, 0)):
                 loss, _, _ = stage.step(batch, epoch, index)
-                losses.append(float(self.engine.processes.mean(loss)))
+                losses.append(float(processes.sum(loss) / processes.world.size))
             rows.append(stage.end_epoch(epoch))
         return {"losses": losses, "rows": rows}
 
