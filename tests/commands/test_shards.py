@@ -138,6 +138,11 @@ def test_wrong_options(dsonas, images, tmp_path, options, text):
     assert_one_line(dsonas("shards", images, tmp_path / "out", *options), text)
 
 
+def test_what_is_missing_is_named(dsonas, images):
+    assert_one_line(dsonas("shards"), "folder is required: give it")
+    assert_one_line(dsonas("shards", images), "out is required: give it")
+
+
 def test_wrong_places(dsonas, images, shards, tmp_path):
     assert_one_line(dsonas("shards", tmp_path / "nowhere", tmp_path / "out"), "not found")
     assert_one_line(dsonas("shards", images, shards), "is not empty")

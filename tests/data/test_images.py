@@ -143,11 +143,12 @@ def test_common_modes_decode_to_both_colours(tmp_path, save_image, mode, suffix)
     assert read_header(str(path)).short_side == 16
 
 
-def test_floating_point_pixels_are_refused(tmp_path):
-    path = str(tmp_path / "float.tif")
-    Image.fromarray(np.zeros((8, 8), np.float32)).save(path)
+@pytest.mark.parametrize(("mode", "reason"), [("F", "floating-point"), ("LAB", "LAB")])
+def test_pixels_that_cannot_be_used_are_refused_by_the_header(tmp_path, mode, reason):
+    path = str(tmp_path / "image.tif")
+    Image.new(mode, (8, 8)).save(path)
     for read in (read_header, lambda file: decode(file, 8, 1)):
-        with pytest.raises(UnreadableImageError, match="floating-point"):
+        with pytest.raises(UnreadableImageError, match=reason):
             read(path)
 
 

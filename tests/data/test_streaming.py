@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import sys
 import tarfile
@@ -337,7 +338,7 @@ def test_a_damaged_image_is_replaced_by_one_of_its_class(copied, caplog, workers
     data = load(copied)
     with caplog.at_level(logging.WARNING):
         assert_same(make_batches(data, workers=workers).epoch(0), make_batches(data).epoch(0))
-    assert "image 1 of" in caplog.text
+    assert "cannot read image number 1 of" in caplog.text
     assert "takes its place" in caplog.text
     position = 3 * PER_SHARD + 1
     same = torch.nonzero(before.labels == before.labels[position]).flatten()
@@ -352,6 +353,10 @@ def test_a_class_without_readable_images_ends_in_one_line(copied):
         damage_image(shard, position % PER_SHARD)
     with pytest.raises(DataError, match="nor any other image of its class"):
         everything(load(copied).train)
+
+
+RGB = [[0.5] * 3, [0.2] * 3]
+SHARD = {"file": "000000.tar", "num_bytes": 1, "labels": [0, 1]}
 
 
 def change_index(root, **changes):
@@ -377,6 +382,14 @@ def test_missing_index(copied, tmp_path):
         ({"class_names": ["a", "b"]}, "must have labels from 0, below 2"),
         ({"class_names": ["a", "b", "c"]}, "different classes"),
         ({"short_side": None}, "is not an index of shards"),
+        ({"num_grey": math.inf}, "is not an index of shards"),
+        ({"statistics": {}}, "key 'grey' is missing"),
+        ({"statistics": {"grey": [[0.5], [0]], "rgb": RGB}}, "deviations above 0, got .0.5,. and"),
+        ({"statistics": {"grey": [[0.5], ["a"]], "rgb": RGB}}, "must be real number"),
+        ({"statistics": {"grey": RGB, "rgb": RGB}}, "grey must be 1 means and 1 deviations"),
+        ({"shards": [SHARD, SHARD]}, "none twice"),
+        ({"shards": [SHARD | {"labels": [0.5]}]}, "labels in whole numbers"),
+        ({"shards": [SHARD | {"num_bytes": "1"}]}, "labels in whole numbers"),
     ],
 )
 def test_wrong_index(copied, changes, message):
@@ -393,10 +406,18 @@ def test_an_index_cannot_name_files_elsewhere(copied):
             load(copied)
 
 
-def test_index_that_is_no_json(copied):
-    (copied / "train" / "index.json").write_bytes(b"\xff{")
+@pytest.mark.parametrize("content", [b"\xff{", b"[" * 100_000])
+def test_index_that_is_no_json(copied, content):
+    (copied / "train" / "index.json").write_bytes(content)
     with pytest.raises(DataError, match="is not an index of shards"):
         load(copied)
+
+
+def test_other_images_of_the_same_labels_are_other_data(folder, written, copied, tmp_path):
+    write_shards(folder, tmp_path / "smaller", images_per_shard=PER_SHARD, size=5)
+    one, other = load(written), load(tmp_path / "smaller")
+    assert torch.equal(one.train.labels, other.train.labels)
+    assert load(copied).identity == one.identity != other.identity
 
 
 def test_missing_and_truncated_shards_are_found_before_training(copied):

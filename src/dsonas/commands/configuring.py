@@ -74,7 +74,7 @@ class OptionParser(ArgumentParser):
             if hint is not None and (got or "'NoneType'" in message):
                 value = repr(next(filter(None, got.groups()), "")) if got else "null"
                 message = f"{found[1]} must be {rule_of(hint)}, got {value}"
-        elif found := re.match(r"the following arguments are required: (\S+)", message):
+        elif found := re.match(r"the following arguments are required: ([^\s,]+)", message):
             named = {a.dest: a.metavar or a.dest for a in self._actions if not a.option_strings}
             name = named.get(found[1], f"--{found[1]}")
             message = f"{name} is required: give it, see {self.prog} --help"

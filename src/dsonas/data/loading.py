@@ -26,7 +26,7 @@ from .sources import (
     read_fashion_mnist,
 )
 from .splitting import Split
-from .streaming import read_shards
+from .streaming import ShardImages, read_shards
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ class ImageData:
         digest = hashlib.sha256(used.encode())
         for part in filter(None, (self.train, self.test, self.val)):
             digest.update(part.labels.numpy().tobytes())
+            if isinstance(part, ShardImages):
+                digest.update(repr(part.files.index).encode())
         return {"class_names": list(self.class_names), "fingerprint": digest.hexdigest()}
 
     @property

@@ -120,13 +120,15 @@ def to_8bit(image: Image.Image) -> Image.Image:
 
 
 def check_range(image: Image.Image) -> None:
-    """Refuse an image of which the header says that the range of its pixels is unknown.
+    """Refuse an image of which the header says that its pixels cannot be used.
 
     Raises:
-        ValueError: if it has floating-point pixels.
+        ValueError: if it has floating-point pixels, or those of the LAB colour space.
     """
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
+    if image.mode == "LAB":
+        raise ValueError("pixels in LAB are not converted; save it as RGB")
 
 
 def _narrow(values: np.ndarray, wide: bool, name: str) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import tarfile
 from collections.abc import Callable
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 INDEX_NAME = "index.json"
 FORMAT = {"format": "dsonas-shards", "version": 1}
 COLORS = {1: "grey", 3: "rgb"}
+_ENDLESS = (OverflowError, RecursionError)  # numbers or nesting
 SHARDS_OF_SMALL_SETS = 16  # so that a split by shard comes near the fraction asked for
 
 
@@ -62,10 +64,20 @@ class ShardIndex:
         for shard in self.shards:
             if not re.fullmatch(r"\w[\w.-]*", shard.file, re.ASCII):  # a part of paths and URLs
                 raise ValueError(f"{shard.file!r} must be a name of letters, digits, dots, dashes")
+            if {type(value) for value in (shard.num_bytes, *shard.labels)} != {int}:
+                raise ValueError(f"{shard.file} must have a size and labels in whole numbers")
             if not shard.labels or not 0 <= min(shard.labels) <= max(shard.labels) < num_classes:
                 raise ValueError(f"{shard.file} must have labels from 0, below {num_classes}")
-        if not self.shards:
-            raise ValueError("there must be at least one shard")
+        if not 0 < len({shard.file for shard in self.shards}) == len(self.shards):
+            raise ValueError("there must be at least one shard, and none twice")
+        for channels, color in COLORS.items():
+            mean, std = self.statistics[color]
+            finite = all(map(math.isfinite, mean + std))
+            if not finite or not len(mean) == len(std) == channels or min(std) <= 0:
+                raise ValueError(
+                    f"statistics of {color} must be {channels} means and {channels} deviations "
+                    f"above 0, got {mean} and {std}"
+                )
 
     @classmethod
     def from_json(cls, text: str | bytes, place: str) -> ShardIndex:
@@ -83,7 +95,7 @@ class ShardIndex:
                 statistics={k: (tuple(m), tuple(s)) for k, (m, s) in value["statistics"].items()},
                 skipped=tuple(value["skipped"]),
             )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, *_ENDLESS) as error:
             reason = f"key {error} is missing" if isinstance(error, KeyError) else error
             raise DataError(
                 f"{place} is not an index of shards ({reason}): write them again by `dsonas shards`"

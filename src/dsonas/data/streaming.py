@@ -147,10 +147,10 @@ class ShardImages(DecodedImages):
             yield pixels, self.labels[chunk]
 
     def name(self, position: int) -> str:
-        """Its place and shard."""
+        """Its place in its shard."""
         row = int(self.rows[position])
         shard = int(self.files.shard_of[row])
-        return f"image {row - self.files.first[shard]} of {self.files.urls[shard]}"
+        return f"number {row - self.files.first[shard]} of {self.files.urls[shard]}"
 
     def decode(self, position: int) -> Tensor:
         """Fetch and decode one image; see ``DecodedImages.decode``."""
