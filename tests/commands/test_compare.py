@@ -120,6 +120,13 @@ def test_a_killed_study_goes_on_and_ends_with_the_comparison(dsonas, start, tiny
     assert other.code == 2
     assert "leading_measure was 'macs' and is 'params'" in other.err
 
+    run = dsonas("run", *tiny, "--out", out)
+    assert (run.code, run.err.count("\n")) == (2, 1)
+    assert f"{out} is the folder of a study: a run needs another --out" in run.err
+    study = dsonas(*[trained if argument == out else argument for argument in given])
+    assert (study.code, study.out, study.err.count("\n")) == (2, "", 1)
+    assert f"{trained} is the folder of a run: a study needs another --out" in study.err
+
     elsewhere = tmp_path / "elsewhere"
     archive(["pack", out, tmp_path / "study.json"])
     archive(["unpack", tmp_path / "study.json", elsewhere])

@@ -120,6 +120,7 @@ def _work_in(
     stop: StopSignal,
     study: RunFolder | None = None,
 ) -> int:
+    folder.require_kind("run")
     config, subjects = to_config(values), _subjects(values)
     path, compresses = subjects["architecture"], command == "compress"
     if compresses:

@@ -156,7 +156,9 @@ def _study_config(values: Namespace) -> StudyConfig:
 
 def _checked_study(config: StudyConfig, path: Path) -> tuple[Study, ImageData]:
     """The study and its data, after every check of a run, with the batches that a run takes."""
-    job = Job(config.run, RunFolder(path), Reporter())
+    folder = RunFolder(path)
+    folder.require_kind("study")
+    job = Job(config.run, folder, Reporter())
     for budget in config.budgets:
         job.config = replace(job.config, budget=budget)
         job.check()

@@ -54,6 +54,7 @@ from .run_config import (
 )
 from .runs import (
     COMPRESSED_FILE as COMPRESSED_FILE,
+    JOBS_FILE as JOBS_FILE,
     Preprocessing as Preprocessing,
     RunError as RunError,
     RunFolder as RunFolder,

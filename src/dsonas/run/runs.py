@@ -45,6 +45,7 @@ from dsonas.sparse import load_model
 from dsonas.train import STAGES, Row
 
 STUDY_FILES = ("attempts.json", "given.json", "lock", "output.txt", "task.json")  # of a job
+JOBS_FILE = "jobs.json"  # of a study
 COLUMNS: tuple[str, ...] = (
     "stage",
     "epoch",
@@ -194,6 +195,16 @@ class RunFolder:
                 f"--out must be a new folder or that of a run, got {self.path}, which holds other "
                 f"files ({', '.join(names[:3])}): choose another"
             )
+
+    def require_kind(self, kind: str) -> None:
+        """Refuse the folder of a study (``dsonas compare``) for a run, and that of a run for one.
+
+        Raises:
+            RunError: if it holds the other kind.
+        """
+        held = "study" if (self.path / JOBS_FILE).exists() else "run" if self.begun else kind
+        if held != kind:
+            raise RunError(f"{self.path} is the folder of a {held}: a {kind} needs another --out")
 
     @cached_property
     def last_checkpoint(self) -> dict[str, Any] | None:

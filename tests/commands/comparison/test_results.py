@@ -116,6 +116,14 @@ def test_the_cost_is_the_sum_of_its_parts(filled):
     assert cost([], {"share": 7})["search"] == {"share": {"counted_macs": 7, "core_seconds": []}}
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"name": "search-share-1"}', '{"na'])
+def test_a_damaged_result_is_named(filled, content):
+    file = result_file(filled.path, "search-share-0")
+    file.write_text(content)
+    with pytest.raises(ValueError, match=re.escape(f"{file} is damaged: delete it")):
+        filled.compared()
+
+
 def test_a_study_that_is_not_complete_says_so(filled):
     for unit in filled.units:
         if unit.kind == "rank" or unit.method == "random_search":
@@ -175,6 +183,18 @@ def test_the_picture_has_a_dot_for_each_training(filled):
         assert 0 < float(circle.attrib["cy"]) < height
     texts = [element.text for element in root.iter(f"{name}text")]
     assert {"share space", "full space", "30 k", "60 k", "searched"} <= set(texts)
+
+
+def test_a_budget_of_parameters_is_shown_as_one(filled):
+    """Its networks have different numbers of multiply-adds, so none of these stands for all."""
+    value = filled.compared()
+    for entry in value["budgets"]:
+        entry["bounds"] = {"params": 2000.0}
+    page = markdown(value)
+    assert "| space | parameters | networks |" in page
+    assert "| share | 2 k | searched |" in page
+    root = ElementTree.fromstring(svg(value))
+    assert {"parameters →", "2 k"} <= {part.text for part in root.iter()}
 
 
 def test_bars_of_the_picture_are_two_standard_deviations_long_and_not_cut_off(filled):

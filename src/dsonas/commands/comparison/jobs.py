@@ -260,7 +260,19 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError:
-        raise ValueError(f"{path} is damaged: delete it and repeat the command") from None
+        raise _damaged(path) from None
+
+
+def read_result(file: Path, name: str) -> dict[str, Any]:
+    """Read the result of a job; ValueError if it is damaged or that of another one."""
+    result = read_json(file)
+    if not isinstance(result, dict) or result.get("name") != name:
+        raise _damaged(file)
+    return result
+
+
+def _damaged(file: Path) -> ValueError:
+    return ValueError(f"{file} is damaged: delete it and repeat the command")
 
 
 def to_json(value: Any) -> bytes:

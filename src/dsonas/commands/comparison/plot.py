@@ -1,4 +1,4 @@
-"""The comparison as a picture: test error against multiply-adds, one panel for each space."""
+"""The comparison as a picture: test error at each budget, one panel for each space."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dsonas.commands.charts import LEFT, LIGHT, TOP, fit_axis, picture
-from dsonas.commands.comparison.results import TITLES
-from dsonas.run import readable_count
+from dsonas.commands.comparison.results import TITLES, leading_bound
 
 COLOURS = dict(zip(TITLES, map(LIGHT.get, ("k0", "k2", "k5", "k4", "k3", "k7")), strict=True))
 PANEL, GAP, STEP = 340, 30, 10  # widths: of a panel, between panels, between methods
@@ -25,6 +24,7 @@ def svg(value: Mapping[str, Any]) -> str:
     shown = [method for method in TITLES if any(method in entry["summary"] for entry in entries)]
     errors = [error for entry in entries for method, found in entry["summary"].items()
               for error in (*entry["trainings"][method], *_ends(found))]  # fmt: skip
+    measure = leading_bound(value["budgets"][0])[0]
     columns = max(1, min(2, len(spaces)))  # of the legend; one panel has room for one
     below = 54 + 18 * math.ceil(len(shown) / columns)
     width = LEFT + (PANEL + GAP) * max(1, len(spaces))
@@ -35,8 +35,8 @@ def svg(value: Mapping[str, Any]) -> str:
             axes = drawn.axes(left, width - left - PANEL, below)
             places = [PANEL * (at + 0.5) / len(here) for at in range(len(here))]
             axes.set_xlim(0, PANEL)
-            axes.set_xticks(places, [readable_count(entry["macs"]) for entry in here])
-            axes.set_xlabel("multiply-adds →", loc="right")
+            axes.set_xticks(places, [leading_bound(entry)[1] for entry in here])
+            axes.set_xlabel(f"{measure} →", loc="right")
             axes.set_title(f"{space} space", color=LIGHT["ink"])
             axes.set_title("" if i else "test error", loc="left")
             fit_axis(axes, "y", errors, "percent", zero=False)
@@ -55,7 +55,7 @@ def svg(value: Mapping[str, Any]) -> str:
             names = [TITLES[method] for method in shown]
             drawn.figure.legend(discs, names, ncols=columns, loc="lower left",
                                 bbox_to_anchor=((LEFT - 8) / width, 0))  # fmt: skip
-        return drawn.svg(f"{value['data']['name']}: test error against multiply-adds")
+        return drawn.svg(f"{value['data']['name']}: test error against {measure}")
 
 
 def _ends(found: Mapping[str, Any]) -> tuple[float, float]:

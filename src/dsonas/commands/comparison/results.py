@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from dsonas.commands.comparison.jobs import read_json, result_file
+from dsonas.commands.comparison.jobs import read_result, result_file
 from dsonas.commands.comparison.study import METHODS, Study
+from dsonas.cost import MEASURES
 from dsonas.run import readable_count, versions
 
 FORMAT, VERSION = "dsonas-compare", 1
@@ -30,7 +31,7 @@ Errors = Sequence[float]  # test errors, in percent
 def comparison(study: Study, path: Path, failed: Mapping[str, str]) -> dict[str, Any]:
     """Sum up what the study in a folder has found so far; ``docs/compare.md`` explains the keys."""
     found = {  # a result was written when its budget may have stood at another place of the list
-        unit.name: {**read_json(file), "budget": unit.budget}
+        unit.name: {**read_result(file, unit.name), "budget": unit.budget}
         for unit in study.units
         if (file := result_file(path, unit.name)).exists()
     }
@@ -295,7 +296,7 @@ TITLES = {
     "hand_made_mobile": "hand-made, inverted bottleneck",
 }
 _HEAD = """\
-| space | multiply-adds | networks | architectures (trainings) | test error % | best \
+| space | {measure} | networks | architectures (trainings) | test error % | best \
 | error avoided by searching | p (Welch) | p (permutation) |
 |-|-|-|-|-|-|-|-|-|"""
 _NOTE = """\
@@ -318,7 +319,7 @@ def markdown(value: Mapping[str, Any]) -> str:
 {study["seed"]}. All networks are trained alike, {value["settings"]["train.epochs"]} epochs on \
 all training images, and count as they are at the end; nothing is chosen by the test images.
 
-{missing}{_HEAD}"""
+{missing}{_HEAD.format(measure=leading_bound(value["budgets"][0])[0])}"""
     machine = (
         f"- {machine['processor']}, {machine['cores']} cores, {machine['system']}, "
         f"{machine['threads_per_job']} thread for each job; {versions}"
@@ -344,7 +345,7 @@ def _rows(entry: Mapping[str, Any]) -> Iterator[str]:
         count = 1 if method.startswith("hand_made") else summary["num_values"]
         cells = [
             entry["space"],
-            _count(entry["macs"]),
+            leading_bound(entry)[1],
             title,
             f"{count} ({summary['num_trainings']})",
             f"{summary['mean']:.2f}" + ("" if spread is None else f" ± {spread:.2f}"),
@@ -357,7 +358,7 @@ def _rows(entry: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _rank_line(entry: Mapping[str, Any]) -> str:
-    rank, where = entry["kendall_tau"], f"{entry['space']}, {_count(entry['macs'])}"
+    rank, where = entry["kendall_tau"], f"{entry['space']}, {leading_bound(entry)[1]}"
     if rank["tau"] is None:
         return f"- rank correlation ({where}): not measured, {rank['reason']}"
     return (
@@ -371,18 +372,20 @@ def _costs(cost: Mapping[str, Any]) -> Iterator[str]:
     kinds = ", ".join(f"{kind} {hours:.2f}" for kind, hours in cost["core_hours_by_kind"].items())
     yield f"- cost of the study: {cost['core_hours']:.2f} core-hours ({kinds})"
     for space, search in cost["search"].items():
-        seconds, counted = search["core_seconds"], _count(search["counted_macs"])
+        seconds, counted = search["core_seconds"], readable_count(search["counted_macs"])
         mean = f"{fmean(seconds):.0f} core-seconds" if seconds else "not done"
         yield f"- a search of the {space} space: {counted} counted multiply-adds, {mean}"
     for name, search in cost["random_search"].items():
         yield (
-            f"- {name}: {search['candidates']} candidates, {_count(search['counted_macs'])} "
+            f"- {name}: {search['candidates']} candidates, {readable_count(search['counted_macs'])} "
             f"counted multiply-adds, {search['core_seconds']:.0f} core-seconds"
         )
 
 
-def _count(number: float | None) -> str:
-    return "?" if number is None else readable_count(number)
+def leading_bound(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """The measure that leads the searches of a budget, and its bound, in words."""
+    name, bound = next(iter(entry["bounds"].items()))
+    return MEASURES[name].title, readable_count(bound)
 
 
 def _p(value: float | None) -> str:

@@ -19,6 +19,7 @@ from dsonas.data import Batches, ImageData, ImageSet, load_data, split_for_searc
 from dsonas.graph import Architecture
 from dsonas.nn import Network
 from dsonas.run import (
+    JOBS_FILE,
     Job,
     Reporter,
     RunConfig,
@@ -54,7 +55,7 @@ def begin(path: Path, study: Study, config_text: str) -> None:
         if not file.exists():
             write_atomically(file, net.to_json().encode())
     tasks = {unit.name: asdict(unit) | _more(study, unit) for unit in study.units}
-    write_atomically(path / "jobs.json", to_json(tasks))
+    write_atomically(path / JOBS_FILE, to_json(tasks))
 
 
 def _more(study: Study, unit: Unit) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def _more(study: Study, unit: Unit) -> dict[str, Any]:
 
 def read_task(path: Path, name: str) -> Task:
     """Read what a job of the study in a folder has to know."""
-    tasks = read_json(path / "jobs.json") if (path / "jobs.json").exists() else {}
+    tasks = read_json(path / JOBS_FILE) if (path / JOBS_FILE).exists() else {}
     if name not in tasks:
         raise RunError(f"{path} has no job {name!r}: give the folder of a study, and one of jobs/")
     return tasks[name]
