@@ -88,12 +88,6 @@ def cut_out(images: Tensor, offsets: Offsets, augmentation: Augmentation) -> Ten
 
     On normalised images zero is the mean. The memory format stays.
 
-    Example:
-        >>> one, no = torch.tensor([1]), torch.tensor([False])
-        >>> cut_out(torch.ones(1, 1, 2, 2), Offsets(one, one, no, one, one), Augmentation(cutout=1))
-        tensor([[[[1., 1.],
-                  [1., 0.]]]])
-
     Source: DeVries and Taylor, arXiv 1708.04552.
     """
     if augmentation.cutout == 0:

@@ -48,10 +48,8 @@ class ImageHeader(NamedTuple):
 def read_header(file: str | bytes, name: str | None = None) -> ImageHeader:
     """Read size and kind of an image, by its path or content, without decoding its pixels.
 
-    Palette images are grey if all colours of the palette are. Errors call the image by ``name``.
-
-    Raises:
-        UnreadableImageError: if the file is not a supported image.
+    Palette images are grey if all colours of the palette are. An UnreadableImageError, which calls
+    the image by ``name``, if it is not a supported one.
     """
     try:
         with _open(file) as image:

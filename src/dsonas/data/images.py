@@ -49,22 +49,14 @@ class KeptWarnings(logging.Handler):
 
 
 class ImageSet(ABC):
-    """A sequence of labelled images of one shape.
+    """A sequence of labelled images of one shape."""
 
-    Attributes:
-        labels: int64 tensor of shape ``(num_images,)``, class of each image.
-        image_shape: channels, height, width.
-        in_memory: whether ``gather`` is an index into memory rather than a read from disk.
-        crop: what is cut out of each image when it is fetched; None: nothing.
-        rows: int64 tensor, the place of each image among those stored.
-        stored_names: what to call those, paths in a folder for instance; None: they have no names.
-    """
-
-    labels: Tensor
-    image_shape: tuple[int, int, int]
-    in_memory: bool
-    crop: RandomCrop | None = None
-    rows: Tensor
+    labels: Tensor  # int64 tensor of shape ``(num_images,)``, class of each image
+    image_shape: tuple[int, int, int]  # channels, height, width
+    in_memory: bool  # whether ``gather`` is an index into memory rather than a read from disk
+    crop: RandomCrop | None = None  # what is cut out of each image when it is fetched
+    rows: Tensor  # int64 tensor, the place of each image among those stored
+    # what to call those, paths in a folder for instance; None: they have no names
     stored_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:

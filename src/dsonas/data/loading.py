@@ -200,13 +200,6 @@ def split_for_search(images: ImageSet, factor_split: float, seed: int) -> tuple[
     Stratified by class; of shards, each part has its own. A ``factor_split`` of 0 gives all images
     to both.
 
-    Example:
-        >>> train = load_data(DataConfig(name="digits")).train
-        >>> [len(part) for part in split_for_search(train, 0.5, seed=0)]
-        [719, 719]
-        >>> [len(part) for part in split_for_search(train, 0, seed=0)]
-        [1438, 1438]
-
     Source: arXiv 1811.01567, table 3 (the effect of the split).
     """
     return (images, images) if factor_split == 0 else images.split(factor_split, seed)

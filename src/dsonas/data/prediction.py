@@ -49,15 +49,6 @@ def load_images(
 
     Raises:
         DataError: if a path does not exist, a folder has no images, or no file can be read.
-
-    Example:
-        >>> from PIL import Image
-        >>> file = getfixture("tmp_path") / "red.png"
-        >>> Image.new("RGB", (40, 30), "red").save(file)
-        >>> rgb = dict(mean=[0.5] * 3, std=[0.5] * 3)
-        >>> for images, names in load_images([file], image_size=8, input_channels=3, **rgb):
-        ...     print(images[0, :, 0, 0], [Path(name).name for name in names])
-        tensor([ 1., -1., -1.]) ['red.png']
     """
     files, bad = list_files(paths), {} if skipped is None else skipped
     decoded = _decode_files(files, image_size, input_channels, with_share(fit, crop), bad)

@@ -128,9 +128,6 @@ def write_shards(
         workers: decoding threads, >= 1.
         progress: called with part, shards written, and shards of the part.
 
-    Returns:
-        The index of each part.
-
     Raises:
         ValueError: if the share is out of range, the folder is unsuitable or ``out`` not empty.
     """

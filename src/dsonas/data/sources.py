@@ -6,6 +6,7 @@ import gzip
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,16 +74,6 @@ def read_fashion_mnist(config: DataConfig, seed: int) -> SourceData:
         crop_padding=2,
     )
     return _adapt(source, config, seed)
-
-
-def read_cifar10(config: DataConfig, seed: int) -> SourceData:
-    """Read CIFAR-10."""
-    return _read_cifar(datasets.CIFAR10, CIFAR10_STATISTICS, config, seed)
-
-
-def read_cifar100(config: DataConfig, seed: int) -> SourceData:
-    """Read CIFAR-100 with its 100 fine classes."""
-    return _read_cifar(datasets.CIFAR100, CIFAR100_STATISTICS, config, seed)
 
 
 def _data_roots(config: DataConfig) -> list[Path]:
@@ -165,6 +156,10 @@ def _open_cifar(
         f"{getattr(reader, 'url', '')} and unpack it with `tar -xf` so that the folder "
         f"{roots[0] / folder} exists"
     )
+
+
+read_cifar10 = partial(_read_cifar, datasets.CIFAR10, CIFAR10_STATISTICS)
+read_cifar100 = partial(_read_cifar, datasets.CIFAR100, CIFAR100_STATISTICS)
 
 
 def _cifar_images(pixels: np.ndarray, labels: Sequence[int]) -> TensorImages:

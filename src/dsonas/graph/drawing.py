@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from dsonas.graph.architecture import Architecture
 from dsonas.graph.block import BlockGraph
 
@@ -17,7 +15,17 @@ def draw_block(graph: BlockGraph) -> str:
         level 2    2 max pool 3x3         <- input, 1
         output                            <- 1, 2
     """
-    return "\n".join(_block_lines(graph.clean()))
+    graph = graph.clean()
+    if not graph.kept_nodes:
+        return "(the shortcut alone)"
+    names = {node: readable_operation(graph.operation(node)) for node in graph.kept_nodes}
+    width, level, lines = max(20, *map(len, names.values())), 0, []
+    for node, name in names.items():
+        new, level = graph.level(node) != level, graph.level(node)
+        head = f"level {level}" if new else ""
+        lines.append(f"{head:<9} {node:>2} {name:<{width}} <- {_sources(graph, node)}")
+    lines.append(f"{'output':<9} {'':>2} {'':<{width}} <- {_sources(graph, graph.output_node)}")
+    return "\n".join(lines)
 
 
 def draw_architecture(architecture: Architecture) -> str:
@@ -32,20 +40,6 @@ def draw_architecture(architecture: Architecture) -> str:
         live = f"{graph.num_live} of {len(graph.live)} connections"
         parts.append(f"{title}: {count}, {live}\n{draw_block(graph)}")
     return "\n\n".join(parts)
-
-
-def _block_lines(graph: BlockGraph) -> Iterator[str]:
-    if not graph.kept_nodes:
-        yield "(the shortcut alone)"
-        return
-    names = {node: readable_operation(graph.operation(node)) for node in graph.kept_nodes}
-    width = max(20, *map(len, names.values()))
-    level = 0
-    for node, name in names.items():
-        new, level = graph.level(node) != level, graph.level(node)
-        head = f"level {level}" if new else ""
-        yield f"{head:<9} {node:>2} {name:<{width}} <- {_sources(graph, node)}"
-    yield f"{'output':<9} {'':>2} {'':<{width}} <- {_sources(graph, graph.output_node)}"
 
 
 def _sources(graph: BlockGraph, node: int) -> str:

@@ -22,12 +22,6 @@ def choices_of(model: nn.Module) -> dict[str, list[tuple[str, Choice]]]:
 
     Raises:
         ValueError: if places with one label differ in their candidates or in ``keep``.
-
-    Example:
-        >>> from dsonas.sparse import Zero
-        >>> model = nn.Sequential(LayerChoice([nn.Identity(), Zero()], label="first"))
-        >>> [(label, [place for place, _ in places]) for label, places in choices_of(model).items()]
-        [('first', ['0'])]
     """
     found: dict[str, list[tuple[str, Choice]]] = {}
     for place, module in model.named_modules():

@@ -46,12 +46,7 @@ _OUT_OF_PLACE: dict[Any, Any] = {
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Take off what ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` put on.
-
-    Example:
-        >>> unwrap(nn.DataParallel(nn.Linear(2, 2)))
-        Linear(in_features=2, out_features=2, bias=True)
-    """
+    """Take off what ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` put on."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module

@@ -34,12 +34,6 @@ class CheckpointFolder:
     plain values, read with ``weights_only`` so that no code in it can run. The folder is made when
     the first is written. ``check`` is called with the state of a checkpoint that was read, and
     raises ``CheckpointError`` if that cannot be used.
-
-    Example:
-        >>> checkpoints = CheckpointFolder(getfixture("tmp_path"))
-        >>> checkpoints.save({"epoch": 3})
-        >>> checkpoints.load_last()
-        {'epoch': 3}
     """
 
     def __init__(
