@@ -33,18 +33,18 @@ BY_PROCESSOR = (
 )
 
 
-def dsonas(*arguments: str) -> None:
+def dsonas(*arguments: str) -> str:
     program = ["-c", BY_PROCESSOR] if "--processor" in sys.argv else ["-m", "dsonas"]
     command = [sys.executable, *program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr}")
+    return done.stdout
 
 
-def projected(options: list[str], folder: Path) -> dict[str, float]:
+def projected(options: list[str]) -> dict[str, float]:
     """Seconds of each stage by the plan."""
-    dsonas("plan", *options, "--json", str(folder / "plan.json"))
-    lines = json.loads((folder / "plan.json").read_text())["lines"]
+    lines = json.loads(dsonas("plan", *options, "--json"))["lines"]
     return {
         stage: sum(line["seconds"] for line in lines if line["stage"] == stage) for stage in STAGES
     }
@@ -58,8 +58,8 @@ def measured(options: list[str], folder: Path) -> dict[str, float]:
 
 
 def one_round(options: list[str]) -> dict[str, Any]:
+    plan = projected(options)
     with tempfile.TemporaryDirectory() as name:
-        plan = projected(options, Path(name))
         run = measured(options, Path(name))
     return {
         "projected_seconds": plan,

@@ -89,6 +89,13 @@ FILES = {
     "malformed": ("data: [1\n  x: {", "is not a YAML file"),
     "endless number": ("seed: 1" + 5000 * "0", "mine.yaml is not a YAML file"),
     "deep": (5000 * "[", "mine.yaml is not a YAML file"),
+    "section twice": (
+        "train: {lr: 1}\nseed: 1\ntrain: {epochs: 2}",
+        "mine.yaml",
+        "train stands in lines 1 and 3: give it once",
+    ),
+    "key twice": ("data: {name: digits}\ntrain:\n  lr: 1\n  lr: 2", "lr stands in lines 3 and 4"),
+    "key twice in a line": ("train: {lr: 1, lr: 1}", "lr stands in lines 1 and 1"),
     "several bases": ("base: [digits]", "must be a file or one of", """got "['digits']\""""),
     "list": ("- 1", "must hold options"),
     "empty": ("", "must hold options"),

@@ -94,12 +94,27 @@ def test_values_of_options(dsonas, option, text, expected):
         ("data.image_size", "1e3", "must be a whole number >= 4 or null, got '1e3'"),
         ("search.epochs", "null", "must be a whole number > 0, got null"),
         ("train", "3", "must hold options, as --train.NAME does, got '3'"),
+        ("train", '{"lr": 1}', "must hold options, as --train.NAME does, got '{\"lr\": 1}'"),
         ("data", "folder:x", "must hold options, as --data.NAME does, got 'folder:x'"),
     ],
 )
 def test_values_that_no_option_takes(dsonas, option, text, message):
     ended = dsonas("run", f"--{option}", text)
     assert ended == (2, "", f"dsonas: error: {option} {message}\n")
+
+
+def test_a_group_is_not_taken_from_a_file_of_its_own(dsonas, tmp_path):
+    (tmp_path / "train.yaml").write_text("lr: 0.3\n")
+    ended = dsonas("run", f"--train={tmp_path / 'train.yaml'}", "--print_config")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "train must hold options, as --train.NAME does" in ended.err
+
+
+def test_merged_keys_of_a_file_are_no_repetition(dsonas, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("pretrain: &both {lr: 1, epochs: 3}\nsearch: {<<: *both, lr: 2}\n")
+    values = printed(dsonas, "--config", file)
+    assert (values["search"]["lr"], values["search"]["epochs"]) == (2, 3)
 
 
 def test_the_resolved_config_states_budgets_as_numbers(dsonas, tiny, tmp_path):

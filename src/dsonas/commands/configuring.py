@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
@@ -63,9 +64,7 @@ class OptionParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
         """Raise what is wrong."""
         message = re.sub("^Parser key .* - (?=Parser key)", "", " ".join(message.split()))
-        if found := re.match(r'Parser key "(\w+)": Unable to load config "(.*)"$', message):
-            message = f"{found[1]} must hold options, as --{found[1]}.NAME does, got {found[2]!r}"
-        elif found := re.match(r'Parser key "([^"]+)"', message):
+        if found := re.match(r'Parser key "([^"]+)"', message):
             hints = {a.dest: hint for a in self._actions if (hint := getattr(a, "_typehint", None))}
             hint = next((h for dest, h in hints.items() if found[1] in (dest, f"{dest}.")), None)
             got = re.search(".*(?:Got|Given) value: (.*)", message) or re.search(
@@ -197,6 +196,11 @@ def parse(parser: OptionParser, arguments: Sequence[str]) -> Namespace:
         UsageError: if an option is unknown, missing or of the wrong type.
         SystemExit: after printing help or the configuration, if the arguments ask for it.
     """
+    for option, value in pairwise([*arguments, ""]):
+        name, sign, rest = option.removeprefix("--").partition("=")
+        if option != name and name in GROUPS and any(k.startswith(f"{name}.") for k in parser.keys):
+            got = rest if sign else value
+            raise UsageError(f"{name} must hold options, as --{name}.NAME does, got {got!r}")
     values = parser.parse_args(list(arguments))
     for name in ("data.augment", "network.supernet", "model"):
         value = values.get(name) or ""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from dsonas._utils import write_atomically
 from dsonas.commands.configuring import GROUPS, config_parser, parse
 from dsonas.commands.forecast import Forecast, Line, forecast
 from dsonas.commands.size_options import add_size_options, stated_run
@@ -25,18 +23,14 @@ DESCRIPTION = (
 
 
 def plan(command: str, arguments: list[str], stop: StopSignal) -> int:
-    """Print the forecast of a run, and write it as JSON if asked to."""
+    """Print the forecast of a run."""
     parser = config_parser(command, DESCRIPTION, GROUPS)
     add_size_options(parser)
-    text = "write the plan to a file too"
-    parser.add_argument("--json", type=str, default=None, metavar="FILE", help=text)
+    parser.add_argument("--json", action="store_true", help="print one JSON object alone")
     values = parse(parser, arguments)
     config, data = stated_run(values)
     found = forecast(config, data)
-    print("\n".join(table(found, data)))
-    if values.json:
-        text = json.dumps(as_json(found, data), indent=1) + "\n"
-        write_atomically(Path(values.json), text.encode())
+    print(json.dumps(as_json(found, data)) if values.json else "\n".join(table(found, data)))
     return 0
 
 

@@ -21,6 +21,19 @@ def recipe_path(name: str) -> Path:
     return _FOLDER / f"{name}.yaml"
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses what YAML forbids and PyYAML takes: a key twice, of which the last would hold."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node, lines = super().compose_mapping_node(anchor), dict[str, int]()
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise ValueError(f"{name} stands in lines {lines[name]} and {line}: give it once")
+            lines[name] = line
+        return node
+
+
 def read_settings(name: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read the settings of a recipe or YAML file; those of its ``base`` come first.
 
@@ -48,7 +61,7 @@ def read_settings(name: str | Path, above: tuple[Path, ...] = ()) -> dict[str, A
         chain = " -> ".join(one.name for one in (*above, path))
         raise ValueError(f"{asked} must not lead back to itself, got {chain}: take one out")
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a YAML file: {error}") from None
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
