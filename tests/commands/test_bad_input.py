@@ -125,7 +125,36 @@ def test_arguments_and_places_of_data_are_named(dsonas, tmp_path):
     check_refused(dsonas("predict", "--run", tmp_path), "IMAGE", "is required")
     (tmp_path / "file.png").write_bytes(b"")
     check_refused(dsonas("check", tmp_path / "file.png"), "file.png", "is no folder")
-    check_refused(dsonas("check", tmp_path, "--data.labels", ""), "data.labels must be", "a file")
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["predict", "--run", "x", ""], "an argument"),
+        (["predict", "--run", "", "x"], "--run"),
+        (["evaluate", "--run", "x", "--data.test", ""], "--data.test"),
+        (["train", "--architecture="], "--architecture"),
+        (["check", ""], "an argument"),
+        (["check", "x", "--data.labels="], "--data.labels"),
+        (["run", "--out", ""], "--out"),
+        (["run", "--network.blocks", ""], "--network.blocks"),
+        (["run", "--import", ""], "--import"),
+        (["shards", "x", ""], "an argument"),
+    ],
+)
+def test_empty_words_are_refused(dsonas, tmp_path, monkeypatch, words, name):
+    monkeypatch.chdir(tmp_path)
+    check_refused(dsonas(*words), f"error: {name} must not be empty")
+
+
+def test_an_empty_value_in_a_file_is_refused(dsonas, tmp_path):
+    (tmp_path / "mine.yaml").write_text("out: ''\n")
+    check_refused(dsonas("run", "--config", tmp_path / "mine.yaml"), "out must not be empty")
+
+
+def test_check_is_told_one_folder(dsonas, tmp_path):
+    ended = dsonas("check", tmp_path, "--data.name", "folder:other")
+    check_refused(ended, "data.name must be left out", "folder:other")
 
 
 def test_a_refusal_in_a_process_has_no_traceback(start):

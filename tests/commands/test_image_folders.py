@@ -241,6 +241,13 @@ def test_a_run_does_not_lie_among_its_images(dsonas, digit_folder, tmp_path, pla
     assert sorted(images.rglob("*")) == before
 
 
+def test_predict_takes_the_folder_it_is_in(dsonas, grey, monkeypatch):
+    monkeypatch.chdir(grey[0])
+    found = lines(dsonas("predict", "--run", grey[1], ".").out)
+    assert [row[0] for row in found][:2] == ["digit0/00.png", "digit0/01.png"]
+    assert found == lines(dsonas("predict", "--run", grey[1], "./digit0", "digit1", "digit2").out)
+
+
 def test_predict_writes_json_and_csv_and_takes_a_list(dsonas, grey, tmp_path, monkeypatch):
     images, run = grey
     files = [str(file) for file in sorted(images.rglob("*.png"))[:3]]
@@ -420,6 +427,10 @@ def test_check_tells_of_a_folder_without_training(dsonas, grey, tmp_path):
     found = json.loads(dsonas("check", grey[0], "--json").out)
     assert found["images"] == 60
     assert found["grey"] == 60
+    given = {"data.fit": "stretch", "data.flip": "false", "data.workers": "2", "data.val": "0.1"}
+    options = [word for name, value in given.items() for word in (f"--{name}", value)]
+    proposed = json.loads(dsonas("check", grey[0], "--json", *options).out)["proposed"]
+    assert given.items() <= proposed.items()
     ended = dsonas("check", tmp_path / "nowhere")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
 

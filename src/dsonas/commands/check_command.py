@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import replace
+from dataclasses import asdict, replace
 
-from dsonas.commands.configuring import OptionParser, add_groups, parse, to_config
+from dsonas.commands.configuring import OptionParser, UsageError, add_groups, parse, to_config
 from dsonas.commands.size_options import blank_data
 from dsonas.data import DataConfig, FolderCheck, check_folder
 from dsonas.run import RunConfig, StopSignal
@@ -26,15 +26,20 @@ def check(command: str, arguments: list[str], stop: StopSignal) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_groups(parser, ("data",), ("data",))
     values = parse(parser, arguments)
-    values.data.name = f"folder:{values.FOLDER.removeprefix('folder:')}"
+    name = f"folder:{values.FOLDER.removeprefix('folder:')}"
+    if values.data.name not in (DataConfig.name, name):
+        raise UsageError(
+            f"data.name must be left out, as FOLDER says where the images are, got "
+            f"{values.data.name!r} and {values.FOLDER!r}"
+        )
+    values.data.name = name
     config = to_config(values)
     found = check_folder(config.data)
     given = {
-        f"data.{name}": str(value) for name in ("labels", "test", "val")
-        if (value := getattr(config.data, name)) != getattr(DataConfig, name)
+        f"data.{key}": str(value).lower() if isinstance(value, bool) else str(value)
+        for key, value in asdict(config.data).items() if value != getattr(DataConfig, key)
     }  # fmt: skip
-    name = f"folder:{values.FOLDER.removeprefix('folder:')}"
-    options = {"data.name": name, **given, **found.proposed, **_batches(config, found)}
+    options = {**given, "data.name": name, **found.proposed, **_batches(config, found)}
     words = (word for name, value in options.items() for word in (f"--{name}", value))
     proposed = shlex.join(["dsonas", "run", *words])
     if values.json:

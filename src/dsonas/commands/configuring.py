@@ -196,12 +196,10 @@ def parse(parser: OptionParser, arguments: Sequence[str]) -> Namespace:
         UsageError: if an option is unknown, missing or of the wrong type.
         SystemExit: after printing help or the configuration, if the arguments ask for it.
     """
-    for option, value in pairwise([*arguments, ""]):
-        name, sign, rest = option.removeprefix("--").partition("=")
-        if option != name and name in GROUPS and any(k.startswith(f"{name}.") for k in parser.keys):
-            got = rest if sign else value
-            raise UsageError(f"{name} must hold options, as --{name}.NAME does, got {got!r}")
+    _check_words(parser, arguments)
     values = parser.parse_args(list(arguments))
+    if empty := [name for name, value in values.items() if value == ""]:
+        raise UsageError(f"{empty[0]} must not be empty: give it a value")
     for name in ("data.augment", "network.supernet", "model"):
         value = values.get(name) or ""
         if ".py:" in value and not any(a.startswith(f"--{name}") for a in arguments):
@@ -216,6 +214,19 @@ def parse(parser: OptionParser, arguments: Sequence[str]) -> Namespace:
         print(to_yaml({k: v for k, v in settings.items() if k not in _NO_SETTINGS}), end="")
         raise SystemExit(0)
     return values
+
+
+def _check_words(parser: OptionParser, arguments: Sequence[str]) -> None:
+    """Refuse empty words, and values of whole groups."""
+    for before, word in pairwise(["", *arguments]):
+        joined = word.startswith("--") and "=" in word
+        option, _, value = word.partition("=") if joined else (before, "", word)
+        name = option.removeprefix("--")
+        if not value:
+            what = option if option != name else "an argument"
+            raise UsageError(f"{what} must not be empty: give it a value")
+        if option != name and name in GROUPS and any(k.startswith(f"{name}.") for k in parser.keys):
+            raise UsageError(f"{name} must hold options, as --{name}.NAME does, got {value!r}")
 
 
 def run_name(values: Namespace) -> str:

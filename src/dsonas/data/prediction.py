@@ -72,7 +72,7 @@ def list_files(paths: Sequence[str | PathLike[str]]) -> list[str]:
         if path.is_dir():
             if not (found := list_images(path)):
                 raise DataError(f"{path} has no images that Pillow can read: name another folder")
-            files += found
+            files += [str(Path(file)) for file in found]  # of "." without its dot, as if named
         elif path.is_file() or (path.is_symlink() and not path.exists()):
             files.append(str(path))  # a broken link, too, is a file: one that cannot be read
         else:
