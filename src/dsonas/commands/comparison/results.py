@@ -377,8 +377,9 @@ def _costs(cost: Mapping[str, Any]) -> Iterator[str]:
         yield f"- a search of the {space} space: {counted} counted multiply-adds, {mean}"
     for name, search in cost["random_search"].items():
         yield (
-            f"- {name}: {search['candidates']} candidates, {readable_count(search['counted_macs'])} "
-            f"counted multiply-adds, {search['core_seconds']:.0f} core-seconds"
+            f"- {name}: {search['candidates']} candidates, "
+            f"{readable_count(search['counted_macs'])} counted multiply-adds, "
+            f"{search['core_seconds']:.0f} core-seconds"
         )
 
 
