@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,19 @@ def test_a_tracked_run_is_the_same_run(dsonas, tiny, finished, tmp_path: Path):
     copies = sorted(path.name for path in (written.parent / "files" / "dsonas").iterdir())
     assert {"architecture.json", "report.html", "metrics.json"} <= {*copies}
     assert (out / "mlflow" / "mlflow.db").stat().st_size > 0
+
+
+def test_a_finished_run_is_given_to_a_tracker_that_comes_later(dsonas, tiny, finished, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    for _ in range(2):
+        ended = dsonas("run", *tiny, "--out", out, "--log.trackers", "tensorboard")
+        assert (ended.code, "is finished" in ended.out) == (0, True)
+    found = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert len(found.Scalars("final/macs")) == 1
+    assert found.Scalars("train/loss")
 
 
 def test_an_absent_package_is_refused_before_anything(dsonas, tiny, tmp_path, monkeypatch):

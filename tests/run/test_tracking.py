@@ -3,6 +3,8 @@
 import json
 import logging
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
@@ -183,6 +185,13 @@ def test_mlflow_reads_back_what_was_tracked(folder):
     assert (folder.path / "mlflow" / "artifacts").is_dir()
 
 
+def test_mlflow_tells_nothing_of_its_tables(folder):
+    code = "import sys; from pathlib import Path; from dsonas.run.tracking import MLflow; "
+    command = [sys.executable, "-c", code + "MLflow(Path(sys.argv[1]), {}, None, 0)", folder.path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == done.stdout == ""
+
+
 def test_mlflow_obeys_its_environment(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere.db")
     MLflow(folder.path, {}, None, 0)
@@ -233,6 +242,32 @@ def test_a_tracker_that_comes_later_gets_every_row(folder, monkeypatch):
     old, new = second._live["wandb"], second._live["mlflow"]
     assert (old.given, new.given) == (("fake", 2), (None, 0))
     assert (old.calls.count("log"), new.calls.count("log")) == (1, 3)
+
+
+def test_a_finished_run_is_given_to_trackers_that_lack_a_part(folder, monkeypatch, caplog):
+    made = []
+
+    def make(*given):
+        made.append(Fake(*given))
+        return made[-1]
+
+    for name in ("tensorboard", "wandb", "mlflow"):
+        monkeypatch.setitem(TOOLS, name, make)
+    folder.last_checkpoint = {"rows": ROWS}
+    with tracked(folder, "tensorboard"):
+        pass
+    stopped = tracked(folder, "wandb")
+    stopped.write(ROWS[:2])
+    stopped.close(finished=False)
+    del made[:]
+    for _ in range(2):
+        tracked(folder, "tensorboard", "wandb", "mlflow").complete()
+    assert [(one.given, one.calls.count("log")) for one in made] == [
+        (("fake", 2), 2), ((None, 0), 4),
+    ]  # fmt: skip
+    folder.write("trackers.json", "{")
+    tracked(folder, "wandb").complete()
+    assert (len(caplog.records), len(made)) == (1, 2)
 
 
 def test_damaged_memory_only_ends_the_tracked(folder, monkeypatch, caplog):

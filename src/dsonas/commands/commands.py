@@ -50,6 +50,7 @@ from dsonas.run import (
     RunConfig,
     RunFolder,
     StopSignal,
+    Tracking,
     changed_settings,
     evaluate_run,
     fit_to_budget,
@@ -143,6 +144,7 @@ def _work_in(
         refit = stored is not None and stored.budget != config.budget and not own
         refit = refit and not compresses
         if not refit and _is_finished(command, folder, reporter):
+            Tracking(config, folder, writes=folder.writes).complete()
             return EXIT_DONE
         job = _job(config, folder, reporter, stop, subjects)
         if study is not None:

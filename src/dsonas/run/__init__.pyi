@@ -62,6 +62,9 @@ from .runs import (
     load_chain as load_chain,
     versions as versions,
 )
+from .tracking import (
+    Tracking as Tracking,
+)
 from .transferring import (
     transferred as transferred,
 )

@@ -19,8 +19,8 @@ from dsonas.run.run_config import LogConfig, RunConfig
 from dsonas.run.runs import RunFolder
 from dsonas.train import Row
 
-FILES = ("config.yaml", "architecture.json", "choices.json", "chain.json", "log.csv", "factors.csv",
-         "metrics.json", "report.html")  # fmt: skip
+FILES = ("config.yaml", "architecture.json", "choices.json", "compressed.json", "chain.json",
+         "log.csv", "factors.csv", "metrics.json", "report.html")  # fmt: skip
 MEMORY = "trackers.json"
 PROJECT = "dsonas"
 _SETTINGS = ("seed", "threads")  # in metrics.json, but no result
@@ -111,14 +111,14 @@ class MLflow:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], id: str | None, rows: int):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        for name in ("mlflow", "alembic"):  # they tell of every table they make
-            logging.getLogger(name).setLevel(logging.WARNING)
         place = (folder / "mlflow").resolve()
         local = "MLFLOW_TRACKING_URI" not in os.environ
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import mlflow
 
+            for name in ("mlflow", "alembic"):  # they tell of every table they make
+                logging.getLogger(name).setLevel(logging.WARNING)
             if local:
                 place.mkdir(parents=True, exist_ok=True)
             self._client = mlflow.MlflowClient(
@@ -195,8 +195,8 @@ def require_trackers(config: LogConfig) -> None:
 class Tracking:
     """The trackers of a run; one that fails is left out, and the run goes on.
 
-    ``RUN/trackers.json`` keeps under which id each knows the run, and how many rows of the log it
-    has: a resumed run goes on in the same place, and a tracker that is added later gets all.
+    ``RUN/trackers.json`` keeps under which id each knows the run, how many rows of the log it has,
+    and whether all: a resumed run goes on in the same place, and one that is added later gets all.
 
     Args:
         config: of the run.
@@ -236,6 +236,15 @@ class Tracking:
                     tracker.log(step, row_values(rows[step - 1]))
                 self._remember(name, tracker.id, len(rows))
 
+    def complete(self) -> None:
+        """Give a run that is finished to those trackers that do not have the whole."""
+        for name in tuple(self.names):
+            with self._guarded(name):
+                if self._known(name)["whole"]:
+                    self.names.remove(name)
+        with self:
+            pass
+
     def close(self, *, finished: bool) -> None:
         """End the work of all trackers.
 
@@ -250,14 +259,13 @@ class Tracking:
                     tracker.log(known["rows"] + 1, values)
                 if name in self._live:
                     kept = [path for path in files if finished and path.is_file()]
-                    self._live.pop(name).close(kept, finished=finished)
+                    tracker = self._live.pop(name)
+                    tracker.close(kept, finished=finished)
+                    self._remember(name, tracker.id, self._known(name)["rows"], whole=finished)
 
     def _tracker(self, name: str, rows: int | None = None) -> tuple[Tracker, dict[str, Any]]:
         """A tracker at work, and what it has; rows from there on will be replaced."""
-        path = self._folder.path / MEMORY
-        if not self._memory and path.is_file():
-            self._memory = json.loads(path.read_text(encoding="utf-8"))
-        known = self._memory.get(name, {"id": None, "rows": 0})
+        known = self._known(name)
         if name not in self._live:
             had = known["rows"] if rows is None else min(known["rows"], rows)
             settings = {key: _plain(value) for key, value in self._config.settings().items()}
@@ -265,8 +273,15 @@ class Tracking:
             self._remember(name, self._live[name].id, had)
         return self._live[name], self._memory[name]
 
-    def _remember(self, name: str, identity: str, rows: int) -> None:
-        self._memory[name] = {"id": identity, "rows": rows}
+    def _known(self, name: str) -> dict[str, Any]:
+        """What a tracker has of the run."""
+        path = self._folder.path / MEMORY
+        if not self._memory and path.is_file():
+            self._memory = json.loads(path.read_text(encoding="utf-8"))
+        return {"id": None, "rows": 0, "whole": False, **self._memory.get(name, {})}
+
+    def _remember(self, name: str, identity: str, rows: int, whole: bool = False) -> None:
+        self._memory[name] = {"id": identity, "rows": rows, "whole": whole}
         self._folder.write(MEMORY, json.dumps(self._memory) + "\n")
 
     @contextmanager
