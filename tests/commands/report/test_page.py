@@ -318,6 +318,18 @@ def test_the_networks_of_a_study_are_shown_beside_the_run(make_run, data):
     assert "random\n498 k multiply-adds, 5 %" in tips
 
 
+def test_a_study_among_runs_is_no_run_that_is_not_finished(make_run, tmp_path):
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "config.yaml").write_text("data: {name: digits}\n")
+    networks = [{"method": "random", "macs": 5e5, "test_error": error} for error in (5.0, 6.0)]
+    (study / "compare.json").write_text(json.dumps({"networks": networks}))
+    page = Page(read(write_report([make_run(), study], tmp_path / "x.html", examines=False)))
+    row = page.text[page.text.index("Key figures") : page.text.index("over the epochs")]
+    assert "2 networks" in row
+    assert "not finished" not in row
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_large_runs_stay_below_the_limit(make_run, shared):
     operations = ("separable_conv3x3", "separable_conv5x5", "max_pool3x3", "average_pool3x3")
