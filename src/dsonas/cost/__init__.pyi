@@ -15,17 +15,14 @@ from .chains import (
 )
 from .choice_costs import (
     Candidate as Candidate,
-    ChoiceCosts as ChoiceCosts,
     Chosen as Chosen,
     Item as Item,
     count_choices as count_choices,
 )
 from .costs import (
-    BYTES as BYTES,
     Cost as Cost,
     architecture_cost as architecture_cost,
     block_cost as block_cost,
-    first_convolution_cost as first_convolution_cost,
     head_cost as head_cost,
     operation_cost as operation_cost,
     reduction_cost as reduction_cost,
@@ -33,22 +30,12 @@ from .costs import (
 )
 from .edits import (
     Place as Place,
-    connection_places as connection_places,
     without_connection as without_connection,
     without_operation as without_operation,
 )
-from .graph_costs import (
-    GraphCosts as GraphCosts,
-    Links as Links,
-    count_model as count_model,
-)
-from .latency import (
-    LatencyMeter as LatencyMeter,
-)
-from .latency_table import (
-    latency_from_table as latency_from_table,
-    read_table as read_table,
-)
+from .graph_costs import GraphCosts as GraphCosts, Links as Links, count_model as count_model
+from .latency import LatencyMeter as LatencyMeter
+from .latency_table import latency_from_table as latency_from_table, read_table as read_table
 from .measures import (
     MEASURES as MEASURES,
     CostFunction as CostFunction,
@@ -56,6 +43,4 @@ from .measures import (
     exact_measures as exact_measures,
     measure_all as measure_all,
 )
-from .part_timing import (
-    measure_table as measure_table,
-)
+from .part_timing import measure_table as measure_table

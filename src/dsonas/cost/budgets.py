@@ -274,10 +274,7 @@ def _near(floor: int, ideal: float, steps: Sequence[int]) -> list[int]:
 
 
 def check_reachable(
-    supernet: Architecture,
-    budget: Budget,
-    measures: Measures | None = None,
-    multiple: int = 1,
+    supernet: Architecture, budget: Budget, measures: Measures | None = None, multiple: int = 1
 ) -> None:
     """Refuse, before any training, a budget that no network of a space can meet; see ``fit_width``.
 

@@ -14,13 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from dsonas.cost.budgets import (
-    TOLERANCE,
-    Budget,
-    InfeasibleBudgetError,
-    fit_width,
-    with_width,
-)
+from dsonas.cost.budgets import TOLERANCE, Budget, InfeasibleBudgetError, fit_width, with_width
 from dsonas.cost.edits import (
     branch_places,
     connection_places,

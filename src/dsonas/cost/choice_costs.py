@@ -57,12 +57,7 @@ class ChoiceCosts:
     features: dict[str, dict[str, Features]] = field(default_factory=dict)
 
     def cost(self, chosen: Chosen, measure: str = "macs") -> float:
-        """Compute what the final network of a combination costs, exactly.
-
-        Args:
-            chosen: the names that are left, by label.
-            measure: ``macs`` for one call with the example, or ``params``.
-        """
+        """Compute the cost of a combination: ``macs`` of a call with the example, or ``params``."""
         return float(sum(item.amount for item in self.parts[measure] if item.is_in(chosen)))
 
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsonas.graph import Architecture, BlockGraph, Skeleton
+from dsonas.graph import Architecture, BlockGraph
 from dsonas.nn import build_operation
 
 BYTES = 4  # of a float32
@@ -86,24 +86,12 @@ def architecture_cost(architecture: Architecture) -> Cost:
 def stem_cost(architecture: Architecture) -> Cost:
     """The first convolutions."""
     skeleton = architecture.skeleton
-    first, size = skeleton.channels[0], skeleton.stage_sizes[0]
-    start = first_convolution_cost(skeleton)
+    inputs, first, size = skeleton.input_channels, skeleton.channels[0], skeleton.image_size
     if skeleton.stem == "cifar":
-        return start
-    return start + _conv_bn(_first_channels(skeleton), first, 3, size, 2)
-
-
-def first_convolution_cost(skeleton: Skeleton) -> Cost:
-    """The convolution that reads the image."""
-    inputs, outputs = skeleton.input_channels, _first_channels(skeleton)
-    if skeleton.stem == "cifar":
-        return _conv_bn(inputs, outputs, 3, skeleton.image_size)
-    return _conv_bn(inputs, outputs, 3, (skeleton.image_size + 1) // 2, 2)
-
-
-def _first_channels(skeleton: Skeleton) -> int:
-    first = skeleton.channels[0]
-    return first if skeleton.stem == "cifar" else max(1, first // 2)
+        return _conv_bn(inputs, first, 3, size)
+    half = max(1, first // 2)
+    start = _conv_bn(inputs, half, 3, (size + 1) // 2, 2)
+    return start + _conv_bn(half, first, 3, skeleton.stage_sizes[0], 2)
 
 
 def head_cost(architecture: Architecture) -> Cost:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -128,9 +128,7 @@ class GraphCosts:
     def _full(self, row: int) -> int:
         return len(self._inputs[row - 1][0]) if row else 1
 
-    def _term(
-        self, amount: float, rows: tuple[int, int], place: int
-    ) -> tuple[float, int, int, int]:
+    def _term(self, amount: float, rows: tuple[int, int], place: int) -> Term:
         return amount / (self._full(rows[0]) * self._full(rows[1])), *rows, place
 
     def _count_macs(self) -> _Terms:
@@ -248,12 +246,7 @@ class GraphCosts:
         return bool(self.state(links)[0][-2])
 
     def costs(self, links: Links, channels: np.ndarray) -> dict[str, float]:
-        """Compute all measures.
-
-        Args:
-            links: the live inputs of sums and concatenations.
-            channels: how many channels of each group are left.
-        """
+        """Compute all measures, by the live links and how many channels of each group are left."""
         alive, matrix = self.state(links)
         counts = matrix @ np.append(channels, 1.0)
         return {name: float(terms.sum(counts, alive)) for name, terms in self._terms.items()}
@@ -263,10 +256,7 @@ class GraphCosts:
     ) -> dict[str, np.ndarray]:
         """Compute what is saved, in all measures, if one group loses channels, for each group.
 
-        Args:
-            links: the live inputs of sums and concatenations.
-            channels: how many channels of each group are left.
-            fewer: how many each would lose.
+        ``fewer`` are how many each would lose; see ``costs``.
         """
         alive, matrix = self.state(links)
         counts = matrix @ np.append(channels, 1.0)
@@ -287,12 +277,12 @@ class _Counter(fx.Interpreter):
 
     def __init__(self, model: fx.GraphModule) -> None:
         super().__init__(model)
-        self.flops: Mapping[fx.Node, int] = {}
+        self.flops: dict[fx.Node, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node and note what it takes."""
         with FlopCounterMode(display=False) as counter:
             result = super().run_node(n)
-        if counter.get_total_flops():
-            self.flops = {**self.flops, n: counter.get_total_flops()}
+        if flops := counter.get_total_flops():
+            self.flops[n] = flops
         return result

@@ -19,9 +19,7 @@ from dsonas.cost.latency_table import PARTS
 from dsonas.graph import Architecture
 from dsonas.nn import Candidate, Network, batch_norm
 
-BRANCHES = (
-    4  # of the wider of the two output convolutions whose times tell one branch from the rest
-)
+BRANCHES = 4  # of the wider of the output convolutions whose times tell one branch from the rest
 _WIDE = "wide output"
 Part = Callable[[], object]
 
