@@ -208,6 +208,20 @@ def test_piped_output_is_plain(start, tiny, tmp_path):
         assert line in out
 
 
+def test_an_architecture_beyond_the_budget_is_not_trained(dsonas, tiny, finished, tmp_path):
+    macs = read_metrics(finished)["macs"]
+    command = ["train", *tiny, "--out", tmp_path / "run", "--architecture"]
+    given = [*command, finished / "architecture.json", "--budget.macs"]
+    ended = dsonas(*given, macs - 1)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert f"budget.macs must be at least {macs}, what " in ended.err
+    assert "give the chain.json beside it" in ended.err
+    assert not (tmp_path / "run").exists()
+    ended = dsonas(*command, finished)
+    assert (ended.code, "is a folder: give an architecture.json" in ended.err) == (2, True)
+    assert dsonas(*given, macs).code == 0
+
+
 def test_an_interrupted_training_resumes_to_the_same_result(
     dsonas, tiny, finished, tmp_path, monkeypatch
 ):

@@ -493,3 +493,12 @@ def test_no_test_image_is_ever_in_training(tmp_path, seed):
         and ".hidden" not in path.parts
     }  # fmt: skip
     assert there <= set(real.values()) | {str(root / name) for name in data.skipped}
+
+
+def test_a_class_without_a_readable_test_image_is_said(make_folder, caplog):
+    make_folder("train")
+    root = make_folder("test")
+    for file in (root / "test" / "a").iterdir():
+        file.write_bytes(b"nonsense")
+    load_data(DataConfig(name=f"folder:{root}"))
+    assert "no test image of 1 classes can be read: a" in caplog.text

@@ -133,7 +133,8 @@ def _shortage(error: RuntimeError | MemoryError) -> str | None:
             "checkpoint"
         )
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(reason):
-        return f"out of memory: lower the batch_size or network.channels ({reason})"
+        remedy = "lower the batch_size, network.channels or data.image_size"
+        return f"out of memory: {remedy} ({reason})"
     return None
 
 

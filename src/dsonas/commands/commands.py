@@ -37,7 +37,7 @@ from dsonas.commands.plan_command import plan
 from dsonas.commands.report import write_run_report
 from dsonas.commands.report_command import report
 from dsonas.commands.shards_command import shards
-from dsonas.cost import is_chain
+from dsonas.cost import Budget, exact_measures, is_chain
 from dsonas.data import DataConfig, plain_name
 from dsonas.graph import Architecture, draw_architecture
 from dsonas.run import (
@@ -206,13 +206,28 @@ def _job(
 def _given_architecture(path: str, config: RunConfig, folder: RunFolder) -> Architecture:
     """The architecture of a file; of a chain, the member that suits the budget."""
     chain = load_chain(path)
-    if config.network.transfer or not is_chain(Path(path).read_text(encoding="utf-8")):
+    if config.network.transfer:
+        return chain[-1].clean()
+    if not is_chain(Path(path).read_text(encoding="utf-8")):
+        _refuse_beyond(config.budget, chain[-1], path)
         return chain[-1].clean()
     if folder.begun is not None and folder.held is not None:
         stored, subjects = stored_config(folder.path, resumes=True)
         if (subjects["architecture"], stored.budget) == (path, config.budget):
             return folder.held  # a latency measured again would lead to another width
     return fit_to_budget(chain, config)
+
+
+def _refuse_beyond(budget: Budget, architecture: Architecture, path: str) -> None:
+    """Refuse an architecture that costs more than a bound; latencies differ each time."""
+    measures = exact_measures()
+    for name, bound in budget.bounds.items():
+        if name in measures and (cost := measures[name](architecture)) > bound:
+            raise UsageError(
+                f"budget.{name} must be at least {cost:.0f}, what {path} costs, got {bound:.0f}: "
+                "give the chain.json beside it, of which a member is brought to the budget, or "
+                f"--budget.{name} null"
+            )
 
 
 def _folder(values: Namespace) -> RunFolder:

@@ -53,6 +53,11 @@ def read_folder(config: DataConfig, seed: int) -> SourceData:
             "put others into one of them"
         )
     good = {part: listing.without(reasons) for part, listing in contents.parts.items()}
+    for part in ("test", "val"):
+        kept = set(good[part].labels.tolist())
+        if lost := sorted(set(contents.parts[part].labels.tolist()) - kept):
+            told = "no %s image of %d classes can be read: %s"
+            logger.warning(told, part, len(lost), first([contents.class_names[k] for k in lost]))
     heads = [headers[path] for path in good["train"].paths]
     size = config.image_size or choose_image_size([head.short_side for head in heads])
     if several := sorted(contents.name(path) for path, head in headers.items() if head.several):

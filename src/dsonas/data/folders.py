@@ -217,7 +217,9 @@ def _given_part(
                 classes[name] += files
         return place, classes
     if not place.is_dir():
-        raise DataError(f"data.{part} {place} not found: give a folder or a file of labels")
+        raise DataError(
+            f"data.{part} {place} not found: give a folder, a file of labels, or 0.2, say"
+        )
     inner = find_layout(place).parts
     folder = inner.get("test", inner["train"])
     return folder, _list_classes(folder, ignored)

@@ -463,9 +463,8 @@ def load_chain(path: str | Path) -> list[Architecture]:
         ArchitectureError: if it is malformed.
     """
     if not Path(path).is_file():
-        raise RunError(
-            f"architecture file {path} does not exist: give an architecture.json or chain.json"
-        )
+        what = "is a folder" if Path(path).is_dir() else "does not exist"
+        raise RunError(f"architecture file {path} {what}: give an architecture.json or chain.json")
     try:
         text = Path(path).read_text(encoding="utf-8")
         return chain_from_json(text) if is_chain(text) else [Architecture.from_json(text)]
