@@ -41,7 +41,7 @@ ABLATIONS = {
     "four-to-one": ("weights to factors 4:1", "--data.factor_split 0.2"),
     "no-normalisation": ("factors not normalised", "--search.normalise false"),
     "constant-rate": ("learning rate does not fall", "--search.schedule constant"),
-    "relative-flow": ("worth beside equal factors", "--import benchmarks/relative_flow.py"),
+    "judged-once": ("judged once, by gradients", "--import benchmarks/judged_blocks.py"),
     "less-narrow": ("0.5 of the structure, less width", "--search.keep_cost 0.5"),
     "all-inputs": ("inputs are not removed", "--search.keep_connections 1"),
 }
