@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import runpy
 import shlex
@@ -13,8 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import assume, given, strategies as st
 
 from dsonas.commands.cli import main
+from dsonas.data import images
+from dsonas.run import fitting_batch
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +39,16 @@ def threads_as_they_were():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def second_process(monkeypatch):
+    """Be the second of two, and speak again afterwards."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    yield
+    for name in ("dsonas", "dsonas.data.images"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 def launched(*arguments, **options) -> subprocess.CompletedProcess:
@@ -125,11 +139,28 @@ def test_a_killed_process_ends_the_run_and_another_start_finishes_it(tmp_path):
     assert found.read_text() == wanted.read_text()
 
 
-def test_what_one_process_does_is_refused_to_several(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
+def test_what_one_process_does_is_refused_to_several(second_process, tmp_path, capsys):
     assert main([*RUN, "--pareto", "3", "--out", str(tmp_path / "run")]) == 2
     assert (
         "--pareto works in one process, got 2: start it without torchrun" in capsys.readouterr().err
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_what_all_find_is_said_by_the_first_alone(second_process, caplog):
+    main([*RUN, "--pareto", "3"])
+    logging.getLogger("dsonas.run.fitting").warning("the budget is not used up")
+    images.say_once("this image is damaged", "of this test")
+    assert [record.getMessage() for record in caplog.records] == ["this image is damaged"]
+
+
+@given(size=st.integers(2, 300), num_images=st.integers(2, 3000), processes=st.integers(1, 9))
+def test_a_batch_that_is_lowered_can_be_shared(size, num_images, processes):
+    assume(num_images >= processes)
+    found = fitting_batch(size, num_images, processes)
+    if num_images >= 2 * size:
+        assert found == size
+    else:
+        assert 2 <= found <= num_images
+        assert found % processes == 0
+        assert found <= max(2, processes, num_images // 4)

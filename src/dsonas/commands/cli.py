@@ -101,8 +101,12 @@ def _answer(arguments: list[str]) -> int:
 def _guarded(command: str, arguments: list[str], stop: StopSignal) -> int:
     """Turn whatever ends a command into one line and an exit code."""
     try:
+        world = current_world()
         if command not in TOGETHER:
-            require_single(f"dsonas {command}", current_world())
+            require_single(f"dsonas {command}", world)
+        if not world.is_first:  # which says what all find; damaged images are found by some
+            logging.getLogger("dsonas").setLevel(logging.ERROR)
+            logging.getLogger("dsonas.data.images").setLevel(logging.WARNING)
         from dsonas.commands.commands import COMMANDS as FUNCTIONS  # takes seconds
 
         return FUNCTIONS[command](command, arguments, stop)

@@ -145,7 +145,7 @@ class Job:
         Raises:
             ValueError: saying what does not fit.
         """
-        self.config, told = self.config.with_fitting_batches(self.data, stages)
+        self.config, told = self.config.with_fitting_batches(self.data, stages, self.world.size)
         if told:
             self.reporter.say(told)
         for stage in stages:

@@ -305,9 +305,14 @@ class RunConfig:
         )
 
     def with_fitting_batches(
-        self, data: ImageData, stages: tuple[str, ...] = STAGES
+        self, data: ImageData, stages: tuple[str, ...] = STAGES, processes: int = 1
     ) -> tuple[RunConfig, str]:
         """Lower batch sizes of which an epoch of a step would have fewer than two.
+
+        Args:
+            data: the images.
+            stages: the steps that are done.
+            processes: how many share a batch, >= 1.
 
         Returns:
             The configuration with them, and what was changed in words.
@@ -337,28 +342,32 @@ class RunConfig:
             settings, images = getattr(self, stage), parts[stage]
             if stage == "pretrain" and not settings.epochs:
                 continue
-            if images < 2:
+            if images < (least := max(2, processes)):
                 raise DataError(
-                    f"fewer images than a batch: {stage}.batch_size must be at least 2, and this "
-                    f"step has {images} images: use more images"
+                    f"fewer images than a batch: {stage}.batch_size must be at least {least}, and "
+                    f"this step has {images} images: use more images"
                 )
-            if (size := fitting_batch(settings.batch_size, images)) < settings.batch_size:
+            size = fitting_batch(settings.batch_size, images, processes)
+            if size < settings.batch_size:
                 told.append(f"{stage} {settings.batch_size} to {size} ({images} images)")
                 config = replace(config, **{stage: replace(settings, batch_size=size)})
         said = f"batch     lowered for so few images: {', '.join(told)}" if told else ""
         return config, said
 
 
-def fitting_batch(size: int, num_images: int) -> int:
+def fitting_batch(size: int, num_images: int, processes: int = 1) -> int:
     """Lower a batch size of which an epoch would have fewer than two.
 
-    To a power of two of which it has four or more: so few images want many steps.
+    To a power of two for each of the processes that share it, so that an epoch has four or more: so
+    few images want many steps.
 
     Example:
-        >>> fitting_batch(32, 64), fitting_batch(32, 60)
-        (32, 8)
+        >>> fitting_batch(32, 64), fitting_batch(32, 60), fitting_batch(32, 60, processes=3)
+        (32, 8, 12)
     """
-    return size if num_images >= 2 * size else 1 << max(1, (num_images // 4).bit_length() - 1)
+    if num_images >= 2 * size:
+        return size
+    return max(2, processes << max(0, (num_images // (4 * processes)).bit_length() - 1))
 
 
 def part_sizes(config: RunConfig, num_train: int) -> tuple[int, int]:
