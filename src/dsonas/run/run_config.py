@@ -105,7 +105,8 @@ def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
         {'seed': 1, 'search': {'keep_cost': 0.3}}
     """
     found = {key: dict(v) if isinstance(v, Mapping) else v for key, v in settings.items()}
-    data, train = found.get("data", {}), found.get("train", {})
+    groups = {key: value for key, value in found.items() if isinstance(value, dict)}
+    data, train = groups.get("data", {}), groups.get("train", {})
     if data.get("path"):
         kind = "folder" if data.get("name", "digits") == "digits" else data["name"]
         data["name"] = f"{kind}:{data['path']}"
@@ -118,7 +119,7 @@ def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
         train["lr"] = train["lr_peak"]
     for old, new in RENAMED.items():
         group, _, name = old.partition(".")
-        if name in (values := found.get(group, {})):
+        if name in (values := groups.get(group, {})):
             value = values.pop(name)
             if " " not in new:
                 values[new.partition(".")[2]] = value

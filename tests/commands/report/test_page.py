@@ -11,6 +11,7 @@ from xml.etree.ElementTree import fromstring
 
 import pytest
 import torch
+import yaml
 
 from dsonas.commands.report import ReportError, write_report
 from dsonas.commands.report.collect import read_run
@@ -239,6 +240,16 @@ def test_missing_and_damaged_files(make_run, data, name):
     assert f"{name} cannot be read" in damaged.text or (
         name == "network.safetensors" and "damaged" in damaged.text
     )
+
+
+@pytest.mark.parametrize("value", [None, 5, "macs", [1]])
+@pytest.mark.parametrize("group", ["data", "network", "search", "budget", "train"])
+def test_a_damaged_configuration(make_run, group, value):
+    run = make_run()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, group: value}))
+    page = Page(read(write_report([run], examines=False)))
+    assert all(f"run-1-{section}" in str(page.elements) for section in SECTIONS)
 
 
 def test_a_run_that_has_only_begun(make_run):
