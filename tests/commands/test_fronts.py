@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from cost.test_chains import cost, searched
 from dsonas.commands.charts import LIGHT, front_svg
-from dsonas.commands.pareto import FrontConfig, front_networks, mark_best, time_account
+from dsonas.commands.pareto import FrontConfig, front_networks, mark_best, table, time_account
 from dsonas.cost.budgets import Budget
 from dsonas.cost.chains import fit_chain
 from dsonas.run.run_config import NetworkConfig, RunConfig
@@ -138,3 +138,13 @@ def test_the_picture_shows_every_point_in_order(measure):
 def test_one_point_is_a_picture_too():
     point = {"macs": 1e6, "test_error": 9.0, "channels": [8], "on_front": True}
     assert "<circle" in front_svg([point], "macs")
+
+
+def test_the_table_has_the_measure_by_which_the_best_are_marked():
+    point = {"test_error": 9.0, "macs": 20_000, "params": 700, "latency_ms": 0.2727,
+             "on_front": True, "live_connections": 4, "train_seconds": 1.0, "channels": [3, 5],
+             "folder": "."}  # fmt: skip
+    for measure in ("macs", "latency_ms"):
+        head, row = table([point], measure)
+        assert len(head) - len("channels") == len(row) - len("3-5  .")
+        assert ("latency_ms" in head, "0.273" in row) == (measure == "latency_ms",) * 2

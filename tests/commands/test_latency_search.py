@@ -80,7 +80,7 @@ def test_a_table_of_another_device_leads_the_search_and_the_width(dsonas, tiny, 
     [
         (None, "cannot be read: No such file"),
         ("{}", "JSON object"),
-        ('{"base": 1, "separable_conv3x3@2x8": 1}', "must have an entry"),
+        ('{"base": 1, "separable_conv3x3@2x8": 1}', "phone.json: latency table must have an entry"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused_in_one_line(

@@ -93,6 +93,17 @@ def test_a_finished_front_is_shown_again_and_trains_nothing(dsonas, tiny, front)
     assert {path: path.stat().st_mtime_ns for path in files} == before
 
 
+@pytest.mark.parametrize("text", ["{", '{"networks": 1}', "[" * 100_000])
+def test_a_damaged_plan_of_a_front_is_named(dsonas, tiny, front, tmp_path, text):
+    run = shutil.copytree(front, tmp_path / "run")
+    (run / "pareto" / "plan.json").write_text(text)
+    ended = dsonas("run", *tiny, *BUDGET, "--pareto", 3, "--out", run)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert f"{run}/pareto/plan.json is damaged: delete it" in ended.err
+    (run / "pareto" / "plan.json").unlink()
+    assert dsonas("run", *tiny, *BUDGET, "--pareto", 3, "--out", run).code == 0
+
+
 def test_an_interrupted_front_goes_on_to_the_same_networks(
     dsonas, tiny, front, tmp_path, monkeypatch
 ):

@@ -189,8 +189,7 @@ def front_svg(points: Sequence[Mapping[str, Any]], measure: str) -> str:
         colour = "k0" if point["on_front"] else "neutral"
         dots.append(Dot(point[measure], point["test_error"], tip, colour, not point["on_front"]))
     best = [(dot.x, dot.y) for dot in dots if not dot.ring]
-    kind = "number" if measure == "latency_ms" else "count"
-    return scatter(f"test error against {name}", dots, name, kind, best)
+    return scatter(f"test error against {name}", dots, name, kind_of(measure), best)
 
 
 def fit_axis(
@@ -299,6 +298,11 @@ class Picture:
         SubElement(root, "line", {"class": "cursor", "y1": f"{TOP}", "y2": f"{HEIGHT - BOTTOM}"})
         text = tostring(root, encoding="unicode")
         return re.sub("|".join(NAMES), lambda found: f"var(--{NAMES[found[0]]})", text)
+
+
+def kind_of(measure: str) -> str:
+    """How ``text_of`` writes a cost in a measure."""
+    return "number" if measure == "latency_ms" else "count"
 
 
 def text_of(value: float, kind: str) -> str:

@@ -10,14 +10,14 @@ import csv
 import io
 import json
 from argparse import SUPPRESS
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
-from dsonas.commands.charts import ReportError, front_svg
+from dsonas.commands.charts import ReportError, front_svg, kind_of, text_of
 from dsonas.commands.configuring import OptionParser, to_yaml
 from dsonas.cost import Budget, Measures, measure_all, parse_count
 from dsonas.data import ImageData
@@ -32,7 +32,6 @@ from dsonas.run import (
     final_latency,
     fit_to_budget,
     load_chain,
-    readable_count,
     run_measures,
 )
 from dsonas.train import DivergedError
@@ -174,7 +173,7 @@ class Front:
             points.append({"point": number, "folder": place, **kept})
             times = self._write(points)
         self.reporter.say(
-            "\n".join(["", *table(points)])
+            "\n".join(["", *table(points, self.config.budget.leading)])
             + f"\none search and {len(points)} trainings took {times['total_seconds']:.0f} s; with "
             f"a search for each they would have taken {times['separate_seconds']:.0f} s\n"
             f"everything is in {self.folder.path}"
@@ -184,21 +183,18 @@ class Front:
         """The networks; written down, since a measured latency would not give the same again."""
         asked = {**vars(self.front), "bounds": self.config.budget.bounds}
         path = self.folder.path / "pareto" / "plan.json"
-        plan = json.loads(path.read_text()) if path.exists() else {}
-        if plan.get("asked") != asked:
-            networks = [
-                {"architecture": network.to_json(), "bounds": budget.bounds}
-                for network, budget in self._fitted().items()
-            ]
-            plan = {"asked": asked, "networks": networks}
-            for number, one in enumerate(networks[1:], 2):  # before the old plan is lost
-                held = self._point_folder(number)
-                held.require_architecture(Architecture.from_json(one["architecture"]))
-            self.folder.write("pareto/plan.json", json.dumps(plan) + "\n")
-        return [
-            (Architecture.from_json(one["architecture"]), Budget(**one["bounds"]))
-            for one in plan["networks"]
+        if (planned := _stored_plan(path, asked)) is not None:
+            return planned
+        planned = list(self._fitted().items())
+        for number, (network, _) in enumerate(planned[1:], 2):  # before the old plan is lost
+            self._point_folder(number).require_architecture(network)
+        networks = [
+            {"architecture": network.to_json(), "bounds": budget.bounds}
+            for network, budget in planned
         ]
+        plan = json.dumps({"asked": asked, "networks": networks})
+        self.folder.write("pareto/plan.json", plan + "\n")
+        return planned
 
     def _fitted(self) -> dict[Architecture, Budget]:
         found, chain = self.folder.found, load_chain(self.folder.path / "chain.json")
@@ -259,6 +255,22 @@ class Front:
         return times
 
 
+def _stored_plan(path: Path, asked: Mapping[str, Any]) -> list[tuple[Architecture, Budget]] | None:
+    """The networks of a front that was planned before; None if nothing, or another, was asked."""
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        if plan["asked"] != asked:
+            return None
+        return [
+            (Architecture.from_json(one["architecture"]), Budget(**one["bounds"]))
+            for one in plan["networks"]
+        ]
+    except FileNotFoundError:
+        return None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise RunError(f"{path} is damaged: delete it and repeat the command") from None
+
+
 def mark_best(points: Sequence[dict[str, Any]], measure: str) -> None:
     """Write ``on_front`` into points: whether no other is both cheaper and as good, or better.
 
@@ -293,14 +305,16 @@ def time_account(search_seconds: float, train_seconds: Sequence[float]) -> dict[
     }
 
 
-def table(points: Sequence[dict[str, Any]]) -> list[str]:
-    """The lines of the table that is printed; a star marks what no other network beats."""
-    lines = [f"{'error %':>9}{'macs':>9}{'params':>9}{'connections':>13}{'seconds':>9}  channels"]
-    lines += [
-        f"{point['test_error']:>7.2f}{' *' if point['on_front'] else '  '}"
-        f"{readable_count(point['macs']):>9}{readable_count(point['params']):>9}"
-        f"{point['live_connections']:>13}{point['train_seconds']:>9.0f}  "
-        f"{'-'.join(map(str, point['channels']))}  {point['folder']}"
-        for point in points
-    ]
-    return lines
+def table(points: Sequence[dict[str, Any]], measure: str = "macs") -> Iterator[str]:
+    """The lines of the table that is printed; a star marks what none beats in error and measure."""
+    costs = {name: max(9, len(name) + 2) for name in ("macs", "params", measure)}
+    head = "".join(f"{name:>{width}}" for name, width in costs.items())
+    yield f"{'error %':>9}{head}{'connections':>13}{'seconds':>9}  channels"
+    for point in points:
+        texts = {name: text_of(point[name], kind_of(name)) for name in costs}
+        yield (
+            f"{point['test_error']:>7.2f}{' *' if point['on_front'] else '  '}"
+            + "".join(f"{text:>{costs[name]}}" for name, text in texts.items())
+            + f"{point['live_connections']:>13}{point['train_seconds']:>9.0f}  "
+            f"{'-'.join(map(str, point['channels']))}  {point['folder']}"
+        )

@@ -60,7 +60,10 @@ def latency_from_table(table: Mapping[str, float]) -> CostFunction:
         if part in OPTIONAL:
             return 0.0
         key = f"{part}@{channels}x{size}"
-        raise ValueError(f"latency table must have an entry {key!r}, but has none: add it")
+        raise ValueError(
+            f"latency table must have an entry {key!r}, but has none: add it, or time the parts of "
+            "this network by dsonas latency"
+        )
 
     def latency(architecture: Architecture) -> float:
         skeleton = architecture.skeleton

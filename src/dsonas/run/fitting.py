@@ -56,7 +56,13 @@ def check_known(architecture: Architecture, config: RunConfig, measures: Measure
     """
     table = config.engine.latency_table
     latency = measures.get("latency_ms")
-    if table is not None and latency is not None and not 0 < latency(architecture) < math.inf:
+    if table is None or latency is None:
+        return
+    try:
+        known = 0 < latency(architecture) < math.inf
+    except ValueError as error:
+        raise ValueError(f"engine.latency_table {table}: {error}") from None
+    if not known:
         widths = "-".join(map(str, architecture.skeleton.channels))
         raise ValueError(
             f"engine.latency_table must have milliseconds above 0 for {widths} channels, but "

@@ -259,7 +259,7 @@ def read_json(path: Path) -> Any:
     """Read a file of a study; ValueError if it is damaged, OSError if it is missing."""
     try:
         return json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _damaged(path) from None
 
 
