@@ -145,7 +145,7 @@ def find_channels(model: fx.GraphModule, example: Any) -> ChannelMap:
     except ImportError:
         raise ValueError(
             "channels=True needs torch-pruning, which is not installed: python -m pip install "
-            '"dsonas[compress]", or channels=False for branches alone'
+            '"dsonas[compress]", or dsonas.compress(..., channels=False) for branches alone'
         ) from None
     replica = _fresh(model)
     args, kwargs = arguments(replica, _noise(example))
@@ -164,7 +164,7 @@ def find_channels(model: fx.GraphModule, example: Any) -> ChannelMap:
     except Exception as error:  # whatever it meets in a model that it does not know
         raise ValueError(
             f"channels=True needs a model that torch-pruning can follow, but it stops: {error!r}; "
-            "channels=False removes branches alone"
+            "dsonas.compress(..., channels=False) removes branches alone"
         ) from error
     return found.subset(_exact(model, example, found, list(found.sizes)))
 
