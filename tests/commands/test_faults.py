@@ -310,6 +310,16 @@ def test_a_limit_on_the_size_of_files_loses_nothing(dsonas, tiny, finished, run,
     check_same(run, finished)
 
 
+def test_a_shard_that_finds_no_space_is_named(dsonas, digit_folder, tmp_path):
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, old[1]))
+    try:
+        ended = dsonas("shards", digit_folder(), tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    check_refused(ended, "000000.tar: File too large: lift the limit", str(tmp_path / "out"))
+
+
 def test_a_read_only_folder_is_one_line_and_stays_as_it_is(
     dsonas, tiny, finished, halted, tmp_path
 ):

@@ -419,6 +419,17 @@ def test_padded_networks_see_the_same_everywhere(dsonas, grey, tmp_path):
             assert float(one[2]) == pytest.approx(float(other[2]), abs=2e-4)
 
 
+def test_names_that_a_terminal_lacks_are_escaped(digit_folder, monkeypatch):
+    from dsonas.commands.cli import main
+
+    images = digit_folder("L", 2)
+    (images / "digit0").rename(images / "größe")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["check", str(images)]) == 0
+    assert b"gr\\xf6\\xdfe" in terminal.buffer.getvalue()  # type: ignore[attr-defined]
+
+
 def test_check_tells_of_a_folder_without_training(dsonas, grey, tmp_path):
     ended = dsonas("check", grey[0])
     assert (ended.code, ended.err) == (0, "")

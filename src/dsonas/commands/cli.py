@@ -9,6 +9,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from dsonas.run import StopSignal, recipe_names
 from dsonas.train import current_world, require_single
@@ -65,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dsonas 0.1.0
         0
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # a name that a terminal lacks ends no run
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _answer(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

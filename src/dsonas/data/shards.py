@@ -192,7 +192,8 @@ def _write_tar(
     folder: Path, listing: Listing, side: int | None, number: int, group: list[int]
 ) -> Shard:
     out, labels = folder / f"{number:06d}.tar", listing.labels[group].tolist()
-    with tarfile.open(out, "w") as tar:
+    buffer = BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
         for at, (position, label) in enumerate(zip(group, labels, strict=True)):
             path = listing.paths[position]
             image, ending = Path(path).read_bytes(), Path(path).suffix[1:].lower()
@@ -203,4 +204,5 @@ def _write_tar(
                 member = tarfile.TarInfo(f"{number:06d}_{at:06d}.{kind}")
                 member.size = len(content)
                 tar.addfile(member, BytesIO(content))
-    return Shard(out.name, out.stat().st_size, tuple(labels))
+    write_atomically(out, buffer.getvalue())
+    return Shard(out.name, len(buffer.getvalue()), tuple(labels))
