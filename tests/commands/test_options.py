@@ -110,6 +110,23 @@ def test_a_group_is_not_taken_from_a_file_of_its_own(dsonas, tmp_path):
     assert "train must hold options, as --train.NAME does" in ended.err
 
 
+def test_an_option_of_all_steps_may_stand_in_a_file(dsonas, tmp_path):
+    (tmp_path / "base.yaml").write_text("epochs: 7\ntrain: {epochs: 3}\n")
+    (tmp_path / "mine.yaml").write_text("base: base.yaml\nepochs: 2\nsearch: {epochs: 5}\n")
+    values = printed(dsonas, "--config", tmp_path / "mine.yaml")
+    assert [values[step]["epochs"] for step in ("pretrain", "search", "train")] == [2, 5, 2]
+    (tmp_path / "mine.yaml").write_text("batch_size: few\n")
+    ended = dsonas("run", "--config", tmp_path / "mine.yaml")
+    assert (ended.code, "batch_size must be a whole number >= 2, got 'few'" in ended.err) == (
+        2,
+        True,
+    )
+
+
+def test_the_config_of_a_plan_is_that_of_a_run(dsonas):
+    assert yaml.safe_load(dsonas("plan", "--print_config").out) == printed(dsonas)
+
+
 def test_merged_keys_of_a_file_are_no_repetition(dsonas, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("pretrain: &both {lr: 1, epochs: 3}\nsearch: {<<: *both, lr: 2}\n")

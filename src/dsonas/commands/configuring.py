@@ -33,7 +33,7 @@ _TITLES = {
     "log": "log (where the run is tracked besides its log.csv)",
 }
 SUBJECTS = ("architecture", "model", "weights")  # what a run trains, where it is given
-_NO_SETTINGS = ("help", "print_config", "import", "config")
+_NO_SETTINGS = ("help", "print_config", "import", "config", "json")
 
 
 class UsageError(ValueError):

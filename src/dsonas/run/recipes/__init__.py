@@ -67,6 +67,11 @@ def read_settings(name: str | Path, above: tuple[Path, ...] = ()) -> dict[str, A
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"{path} must hold options such as data: {{name: digits}}, got {value!r}")
     settings = dict(value)
+    for name in settings.keys() & {"epochs", "batch_size"}:  # of all steps at once
+        every = settings.pop(name)
+        for step in ("pretrain", "search", "train"):
+            own = settings.get(step, {})
+            settings[step] = {name: every, **own} if isinstance(own, Mapping) else own
     base = settings.pop("base", None)
     return settings if base is None else _over(read_settings(base, (*above, path)), settings)
 
