@@ -185,7 +185,7 @@ def test_predict_the_python_file_and_the_onnx_program_read_images_alike(
         torch.testing.assert_close(network.read_image(path), images[0], rtol=0, atol=1e-6)
     predicted = predict_images(RunFolder(run), read)
     expected = [f"{n}\t{classes[0][0]}\t{classes[0][1]:.4f}" for n, classes, _ in predicted]
-    assert exported["main"]([*read, *refused]) is None
+    assert exported["main"]([*read, *refused]) == 0
     printed = capsys.readouterr()
     assert printed.out.splitlines() == expected
     assert [line.split(" skipped: ")[0] for line in printed.err.splitlines()] == refused
