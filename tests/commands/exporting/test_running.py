@@ -188,7 +188,8 @@ def test_predict_the_python_file_and_the_onnx_program_read_images_alike(
     assert exported["main"]([*read, *refused]) == 0
     printed = capsys.readouterr()
     assert printed.out.splitlines() == expected
-    assert [line.split(" skipped: ")[0] for line in printed.err.splitlines()] == refused
+    told = [line for line in printed.err.splitlines() if " skipped: " in line]  # torch may warn
+    assert [line.split(" skipped: ")[0] for line in told] == refused
     monkeypatch.setattr(sys, "path", [*sys.path])
     classify = runpy.run_path(str(EXAMPLES / "walkthrough_classify.py"))["main"]
     classify(str(run / "export" / "network.onnx"), read)
