@@ -55,7 +55,7 @@ def test_json_is_one_object(dsonas, run: Path):
         (["nowhere"], "nowhere holds no finished network"),
         ([], "DIR is required"),
         (["RUN", "--format", "tflite"], "--format must be one of onnx, pt2, python, got 'tflite'"),
-        (["RUN", "--format", ""], "--format must be one of onnx, pt2, python, got ''"),
+        (["RUN", "--format", ""], "--format must not be empty"),
         (["RUN", "--threads", "0"], "threads must be at least 1, got 0"),
         (["RUN", "--threads", "many"], "threads must be"),
         (["RUN", "--formats", "onnx"], "unknown option --formats: did you mean --format?"),
