@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import socket
 import struct
 import subprocess
 import sys
@@ -183,6 +185,23 @@ def test_mlflow_reads_back_what_was_tracked(folder):
     names = {file.path for file in client.list_artifacts(identity)}
     assert {"architecture.json", "config.yaml", "metrics.json"} <= names
     assert (folder.path / "mlflow" / "artifacts").is_dir()
+
+
+def test_a_server_of_mlflow_that_is_not_there_is_given_up_soon(folder):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    code = "import sys; from pathlib import Path; from dsonas.run.tracking import MLflow; "
+    command = [sys.executable, "-c", code + "MLflow(Path(sys.argv[1]), {}, None, 0)", folder.path]
+    plain = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}
+    began = time.monotonic()
+    done = subprocess.run(
+        command, env={**plain, "MLFLOW_TRACKING_URI": address}, capture_output=True, text=True,
+        timeout=90, check=False,
+    )  # fmt: skip
+    assert time.monotonic() - began < 60
+    assert "Retrying" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("mlflow.exceptions.MlflowException")
 
 
 def test_mlflow_tells_nothing_of_its_tables(folder):

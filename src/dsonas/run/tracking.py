@@ -23,6 +23,11 @@ FILES = ("config.yaml", "architecture.json", "choices.json", "compressed.json", 
          "log.csv", "factors.csv", "metrics.json", "report.html")  # fmt: skip
 MEMORY = "trackers.json"
 PROJECT = "dsonas"
+_MLFLOW = {  # nothing is sent of its use; a server that does not answer is given up in a minute
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
 _SETTINGS = ("seed", "threads")  # in metrics.json, but no result
 logger = logging.getLogger(__name__)
 
@@ -110,15 +115,16 @@ class MLflow:
     """A run of MLflow: in ``RUN/mlflow/mlflow.db`` unless MLFLOW_TRACKING_URI says otherwise."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], id: str | None, rows: int):
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        for name, value in _MLFLOW.items():
+            os.environ.setdefault(name, value)
         place = (folder / "mlflow").resolve()
         local = "MLFLOW_TRACKING_URI" not in os.environ
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import mlflow
 
-            for name in ("mlflow", "alembic"):  # they tell of every table they make
-                logging.getLogger(name).setLevel(logging.WARNING)
+            for name in ("mlflow", "alembic", "urllib3"):  # they tell of every table and attempt
+                logging.getLogger(name).setLevel(logging.ERROR)
             if local:
                 place.mkdir(parents=True, exist_ok=True)
             self._client = mlflow.MlflowClient(
@@ -144,13 +150,15 @@ class MLflow:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
             return given
-        try:
-            return self._client.create_experiment(name, artifact_location=artifacts)
-        except MlflowException:
-            found = self._client.get_experiment_by_name(name)
-            if found is None:
-                raise
-            return found.experiment_id
+        found = self._client.get_experiment_by_name(name)  # a server that is not there fails here
+        if found is None:
+            try:
+                return self._client.create_experiment(name, artifact_location=artifacts)
+            except MlflowException:
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return found.experiment_id
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add metrics of a step."""
