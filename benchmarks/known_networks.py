@@ -1,7 +1,8 @@
 """What people would take instead: ResNet and MobileNetV2, as wide as a budget allows.
 
-Both are in their forms for images of 32 pixels, and trained exactly as ``dsonas compare`` trains
-the networks of a study, by the settings of a recipe; the width is the largest within the budget.
+Both are in their forms for images of 32 pixels or fewer, and trained exactly as ``dsonas compare``
+trains the networks of a study, by the settings of a recipe; the width is the largest within the
+budget.
 
     python benchmarks/known_networks.py --config cifar10-small --data folder:DIR --out FILE
 
@@ -34,7 +35,7 @@ from dsonas.run.run_batches import held_out_batches, training_batches
 from dsonas.train import Engine, Journal, Training, evaluate, run_stage
 from stepper import cpu_name
 
-SIZE = 32  # pixels a side
+SIZE = 32  # pixels a side of CIFAR's images
 
 
 class SmallResNet(nn.Module):
@@ -113,10 +114,10 @@ def small_mobilenet(width: int, classes: int) -> nn.Module:
     return net
 
 
-def multiply_adds(net: nn.Module) -> int:
-    """Count the multiply-adds of an image."""
+def multiply_adds(net: nn.Module, size: int = SIZE) -> int:
+    """Count the multiply-adds of an image of ``size`` x ``size`` pixels."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net.to("meta").eval()(torch.empty(1, 3, SIZE, SIZE, device="meta"))
+        net.to("meta").eval()(torch.empty(1, 3, size, size, device="meta"))
     return counter.get_total_flops() // 2
 
 
@@ -127,10 +128,12 @@ KNOWN: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 
-def widest(build: Callable[[int, int], nn.Module], classes: int, limit: float) -> int:
+def widest(
+    build: Callable[[int, int], nn.Module], classes: int, limit: float, size: int = SIZE
+) -> int:
     """Find the largest width within a limit of multiply-adds."""
     width = 1
-    while multiply_adds(build(width + 1, classes)) <= limit:
+    while multiply_adds(build(width + 1, classes), size) <= limit:
         width += 1
     return width
 
@@ -151,12 +154,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", required=True, help="a recipe or YAML file")
     parser.add_argument("--data", required=True, help="as --data.name")
     parser.add_argument("--macs", default="2M", help="bound on the multiply-adds")
+    parser.add_argument("--image_size", type=int, default=SIZE, help="pixels a side")
     parser.add_argument("--networks", nargs="+", choices=KNOWN, default=list(KNOWN))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--epochs", type=int, help="instead of those of the configuration")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     given = ["--config", options.config, "--data.name", options.data, "--engine.threads", "1"]
+    given += ["--data.image_size", str(options.image_size)]
     config = to_config(parse(config_parser("run", "", ()), given))
     if options.epochs:
         config = replace(config, train=replace(config.train, epochs=options.epochs))
@@ -166,16 +171,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         now = replace(config, seed=seed)
         data = load_data(now.data, seed)
         for name in options.networks:
-            case = {"network": name, "limit": limit, "epochs": now.train.epochs, "seed": seed}
+            case = {
+                "network": name, "limit": limit, "image_size": data.image_size,
+                "epochs": now.train.epochs, "seed": seed,
+            }  # fmt: skip
             if any(case.items() <= row.items() for row in rows):
                 continue
             build = KNOWN[name]
-            width, start = widest(build, data.num_classes, limit), time.process_time()
+            width = widest(build, data.num_classes, limit, data.image_size)
+            start = time.process_time()
             torch.manual_seed(derive_seed(seed, "network"))
             net = build(width, data.num_classes)
             found = trained(net, now, data)
             rows.append({
-                **case, "width": width, "macs": multiply_adds(net),
+                **case, "width": width, "macs": multiply_adds(net, data.image_size),
                 "params": sum(weight.numel() for weight in net.parameters()),
                 "test_error": round(found["test_error"], 4),
                 "cpu_seconds": round(time.process_time() - start, 1),

@@ -11,13 +11,12 @@ from known_networks import KNOWN, main, multiply_adds, widest
 
 
 @pytest.mark.parametrize("name", KNOWN)
-@pytest.mark.parametrize("limit", [2e6, 5e6])
-def test_they_use_up_a_budget(name: str, limit: float):
+@pytest.mark.parametrize(("limit", "size"), [(2e6, 32), (5e6, 32), (1e6, 16)])
+def test_they_use_up_a_budget(name: str, limit: float, size: int):
     build = KNOWN[name]
-    width = widest(build, 10, limit)
-    assert (
-        0.9 * limit < multiply_adds(build(width, 10)) <= limit < multiply_adds(build(width + 1, 10))
-    )
+    width = widest(build, 10, limit, size)
+    used, more = (multiply_adds(build(width + wider, 10), size) for wider in (0, 1))
+    assert 0.9 * limit < used <= limit < more
 
 
 def test_the_published_sizes():
