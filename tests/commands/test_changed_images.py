@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from commands.test_image_folders import SMALL
+from dsonas.commands.cli import main
 from dsonas.run import Job
 
 pytestmark = pytest.mark.slow
@@ -52,19 +53,31 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def stopped(digit_folder, tmp_path_factory) -> tuple[Path, Path]:
+    """Images and a run with them that has ended after its search; for all changes."""
+    images, run = digit_folder("L"), tmp_path_factory.mktemp("stopped") / "run"
+    command = ["run", *SMALL, "--data.name", f"folder:{images}", "--out", str(run)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Job, "train", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(command)
+    return images, run
+
+
 @pytest.mark.parametrize("said", CHANGES)
-def test_a_run_does_not_go_on_with_other_images(dsonas, digit_folder, tmp_path, monkeypatch, said):
-    images, run = digit_folder("L"), tmp_path / "run"
+def test_a_run_does_not_go_on_with_other_images(dsonas, stopped, tmp_path, said):
+    images, run = stopped
+    command = ["run", *SMALL, "--data.name", f"folder:{images}", "--out", run]
     kept = shutil.copytree(images, tmp_path / "kept")
-    go_on = interrupted(dsonas, run, monkeypatch, "--data.name", f"folder:{images}")
     CHANGES[said](images)
-    ended = go_on()
+    ended = dsonas(*command)
+    shutil.rmtree(images)
+    kept.rename(images)
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert f"was begun with other images ({said}" in ended.err
     assert not (run / "network.safetensors").exists()
-    shutil.rmtree(images)
-    kept.rename(images)
-    assert go_on().code == 0
+    assert any((run / "checkpoints").rglob("*.pt"))
 
 
 def test_a_run_goes_on_with_the_same_images(dsonas, digit_folder, tmp_path, monkeypatch):
@@ -127,7 +140,8 @@ def test_a_front_and_a_study_are_of_the_same_images(dsonas, digit_folder, tmp_pa
     options = ["--data.name", f"folder:{images}", *SMALL, "--train.epochs", "1"]
     front = ["run", *options, "--budget.macs", "6k", "--out", run]
     assert dsonas(*front).code == 0
-    few = ["--seeds", "1", "--random", "1", "--random_factors", "0", "--random_searches", "0"]
+    few = ["--spaces", "share", "--seeds", "1", "--random", "1", "--random_factors", "0"]
+    few += ["--random_searches", "0", "--hand_made", "0"]
     compare = ["compare", *options, "--budgets", "9k", *few, "--jobs.number", "1", "--out", study]
     assert dsonas(*compare).code == 0
     Image.new("L", (8, 8), 99).save(images / "digit0" / "new.png")

@@ -154,7 +154,7 @@ def test_a_stop_asks_once_and_waits_for_the_jobs_to_save(tmp_path, number, backe
     pool, stopped, said = work(tmp_path, jobs, number, begun.exists, backend, **commands)
     assert (stopped, pool.failed, said) == (True, {}, [])
     assert (job(tmp_path, "a") / "signals").read_text() == "x\n"
-    _, stopped, said = work(tmp_path, jobs, 1, backend=backend, **commands)
+    _, stopped, said = work(tmp_path, jobs, 1, **commands)
     assert not stopped
     assert sorted(said) == [f"{name}: test error 1.00 %" for name in "abc"]
 
