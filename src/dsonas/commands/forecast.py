@@ -107,9 +107,13 @@ def forecast(config: RunConfig, data: ImageData) -> Forecast:
         fit_chain(distinct(chain), budget, multiple=multiple, growth=growth) for chain in chains
     )
     networks, meter = tuple(dict.fromkeys(fitted)), _Meter(config, data)
-    lines = meter.training(networks)
-    if not transfers:
-        lines = [*meter.pretraining(supernet), *meter.searching(chains[0], rebuilding), *lines]
+    gc.freeze()  # what was there before is not searched anew for each measurement
+    try:
+        lines = meter.training(networks)
+        if not transfers:
+            lines = [*meter.pretraining(supernet), *meter.searching(chains[0], rebuilding), *lines]
+    finally:
+        gc.unfreeze()
     if config.train.patience:
         notes.append("train.patience may end step 3 earlier: all its epochs are counted")
     if meter.cuts:
