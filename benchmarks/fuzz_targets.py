@@ -21,6 +21,7 @@ from PIL import Image
 
 import fuzz_cases as cases
 import fuzz_folders
+from dsonas._utils import STAGES
 from dsonas.commands.cli import main as dsonas
 from dsonas.commands.configuring import config_parser
 from dsonas.data.decoding import UnreadableImageError, decode, read_header
@@ -37,7 +38,6 @@ TINY = shlex.split(
 )
 ENDED: Counter[int] = Counter()  # commands by exit code
 LEFT_OUT = ("config", "out", "resume")
-STAGES = ("pretrain", "search", "train")
 
 
 @dataclass

@@ -25,8 +25,8 @@ from typing import Any
 
 import yaml
 
+from dsonas._utils import STAGES
 from dsonas.train.checkpoints import read_checkpoint
-from dsonas.train.loop import STAGES
 from small_study import Study
 
 SHORTER = (

@@ -23,6 +23,12 @@ def test_no_file_name_twice():
     assert {name for name, count in names.items() if count > 1} <= IN_EVERY_FOLDER
 
 
+def test_the_steps_of_a_run_are_named_in_one_file():
+    texts = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    named = [path.name for path, text in texts.items() if '"pretrain", "search", "train"' in text]
+    assert named == ["_utils.py"]
+
+
 def past_the_face(room: str, path: Path) -> list[str]:
     """Where a file reaches another room otherwise than by ``from dsonas.OTHER import name``."""
     others = {f"dsonas.{other}" for other in ROOMS - {room}}

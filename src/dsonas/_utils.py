@@ -58,6 +58,7 @@ else:
     # far more end a process without a message
     Threads = restricted_number_type("Threads", int, [(">=", 1), ("<=", 1024)])
 
+STAGES = ("pretrain", "search", "train")  # of a run, in order; also the groups of their settings
 FEW_BYTES = 2**14  # of a tensor, up to which gathering is faster than gloo's sum (measured)
 
 

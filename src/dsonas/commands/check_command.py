@@ -6,6 +6,7 @@ import json
 import shlex
 from dataclasses import asdict, replace
 
+from dsonas._utils import STAGES
 from dsonas.commands.configuring import OptionParser, UsageError, add_groups, parse, to_config
 from dsonas.commands.size_options import blank_data
 from dsonas.data import DataConfig, FolderCheck, check_folder
@@ -55,7 +56,7 @@ def _batches(config: RunConfig, found: FolderCheck) -> dict[str, str]:
     counted = replace(config.data, val=None)  # has been taken out of the training images already
     data = blank_data(counted, train, test, len(found.class_names), int(found.image_size))
     fitting, _ = config.with_fitting_batches(data)
-    sizes = {name: getattr(fitting, name).batch_size for name in ("pretrain", "search", "train")}
+    sizes = {name: getattr(fitting, name).batch_size for name in STAGES}
     return {
         f"{name}.batch_size": str(size) for name, size in sizes.items()
         if size != getattr(config, name).batch_size

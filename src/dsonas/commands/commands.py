@@ -15,7 +15,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from dsonas._utils import PositiveInt, absolute_path, absolute_place
+from dsonas._utils import STAGES, PositiveInt, absolute_path, absolute_place
 from dsonas.commands.check_command import check
 from dsonas.commands.compare_command import compare
 from dsonas.commands.configuring import (
@@ -81,10 +81,10 @@ DESCRIPTIONS = {
     "too, and the others go on.",
 }
 STEPS = {
-    "run": ("pretrain", "search", "train"),
-    "search": ("pretrain", "search"),
-    "train": ("train",),
-    "compress": ("search", "train"),
+    "run": STAGES,
+    "search": STAGES[:2],
+    "train": STAGES[2:],
+    "compress": STAGES[1:],
 }
 GROUPS = {
     "run": ("data", "network", "pretrain", "search", "budget", "train", "engine", "log"),

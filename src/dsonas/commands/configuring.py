@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._actions import ActionConfigFile
 
-from dsonas._utils import BatchSize, NonNegativeInt, PositiveInt, absolute_path, rule_of
+from dsonas._utils import STAGES, BatchSize, NonNegativeInt, PositiveInt, absolute_path, rule_of
 from dsonas.commands.importing import OPTION as IMPORT, ImportFile
 from dsonas.data import short_name
 from dsonas.run import RunConfig, read_settings, renamed, upgraded
@@ -135,7 +135,7 @@ class _AllSteps(argparse.Action):
     """Set an option of every step."""
 
     def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
-        for step in ("pretrain", "search", "train"):
+        for step in STAGES:
             namespace[f"{step}.{self.dest}"] = value
 
 

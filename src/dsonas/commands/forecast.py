@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from dsonas._utils import STAGES
 from dsonas.cost import architecture_cost, check_reachable, distinct, exact_measures, fit_chain
 from dsonas.data import Batches, ImageData
 from dsonas.graph import Architecture
@@ -35,7 +36,7 @@ from dsonas.search import (
     follow_epochs,
     weight_steps_per_factor_step,
 )
-from dsonas.train import MEASUREMENTS, STAGES, WARM, Engine, Training
+from dsonas.train import MEASUREMENTS, WARM, Engine, Training
 
 TIMED, LEAST_SECONDS = 10, 1.0  # steps of each kind after one that does not count; for a second
 PATIENCE, LEAST_TIMED = 6.0, 2  # seconds after which so many long steps are enough

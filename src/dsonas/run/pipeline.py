@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsonas._utils import derive_seed
+from dsonas._utils import STAGES, derive_seed
 from dsonas.cost import (
     CostFunction,
     architecture_cost,
@@ -38,7 +38,6 @@ from dsonas.run.tracking import Tracking
 from dsonas.search import search
 from dsonas.train import (
     MEASUREMENTS,
-    STAGES,
     Engine,
     Journal,
     Outcome,

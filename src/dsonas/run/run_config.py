@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from dsonas._utils import (
+    STAGES,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -25,7 +26,7 @@ from dsonas.graph import (
 )
 from dsonas.nn import operation_names
 from dsonas.search import PretrainConfig, SearchConfig
-from dsonas.train import STAGES, EngineConfig, TrainConfig
+from dsonas.train import EngineConfig, TrainConfig
 
 IMAGENET_STEM_FROM = 96
 TRACKERS = ("tensorboard", "wandb", "mlflow")

@@ -19,7 +19,7 @@ import yaml
 from filelock import FileLock, Timeout
 from torch import nn
 
-from dsonas._utils import is_imported, readable_json, write_atomically
+from dsonas._utils import STAGES, is_imported, readable_json, write_atomically
 from dsonas.cost import chain_from_json, is_chain
 from dsonas.data import Split
 from dsonas.graph import Architecture, ArchitectureError, BlockGraph
@@ -42,7 +42,7 @@ from dsonas.run.own_space import (
 from dsonas.run.stage_checkpoints import StageCheckpoints
 from dsonas.run.trained_model import named_model
 from dsonas.sparse import load_model
-from dsonas.train import STAGES, Row
+from dsonas.train import Row
 
 STUDY_FILES = ("attempts.json", "given.json", "lock", "output.txt", "task.json")  # of a job
 JOBS_FILE = "jobs.json"  # of a study

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dsonas.train import STAGES, CheckpointError, CheckpointFolder
+from dsonas._utils import STAGES
+from dsonas.train import CheckpointError, CheckpointFolder
 
 logger = logging.getLogger(__name__)
 

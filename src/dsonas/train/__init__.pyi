@@ -2,7 +2,6 @@ from .checkpoints import CheckpointError as CheckpointError, CheckpointFolder as
 from .engine import Engine as Engine, EngineConfig as EngineConfig
 from .graphs import WARM as WARM
 from .loop import (
-    STAGES as STAGES,
     DivergedError as DivergedError,
     Interrupted as Interrupted,
     Journal as Journal,

@@ -15,7 +15,6 @@ from dsonas.train.checkpoints import CheckpointError
 from dsonas.train.processes import Processes
 
 Row = dict[str, float | int | str]
-STAGES = ("pretrain", "search", "train")  # in the order of a run
 
 
 class Interrupted(Exception):  # noqa: N818 - it is an event, not an error

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from dsonas._utils import STAGES
+
 _FOLDER = Path(__file__).parent
 
 
@@ -69,7 +71,7 @@ def read_settings(name: str | Path, above: tuple[Path, ...] = ()) -> dict[str, A
     settings = dict(value)
     for name in settings.keys() & {"epochs", "batch_size"}:  # of all steps at once
         every = settings.pop(name)
-        for step in ("pretrain", "search", "train"):
+        for step in STAGES:
             own = settings.get(step, {})
             settings[step] = {name: every, **own} if isinstance(own, Mapping) else own
     base = settings.pop("base", None)
