@@ -32,7 +32,7 @@ from dsonas.data import load_data
 from dsonas.graph.architecture import REDUCTION_OPERATIONS
 from dsonas.nn.blocks import Block, ConvBNReLU, ReductionBlock
 from dsonas.nn.network import Network
-from dsonas.run.run_batches import held_out_batches, training_batches
+from dsonas.run.measuring import held_out_batches, training_batches
 from dsonas.run.run_config import RunConfig
 from dsonas.run.runs import RunFolder, load_chain
 from dsonas.train.engine import Engine

@@ -31,7 +31,7 @@ from dsonas.commands.configuring import config_parser, parse, to_config
 from dsonas.cost import Budget
 from dsonas.data import load_data
 from dsonas.run import RunConfig
-from dsonas.run.run_batches import held_out_batches, training_batches
+from dsonas.run.measuring import held_out_batches, training_batches
 from dsonas.train import Engine, Journal, Training, evaluate, run_stage
 from stepper import cpu_name
 

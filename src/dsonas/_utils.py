@@ -207,6 +207,13 @@ def mask_like(live: Sequence[bool], like: Tensor) -> Tensor:
     return send(torch.tensor(live, dtype=like.dtype), like.device)
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None if it is damaged."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    return None
+
+
 def readable_json(value: Any, depth: int, indent: str = "\n") -> str:
     """Write JSON to be read: down to a depth, every item of mappings and tables has its own line.
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 import dsonas as package
 from dsonas.run import StopSignal
 from dsonas.run.network_files import RunError, Shape
-from dsonas.run.trained_model import LibraryModel, give_weights, named_model
+from dsonas.run.user_models import LibraryModel, give_weights, named_model
 from helpers.reading_runs import check_readers
 
 pytestmark = pytest.mark.slow

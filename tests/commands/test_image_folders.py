@@ -392,10 +392,9 @@ def test_a_huge_budget_widens_the_network_fourfold_at_most(dsonas, digit_folder,
     assert json.loads((run / "metrics.json").read_text())["channels"] == [16]
     assert "budget.macs 1e+09 is not used up" in caplog.text
     assert "4 times as wide as the supernet" in caplog.text
-    wide = [*options[:-1], tmp_path / "wide", "--network.growth", "10"]
-    assert dsonas("run", "--data.name", f"folder:{images}", *wide).code == 0
-    metrics = json.loads((tmp_path / "wide" / "metrics.json").read_text())
-    assert metrics["channels"] == [40]
+    former = dsonas("run", "--data.name", f"folder:{images}", *options, "--network.growth", "10")
+    assert (former.code, former.err.count("\n")) == (2, 1)
+    assert "network.growth is fixed at 4 now: leave it out, raise network.channels" in former.err
 
 
 def test_padded_networks_see_the_same_everywhere(dsonas, grey, tmp_path):

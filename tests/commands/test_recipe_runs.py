@@ -9,8 +9,8 @@ import pytest
 
 from dsonas.graph.architecture import Architecture
 from dsonas.graph.spaces import cifar_space
+from dsonas.run.fitting import transfer
 from dsonas.run.recipes import recipe_names
-from dsonas.run.transferring import transfer
 from helpers.image_files import write_cifar, write_imagenet
 
 pytestmark = pytest.mark.slow

@@ -87,6 +87,28 @@ def test_a_whole_run_and_what_follows(dsonas, images, shards, tmp_path):
     }  # fmt: skip
 
 
+def test_shards_that_were_written_anew_are_said(dsonas, images, shards, tmp_path, caplog):
+    place, run = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(shards, place)
+    assert dsonas("run", "--data.name", f"shards:{place}", *SMALL, "--out", run).code == 0
+    commands = [["evaluate", "--run", run], ["export", run, "--format", "python"]]
+    moved = place.rename(tmp_path / "moved")
+    elsewhere = dsonas(*commands[0], "--data.name", f"shards:{moved}")
+    assert elsewhere.code == 0
+    shutil.copytree(moved, place)
+    for command in commands:
+        assert dsonas(*command).code == 0
+    assert "shards" not in caplog.text
+    root = shutil.copytree(images, tmp_path / "images")
+    shutil.copy(root / "train" / "digit0" / "00.png", root / "val" / "digit0" / "more.png")
+    shutil.rmtree(place)
+    assert dsonas("shards", root, place).code == 0
+    for command in commands:
+        caplog.clear()
+        assert dsonas(*command).code == 0
+        assert f"{place} holds other shards than those of the run: which of its" in caplog.text
+
+
 def test_workers_change_no_result(dsonas, shards, tmp_path):
     results = []
     for workers in (0, 2):

@@ -7,7 +7,7 @@ import torch
 from dsonas._utils import derive_seed
 from dsonas.data import Batches, DataError, FileImages
 from dsonas.data.augmentation import crop_and_flip, draw_offsets
-from dsonas.data.normalisation import channel_statistics, normalise
+from dsonas.data.images import channel_statistics, normalise
 
 
 def make_batches(images, make_data, **options):

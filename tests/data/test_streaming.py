@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from dsonas.data import Batches, DataConfig, DataError, load_data, split_for_search, write_shards
 from dsonas.data.batches import part_of
-from dsonas.data.streaming import LANES, ShardFiles, stream_order
+from dsonas.data.shards import LANES, ShardFiles, ShardIndex, stream_order
 
 PER_SHARD = 3
 
@@ -418,6 +418,16 @@ def test_other_images_of_the_same_labels_are_other_data(folder, written, copied,
     one, other = load(written), load(tmp_path / "smaller")
     assert torch.equal(one.train.labels, other.train.labels)
     assert load(copied).identity == one.identity != other.identity
+
+
+def test_the_index_of_a_part_is_written_out_once(written, monkeypatch):
+    original, told = ShardIndex.__repr__, []
+    monkeypatch.setattr(ShardIndex, "__repr__", lambda self: told.append(1) or original(self))
+    data = load(written, val=0.3)
+    assert data.val is not None
+    assert data.identity == data.identity
+    assert data.shards == load(written).shards
+    assert len(told) == 4  # training and test shards of both
 
 
 def test_missing_and_truncated_shards_are_found_before_training(copied):

@@ -7,7 +7,7 @@ import torch
 
 from dsonas.cost import Budget
 from dsonas.run.network_files import RunError, Shape
-from dsonas.run.own_space import OwnSpace
+from dsonas.run.user_models import OwnSpace
 from dsonas.search import SearchConfig
 
 SHAPE = Shape(image_size=8, input_channels=3, num_classes=5)

@@ -17,9 +17,9 @@ from dsonas.cost.budgets import fit_width
 from dsonas.cost.costs import architecture_cost
 from dsonas.graph.spaces import SearchSpace, cifar_space, imagenet_space
 from dsonas.nn.network import Network
+from dsonas.run.fitting import transfer
 from dsonas.run.recipes import recipe_names, recipe_path
 from dsonas.run.run_config import RunConfig
-from dsonas.run.transferring import transfer
 from dsonas.search.stages import Searching
 from dsonas.train.engine import Engine, EngineConfig
 from helpers.builders import random_architecture

@@ -28,7 +28,7 @@ from dsonas.cost import architecture_cost, check_reachable, distinct, exact_meas
 from dsonas.data import Batches, ImageData
 from dsonas.graph import Architecture
 from dsonas.nn import Network
-from dsonas.run import EVALUATION_BATCH, RunConfig, part_sizes
+from dsonas.run import EVALUATION_BATCH, GROWTH, RunConfig, part_sizes
 from dsonas.search import (
     Pretraining,
     Searching,
@@ -103,9 +103,8 @@ def forecast(config: RunConfig, data: ImageData) -> Forecast:
             "without a plan the penalty alone decides what goes: the search is forecast with the "
             "whole supernet, an upper bound"
         )
-    growth = config.network.growth
     fitted = (
-        fit_chain(distinct(chain), budget, multiple=multiple, growth=growth) for chain in chains
+        fit_chain(distinct(chain), budget, multiple=multiple, growth=GROWTH) for chain in chains
     )
     networks, meter = tuple(dict.fromkeys(fitted)), _Meter(config, data)
     gc.freeze()  # what was there before is not searched anew for each measurement

@@ -11,7 +11,12 @@ from .data_config import (
     short_name as short_name,
     with_share as with_share,
 )
-from .folder_images import choose_image_size as choose_image_size, scan as scan
+from .folder_images import (
+    choose_image_size as choose_image_size,
+    list_files as list_files,
+    load_images as load_images,
+    scan as scan,
+)
 from .folders import list_contents as list_contents
 from .images import FileImages as FileImages, ImageSet as ImageSet, TensorImages as TensorImages
 from .loading import (
@@ -22,6 +27,5 @@ from .loading import (
     split_for_search as split_for_search,
 )
 from .pixels import RESIZE as RESIZE
-from .prediction import list_files as list_files, load_images as load_images
 from .shards import write_shards as write_shards
 from .splitting import Listing as Listing, Split as Split

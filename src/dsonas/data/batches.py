@@ -25,9 +25,8 @@ from .augmentation import (
     transform_each,
 )
 from .data_config import DataError
-from .images import ImageSet, KeptWarnings, say_once
+from .images import ImageSet, KeptWarnings, normalise, say_once
 from .loading import ImageData
-from .normalisation import normalise
 
 Batch = tuple[Tensor, Tensor]
 _Part = tuple[Tensor, Tensor, list[tuple[str, str]]]  # with the warnings: their kind, their text

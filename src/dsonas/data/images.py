@@ -1,16 +1,18 @@
-"""Labelled images behind one small interface: held in memory, or decoded from files on demand."""
+"""Labelled images behind one small interface, in memory or decoded on demand; their statistics."""
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from typing import Self
 
 import torch
 from torch import Tensor
+
+from dsonas._utils import send
 
 from .augmentation import RandomCrop, cut_pixels
 from .data_config import DataError
@@ -19,8 +21,9 @@ from .splitting import stratified_choice
 
 logger = logging.getLogger(__name__)
 
-
 _said: set[str] = set()
+_CHUNK = 256  # images that are fetched at a time for statistics
+_NUM_STREAMED = 2048  # images of a stream from which statistics are taken
 
 
 def say_once(message: str, kind: str = "") -> None:
@@ -178,20 +181,24 @@ class DecodedImages(ImageSet):
     fit: str = "crop"  # see ``DataConfig.fit``
 
     @abstractmethod
-    def decode(self, position: int) -> Tensor:
-        """Decode one image; an UnreadableImageError if it is damaged."""
+    def file(self, position: int) -> str | bytes:
+        """The path of an image file, or its content."""
 
-    def _decode(self, position: int, file: str | bytes) -> Tensor:
+    def decode(self, position: int, file: str | bytes) -> Tensor:
+        """Decode one image; an UnreadableImageError if it is damaged."""
         channels, size, _ = self.image_shape
         name = self.name(position)
-        found = decode(file, size, channels, name, self.fit, self.crop, position)
-        return torch.from_numpy(found)
+        return torch.from_numpy(decode(file, size, channels, name, self.fit, self.crop, position))
 
-    def _decode_or_replace(self, position: int, file: str | bytes) -> Tensor:
-        try:
-            return self._decode(position, file)
-        except UnreadableImageError as error:
-            return self._replacement(position, error)
+    def fetch(self, positions: Tensor, files: Iterable[str | bytes]) -> Tensor:
+        """Decode the images at some positions, whose files are given; see ``gather``."""
+        pixels = torch.empty(len(positions), *self.image_shape, dtype=torch.uint8)
+        for place, (position, file) in enumerate(zip(positions.tolist(), files, strict=False)):
+            try:
+                pixels[place] = self.decode(position, file)
+            except UnreadableImageError as error:
+                pixels[place] = self._replacement(position, error)
+        return pixels
 
     def _replacement(self, position: int, reason: UnreadableImageError) -> Tensor:
         """What takes the place of a damaged image; a DataError if nothing can."""
@@ -199,7 +206,7 @@ class DecodedImages(ImageSet):
         place = same_class.index(position)
         for other in same_class[place + 1 :] + same_class[:place]:
             try:
-                pixels = self.decode(other)
+                pixels = self.decode(other, self.file(other))
             except UnreadableImageError:
                 continue
             say_once(f"{reason}; {self.name(other)} takes its place")
@@ -228,35 +235,63 @@ class FileImages(DecodedImages):
         self.labels = labels.to(torch.int64)
         self.image_shape, self.fit = (channels, image_size, image_size), fit
 
-    def path(self, position: int) -> str:
-        """The file of an image."""
+    def file(self, position: int) -> str:
+        """The path of an image."""
         return self._paths[int(self.rows[position])]
 
     def gather(self, indices: Tensor) -> Tensor:
         """Fetch pixels; see ``ImageSet.gather``."""
-        pixels = torch.empty(len(indices), *self.image_shape, dtype=torch.uint8)
-        for place, index in enumerate(indices.tolist()):
-            pixels[place] = self._decode_or_replace(index, self.path(index))
-        return pixels
+        return self.fetch(indices, map(self.file, indices.tolist()))
 
     def load(self, num_threads: int) -> tuple[TensorImages, dict[str, str]]:
         """Decode into memory the readable images; returns by path why others are unreadable too."""
         images = torch.empty(len(self), *self.image_shape, dtype=torch.uint8)
+        bad: dict[int, str] = {}
 
-        def decode_into_place(position: int) -> str | None:
+        def decode_into_place(position: int) -> None:
             try:
-                images[position] = self.decode(position)
+                images[position] = self.decode(position, self.file(position))
             except UnreadableImageError as error:
-                return error.reason
-            return None
+                bad[position] = error.reason
 
         with ThreadPoolExecutor(num_threads) as pool:
-            found = list(pool.map(decode_into_place, range(len(self))))
+            list(pool.map(decode_into_place, range(len(self))))
         loaded = TensorImages(images, self.labels, names=self.names)
-        bad = {self.path(at): reason for at, reason in enumerate(found) if reason is not None}
-        readable = torch.tensor([reason is None for reason in found])
-        return (loaded.subset(readable) if bad else loaded), bad
+        readable = torch.tensor([at not in bad for at in range(len(self))]).bool()
+        reasons = {self.file(at): bad[at] for at in sorted(bad)}
+        return (loaded.subset(readable) if bad else loaded), reasons
 
-    def decode(self, position: int) -> Tensor:
-        """Decode one file; see ``DecodedImages.decode``."""
-        return self._decode(position, self.path(position))
+
+def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of every channel, in units of 0..1.
+
+    Exact for images in memory; from 2048 images spread over the set where they are streamed. A
+    deviation is at least 1/255, so that dividing by it is safe.
+    """
+    used = torch.arange(len(images))
+    if not images.in_memory:
+        used = used[:: max(1, len(images) // _NUM_STREAMED)]
+    histogram = torch.zeros(images.image_shape[0], 256, dtype=torch.int64)
+    for chunk in used.split(_CHUNK):
+        for channel, pixels in enumerate(images.gather(chunk).unbind(1)):
+            histogram[channel] += torch.bincount(pixels.flatten(), minlength=256)
+    weights = histogram.double() / histogram.sum(1, keepdim=True)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = weights @ values
+    variance = (weights * (values - mean[:, None]) ** 2).sum(1)
+    return tuple(mean.tolist()), tuple(variance.sqrt().clamp(min=1 / 255).tolist())
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn pixels from 0 to 255 into floats of mean 0 and deviation 1.
+
+    With numbers for each channel in units of 0..1, ``(images / 255 - mean) / std``: a new float32
+    tensor ``(batch, channels, height, width)`` in channels_last.
+    """
+    deviations = send(torch.tensor(std), images.device).view(1, -1, 1, 1)
+    means = send(torch.tensor(mean), images.device).view(1, -1, 1, 1)
+    # the arithmetic runs in NCHW, several times faster for three channels, and is then copied:
+    # .contiguous() would leave one-channel images in NCHW strides, and convolutions with them
+    values = torch.mul(images, 1 / (255 * deviations)).sub_(means / deviations)
+    result = torch.empty(images.shape, device=images.device, memory_format=torch.channels_last)
+    return result.copy_(values)

@@ -15,8 +15,8 @@ from .augmentation import Augmentation
 from .data_config import PLACED, DataConfig, DataError, with_share
 from .folder_images import read_folder, read_test_images
 from .folder_layout import first
-from .images import ImageSet
-from .normalisation import channel_statistics
+from .images import ImageSet, channel_statistics
+from .shards import ShardImages, read_shards
 from .sources import (
     SPLIT_SEED,
     SourceData,
@@ -26,7 +26,6 @@ from .sources import (
     read_fashion_mnist,
 )
 from .splitting import Split
-from .streaming import ShardImages, read_shards
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +66,15 @@ class ImageData:
         for part in filter(None, (self.train, self.test, self.val)):
             digest.update(part.labels.numpy().tobytes())
             if isinstance(part, ShardImages):
-                digest.update(repr(part.files.index).encode())
+                digest.update(part.files.told)
         return {"class_names": list(self.class_names), "fingerprint": digest.hexdigest()}
+
+    @property
+    def shards(self) -> str | None:
+        """A fingerprint of the shards that the images are in; None for other data."""
+        parts = self.train, self.test
+        told = [part.files.told for part in parts if isinstance(part, ShardImages)]
+        return hashlib.sha256(b"".join(told)).hexdigest() if told else None
 
     @property
     def search_augmentation(self) -> Augmentation:
@@ -161,11 +167,12 @@ def load_test(
     crop: float = 1.0,
     fit: str = "crop",
     split: Split | None = None,
+    shards: str | None = None,
 ) -> ImageData:
     """Load the images on which a finished network is to be measured, as its ``test``.
 
     Those of its run's data set or another one; all other arguments are those of the network and its
-    run, see ``read_pixels`` and ``read_test_images``.
+    run, see ``read_pixels``, ``read_test_images`` and ``ImageData.shards``.
 
     Raises:
         DataError: if the data are missing or have other classes.
@@ -182,6 +189,11 @@ def load_test(
                 f"the network knows the classes {list(class_names)}, the data set has "
                 f"{list(data.class_names)}: give the data set it was trained on"
             )
+        if None not in (shards, data.shards) and data.shards != shards:
+            logger.warning(
+                "%s holds other shards than those of the run: which of its images were in training "
+                "is not known, all are measured", config.location,
+            )  # fmt: skip
         test = data.test
     return ImageData(
         train=test,

@@ -1,13 +1,3 @@
-from .choice_job import (
-    ChoiceJob as ChoiceJob,
-)
-from .classify import (
-    Prediction as Prediction,
-    predict_images as predict_images,
-)
-from .compress_job import (
-    CompressJob as CompressJob,
-)
 from .console import (
     Reporter as Reporter,
     readable_count as readable_count,
@@ -16,35 +6,35 @@ from .fitting import (
     final_latency as final_latency,
     fit_to_budget as fit_to_budget,
     run_measures as run_measures,
+    transferred as transferred,
 )
 from .interrupts import (
     StopSignal as StopSignal,
+)
+from .measuring import (
+    EVALUATION_BATCH as EVALUATION_BATCH,
+    Prediction as Prediction,
+    check_fits as check_fits,
+    evaluate_run as evaluate_run,
+    held_out_batches as held_out_batches,
+    place_network as place_network,
+    predict_images as predict_images,
+    test_data as test_data,
 )
 from .network_files import (
     FinishedNetwork as FinishedNetwork,
     Shape as Shape,
 )
-from .own_space import (
-    CHOICES_FILE as CHOICES_FILE,
-    choices_from_json as choices_from_json,
-)
 from .pipeline import (
     Job as Job,
-    check_fits as check_fits,
-    evaluate_run as evaluate_run,
-    place_network as place_network,
 )
 from .recipes import (
     read_settings as read_settings,
     recipe_names as recipe_names,
     recipe_path as recipe_path,
 )
-from .run_batches import (
-    EVALUATION_BATCH as EVALUATION_BATCH,
-    held_out_batches as held_out_batches,
-    test_data as test_data,
-)
 from .run_config import (
+    GROWTH as GROWTH,
     RunConfig as RunConfig,
     changed_settings as changed_settings,
     fitting_batch as fitting_batch,
@@ -65,6 +55,11 @@ from .runs import (
 from .tracking import (
     Tracking as Tracking,
 )
-from .transferring import (
-    transferred as transferred,
+from .user_jobs import (
+    ChoiceJob as ChoiceJob,
+    CompressJob as CompressJob,
+)
+from .user_models import (
+    CHOICES_FILE as CHOICES_FILE,
+    choices_from_json as choices_from_json,
 )

@@ -1,4 +1,4 @@
-"""Bring what a search found to the budget of a run."""
+"""Bring what a search found to the budget of a run, in the network of another data set too."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from dsonas.cost import (
     Measures,
     exact_measures,
     fit_chain,
+    fit_width,
     latency_from_table,
     measure_table,
     read_table,
     with_width,
 )
-from dsonas.graph import Architecture
-from dsonas.run.run_config import RunConfig
+from dsonas.data import ImageData
+from dsonas.graph import REDUCTION_OPERATIONS, Architecture, Skeleton
+from dsonas.run.run_config import GROWTH, RunConfig
 from dsonas.train import Engine
 
 logger = logging.getLogger(__name__)
@@ -80,7 +82,7 @@ def fit_to_budget(
 ) -> Architecture:
     """Find the member of a chain and its width for a budget, see ``fit_chain``; say a large rest.
 
-    Budget, channel multiple, growth and, if they are not given, measures are those of ``config``.
+    Budget, channel multiple and, if they are not given, measures are those of ``config``.
 
     Raises:
         InfeasibleBudgetError: if no member meets the budget.
@@ -90,7 +92,7 @@ def fit_to_budget(
     check_known(chain[0], config, measures)
     network, budget = config.network, config.budget
     found = fit_chain(
-        chain, budget, multiple=network.channel_multiple, growth=network.growth,
+        chain, budget, multiple=network.channel_multiple, growth=GROWTH,
         measures=measures, at_full_width=at_full_width,
     )  # fmt: skip
     say_rest(chain[0], found, config, measures)
@@ -102,13 +104,86 @@ def say_rest(
 ) -> None:
     """Say what of a budget a network leaves since it may not be wider, if that is much."""
     budget, network = config.budget, config.network
-    widest = with_width(base, network.growth, network.channel_multiple).skeleton.channels
+    widest = with_width(base, GROWTH, network.channel_multiple).skeleton.channels
     if not budget.bounds or found.skeleton.channels != widest:
         return
     if (use := budget.used_by(found, measures)) < LEAST_USE:
         name, bound = budget.leading, budget.bounds[budget.leading]
         logger.warning(
             "budget.%s %s is not used up (%.3g %%): the network is %g times as wide as the "
-            "supernet, the most that network.growth allows; raise network.channels, or lower the "
-            "budget", name, f"{bound:.6g}", 100 * use, network.growth,
+            "supernet, the most that is allowed; raise network.channels, or lower the budget",
+            name, f"{bound:.6g}", 100 * use, GROWTH,
         )  # fmt: skip
+
+
+class TransferError(ValueError):
+    """An architecture whose block cannot be put into another network."""
+
+
+def transfer(architecture: Architecture, skeleton: Skeleton) -> Architecture:
+    """Put the block of an architecture at every place of another skeleton.
+
+    A reduction block of the result has each convolution that any reduction block of the source
+    has kept, or both if the source has none.
+
+    Args:
+        architecture: one whose blocks are all the same, as the share space gives.
+        skeleton: stem, stages, channels and head of the network wanted.
+
+    Raises:
+        TransferError: if the blocks differ, or are empty.
+
+    Example:
+        >>> from dsonas.graph.spaces import cifar_space, imagenet_space
+        >>> found = cifar_space(channels=8, blocks=(1, 1)).complete()
+        >>> larger = transfer(found, imagenet_space(channels=8).skeleton)
+        >>> len(larger.blocks), set(larger.blocks) == set(found.blocks)
+        (23, True)
+
+    Source: arXiv 1811.01567, the network "DSO-NAS-share" found on CIFAR-10 and used on ImageNet.
+    """
+    blocks = {graph.clean() for graph in architecture.blocks}
+    if len(blocks) > 1:
+        raise TransferError(
+            f"to transfer a block all blocks of the architecture must be the same, got "
+            f"{len(blocks)} different ones: search with --search.space share"
+        )
+    (block,) = blocks
+    if not block.kept_nodes:
+        raise TransferError(
+            "to transfer a block it must have at least one operation, got none: give another "
+            "architecture"
+        )
+    kept = tuple(any(flags) for flags in zip(*architecture.reductions, strict=True))
+    return Architecture(
+        skeleton,
+        (block,) * skeleton.num_blocks,
+        (kept or (True,) * len(REDUCTION_OPERATIONS),) * (len(skeleton.blocks) - 1),
+        "share",
+    )
+
+
+def transferred(
+    architecture: Architecture,
+    config: RunConfig,
+    data: ImageData,
+    measures: Measures,
+    held: Architecture | None = None,
+) -> Architecture:
+    """Make the network that ``network.transfer`` asks for; its width meets the budget.
+
+    A run that goes on is about the architecture ``held``, whose width stays: a latency that is
+    measured again would lead to another one.
+
+    Raises:
+        TransferError: if the block cannot be transferred.
+        InfeasibleBudgetError: if the fewest channels are too much already.
+    """
+    whole = transfer(architecture, config.space(data).skeleton)
+    if held is not None and held.with_channels(whole.skeleton.channels) == whole:
+        return held
+    network = config.network
+    options = {"multiple": network.channel_multiple, "growth": GROWTH}
+    found = fit_width(whole, config.budget, measures=measures, **options)
+    say_rest(whole, found, config, measures)
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from dsonas.cost import (
 from dsonas.data import ImageData, load_data
 from dsonas.graph import Architecture, SearchSpace, draw_architecture
 from dsonas.nn import AuxiliaryHead, Network
-from dsonas.run.classify import class_metrics, predictions_csv
 from dsonas.run.console import Reporter, readable_count
 from dsonas.run.fitting import (
     check_known,
@@ -30,8 +29,14 @@ from dsonas.run.fitting import (
     parts_table,
     run_measures,
 )
+from dsonas.run.measuring import (
+    check_fits,
+    class_metrics,
+    held_out_batches,
+    predictions_csv,
+    training_batches,
+)
 from dsonas.run.network_files import Shape
-from dsonas.run.run_batches import held_out_batches, test_data, training_batches
 from dsonas.run.run_config import RunConfig
 from dsonas.run.runs import Preprocessing, RunError, RunFolder, versions
 from dsonas.run.tracking import Tracking
@@ -291,6 +296,7 @@ class Job:
             "train_seconds": round(seconds.get("train", 0), 3),
             "seed": self.config.seed,
             "skipped_images": len(self.data.skipped),
+            **({"shards": shards} if (shards := self.data.shards) else {}),
             "device": str(self.engine.device),
             "threads": torch.get_num_threads(),
             "processes": self.world.size,
@@ -303,51 +309,3 @@ class Job:
         self.folder.write("predictions.csv", predictions_csv(outcome, self.data))
         self.folder.write_metrics(metrics)
         return metrics
-
-
-def evaluate_run(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
-    """Measure a finished network on the test images of its data set; see ``class_metrics``.
-
-    Raises:
-        RunError: if the network is not for these images.
-    """
-    engine, data = Engine(config.engine), test_data(folder, config.data, config.seed)
-    network, data = place_network(folder, data, engine)
-    found = classify(network, held_out_batches(data, engine), engine)
-    measured = {"test_error": round(found.error, 6), "test_loss": round(found.loss, 6)}
-    return {**measured, **class_metrics(found, data.class_names)}
-
-
-def place_network(
-    folder: RunFolder, data: ImageData, engine: Engine
-) -> tuple[nn.Module, ImageData]:
-    """Put a finished network on its device; returns it with the data normalised as it expects.
-
-    Raises:
-        RunError: if the network is not for these images.
-    """
-    network, preprocessing, shape = folder.load_network()
-    if preprocessing.class_names != data.class_names:
-        raise RunError(
-            f"the network of {folder.path} knows the classes {preprocessing.class_names}, "
-            f"the data set has {data.class_names}: give the data set it was trained on"
-        )
-    check_fits(shape, data)
-    engine.place(network)
-    # as in training, even if the folder's training images have changed since
-    return network, replace(data, mean=preprocessing.mean, std=preprocessing.std)
-
-
-def check_fits(wanted: Shape, data: ImageData) -> None:
-    """Refuse a network that is not for images and classes like those of a data set.
-
-    Raises:
-        RunError: if size, channels or classes differ.
-    """
-    given = Shape.of(data)
-    if wanted != given:
-        raise RunError(
-            f"the architecture is for images of {wanted[0]} pixels, {wanted[1]} channels and "
-            f"{wanted[2]} classes, the data set has {given[0]}, {given[1]} and {given[2]}: "
-            "give the data set it was found on, or set data.image_size or data.color"
-        )

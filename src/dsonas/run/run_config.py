@@ -9,7 +9,6 @@ from typing import Any, Literal
 from dsonas._utils import (
     STAGES,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     absolute_place,
     check_settings,
@@ -29,6 +28,7 @@ from dsonas.search import PretrainConfig, SearchConfig
 from dsonas.train import EngineConfig, TrainConfig
 
 IMAGENET_STEM_FROM = 96
+GROWTH = 4.0  # channels of a final network over those of its supernet, at most
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 _NEVER_FIXED = (
     "engine.device",
@@ -45,7 +45,6 @@ _FIRST_USE = {
     "engine.latency_table": "search",
     "train": "train",
     "data.cutout": "train",
-    "network.growth": "train",
     "architecture": "train",
 }
 RENAMED: dict[str, str] = {  # former settings: their names now, or what to do instead
@@ -57,6 +56,7 @@ RENAMED: dict[str, str] = {  # former settings: their names now, or what to do i
     "data.crop_area": "is data.augment now: crop is the ImageNet recipe",
     "data.jitter": "is data.augment now: crop is the ImageNet recipe",
     "data.memory_limit": "is fixed now: leave it out, folders beyond 2 GiB are streamed",
+    "network.growth": "is fixed at 4 now: leave it out, raise network.channels for more",
     "pretrain.weight_decay": "is search.weight_decay now, for steps 1 and 2",
     "search.structure": "search.keep_cost",
     "search.connections": "search.keep_connections",
@@ -139,8 +139,6 @@ class NetworkConfig:
             then doubles from stage to stage; >= 1; multiples of 8 are fastest.
         channel_multiple: channels of the final network are multiples of it, >= 1; 8 runs faster
             on CPUs, 1 fits a budget closest.
-        growth: channels of the final network over those of the supernet, at most, > 0: a budget
-            far above the supernet's cost is not used up.
         stem: ``cifar`` (keeps the resolution), ``imagenet`` (quarters it), or ``auto``: imagenet
             for images of 96 pixels and more.
         transfer: for ``dsonas train --architecture``: put the block of that architecture, found on
@@ -158,7 +156,6 @@ class NetworkConfig:
     blocks: tuple[PositiveInt, ...] = (1, 1, 1)
     channels: PositiveInt | tuple[PositiveInt, ...] = 16
     channel_multiple: PositiveInt = 1
-    growth: PositiveFloat = 4.0
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     transfer: bool = False
     supernet: str | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import errno
 import io
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 from torch import nn
 
-from dsonas._utils import STAGES, is_imported, readable_json, write_atomically
+from dsonas._utils import STAGES, is_imported, read_json, readable_json, write_atomically
 from dsonas.cost import chain_from_json, is_chain
 from dsonas.data import Split
 from dsonas.graph import Architecture, ArchitectureError, BlockGraph
@@ -32,17 +31,16 @@ from dsonas.run.network_files import (
     read_network,
     write_weights,
 )
-from dsonas.run.own_space import (
+from dsonas.run.user_models import (
     CHOICES_FILE,
     SOURCE_FILE,
     OwnModel,
     OwnSpace,
     choices_from_json,
+    named_model,
 )
-from dsonas.run.stage_checkpoints import StageCheckpoints
-from dsonas.run.trained_model import named_model
 from dsonas.sparse import load_model
-from dsonas.train import Row
+from dsonas.train import Row, StageCheckpoints
 
 STUDY_FILES = ("attempts.json", "given.json", "lock", "output.txt", "task.json")  # of a job
 JOBS_FILE = "jobs.json"  # of a study
@@ -340,12 +338,15 @@ class RunFolder:
         Raises:
             RunError: if it is damaged.
         """
+        return self._metrics_with("test_error")
+
+    def _metrics_with(self, *names: str) -> dict[str, Any] | None:
         path = self.path / "metrics.json"
-        try:
-            found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        except (ValueError, RecursionError):
-            found = {}
-        if found is not None and not _has_numbers(found, ("test_error",)):
+        if not path.exists():
+            return None
+        found = read_json(path)
+        numbers = found if isinstance(found, dict) else {}
+        if not all(isinstance(numbers.get(name), int | float) for name in names):
             raise RunError(f"{path} is damaged: delete it and repeat the command")
         return found
 
@@ -356,10 +357,7 @@ class RunFolder:
         Raises:
             RunError: if one is missing.
         """
-        if self.metrics and not _has_numbers(self.metrics, SUMMARY):
-            path = self.path / "metrics.json"
-            raise RunError(f"{path} is damaged: delete it and repeat the command")
-        return self.metrics
+        return self._metrics_with(*SUMMARY)
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write ``metrics.json``: the last file of a run, so its presence means finished."""
@@ -428,21 +426,13 @@ def compressed_from_json(path: Path) -> dict[str, Any]:
     Raises:
         RunError: if it is something else.
     """
-    value: Any = None
-    with suppress(ValueError, RecursionError):
-        value = json.loads(path.read_text(encoding="utf-8"))
+    value = read_json(path)
     left = value.get("left") if isinstance(value, dict) else None
     rows = left.values() if isinstance(left, dict) else [None]
     counted = all(isinstance(row, list) and list(map(type, row)) == [int, int] for row in rows)
     if not counted or not isinstance(value.get("model"), str):
         raise RunError(f"{path} must hold a model and what is left of it: repeat the command")
     return value
-
-
-def _has_numbers(value: Any, names: Sequence[str]) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(value.get(name), int | float) for name in names
-    )
 
 
 def load_architecture(path: str | Path) -> Architecture:

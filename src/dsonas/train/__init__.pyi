@@ -1,4 +1,8 @@
-from .checkpoints import CheckpointError as CheckpointError, CheckpointFolder as CheckpointFolder
+from .checkpoints import (
+    CheckpointError as CheckpointError,
+    CheckpointFolder as CheckpointFolder,
+    StageCheckpoints as StageCheckpoints,
+)
 from .engine import Engine as Engine, EngineConfig as EngineConfig
 from .graphs import WARM as WARM
 from .loop import (

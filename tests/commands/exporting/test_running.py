@@ -19,7 +19,7 @@ from torch import nn
 from dsonas.commands.exporting import ExportError, export_run, formats, running
 from dsonas.data import load_images, plain_name
 from dsonas.graph.architecture import Architecture, Skeleton
-from dsonas.run.classify import predict_images
+from dsonas.run.measuring import predict_images
 from dsonas.run.runs import RunError, RunFolder
 from helpers.builders import random_architecture
 

@@ -328,8 +328,8 @@ all training images, and count as they are at the end; nothing is chosen by the 
     failed = [f"- failed: {name}: {reason}" for name, reason in value["failed"].items()]
     ranks = [_rank_line(entry) for entry in value["budgets"]]
     wide = [
-        f"- {value['widest']} of {len(value['networks'])} networks are as wide as network.growth "
-        "allows, so they may cost less than their budget: raise it, or lower the budget"
+        f"- {value['widest']} of {len(value['networks'])} networks are as wide as may be, so "
+        "they may cost less than their budget: raise network.channels, or lower the budget"
     ]
     wide = wide if value["widest"] else []
     lines = [title, *rows, "", _NOTE, "", *ranks, *wide, *_costs(value["cost"]), machine, *failed]

@@ -28,7 +28,7 @@ from dsonas.cost import (
 )
 from dsonas.data import ImageData
 from dsonas.graph import SHARINGS, Architecture, SearchSpace
-from dsonas.run import RunConfig, fitting_batch, part_sizes
+from dsonas.run import GROWTH, RunConfig, fitting_batch, part_sizes
 from dsonas.search import (
     HAND_MADE,
     alternation,
@@ -167,7 +167,7 @@ class Study:
         }
         self.supernet = next(iter(self.spaces.values())).complete()
         network = config.run.network  # the supernet as wide as a network may become
-        self.widest = with_width(self.supernet, network.growth, network.channel_multiple)
+        self.widest = with_width(self.supernet, GROWTH, network.channel_multiple)
         self.fit = cache(self._fit)
 
     def space_config(self, space: str) -> RunConfig:
@@ -178,7 +178,7 @@ class Study:
     def _fit(self, architecture: Architecture, budget: Budget) -> Architecture:
         """Bring an architecture to a budget, as the result of a search."""
         network = self.config.run.network
-        options = {"multiple": network.channel_multiple, "growth": network.growth}
+        options = {"multiple": network.channel_multiple, "growth": GROWTH}
         return fit_chain([architecture], budget, **options)
 
     def meets(self, architecture: Architecture, *budgets: Budget) -> bool:

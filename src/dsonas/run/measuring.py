@@ -1,17 +1,129 @@
-"""What a finished network makes of image files, and of its test images."""
+"""A network and images: the batches of a run, and what a finished network makes of images."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
+from torch import nn
 
-from dsonas.data import ImageData, list_files, load_images
+from dsonas._utils import derive_seed
+from dsonas.data import (
+    Batches,
+    DataConfig,
+    ImageData,
+    ImageSet,
+    list_files,
+    load_images,
+    load_test,
+)
+from dsonas.run.network_files import RunError, Shape
+from dsonas.run.run_config import RunConfig
 from dsonas.run.runs import RunFolder
-from dsonas.train import Engine, EngineConfig, Outcome
+from dsonas.train import Engine, EngineConfig, Outcome, classify
+
+EVALUATION_BATCH = 250
+
+
+def training_batches(data: ImageData, engine: Engine, config: RunConfig) -> Batches:
+    """All training images as step 3 sees them, in an order fixed by the seed."""
+    return Batches(
+        data.train,
+        data,
+        batch_size=config.train.batch_size,
+        augmentation=data.train_augmentation,
+        shuffle=True,
+        drop_last=True,
+        seed=derive_seed(config.seed, "train"),
+        device=engine.device,
+        workers=config.data.workers,
+        share=engine.processes.share,
+    )
+
+
+def test_data(folder: RunFolder, config: DataConfig, seed: int) -> ImageData:
+    """Load the images that measure the network of a finished run, as it expects them.
+
+    Of an image folder these are the test images of the run, by its ``split.csv``; that shards are
+    not those of the run is said; see ``load_test``. Class names are those of the network.
+
+    Raises:
+        ValueError: if the network or the images cannot be had; the message says why.
+    """
+    _, preprocessing, shape = folder.load_network()
+    known = {"class_names": preprocessing.class_names, **preprocessing.pixels(shape)}
+    shards = (folder.metrics or {}).get("shards")
+    return load_test(config, seed, split=folder.split, shards=shards, **known)
+
+
+def held_out_batches(
+    data: ImageData, engine: Engine, workers: int = 0, images: ImageSet | None = None
+) -> Batches:
+    """The test images in order, or others."""
+    return Batches(
+        data.test if images is None else images,
+        data,
+        batch_size=EVALUATION_BATCH,
+        augmentation=None,
+        shuffle=False,
+        drop_last=False,
+        seed=0,
+        device=engine.device,
+        workers=workers,
+        share=engine.processes.share,
+    )
+
+
+def evaluate_run(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
+    """Measure a finished network on the test images of its data set; see ``class_metrics``.
+
+    Raises:
+        RunError: if the network is not for these images.
+    """
+    engine, data = Engine(config.engine), test_data(folder, config.data, config.seed)
+    network, data = place_network(folder, data, engine)
+    found = classify(network, held_out_batches(data, engine), engine)
+    measured = {"test_error": round(found.error, 6), "test_loss": round(found.loss, 6)}
+    return {**measured, **class_metrics(found, data.class_names)}
+
+
+def place_network(
+    folder: RunFolder, data: ImageData, engine: Engine
+) -> tuple[nn.Module, ImageData]:
+    """Put a finished network on its device; returns it with the data normalised as it expects.
+
+    Raises:
+        RunError: if the network is not for these images.
+    """
+    network, preprocessing, shape = folder.load_network()
+    if preprocessing.class_names != data.class_names:
+        raise RunError(
+            f"the network of {folder.path} knows the classes {preprocessing.class_names}, "
+            f"the data set has {data.class_names}: give the data set it was trained on"
+        )
+    check_fits(shape, data)
+    engine.place(network)
+    # as in training, even if the folder's training images have changed since
+    return network, replace(data, mean=preprocessing.mean, std=preprocessing.std)
+
+
+def check_fits(wanted: Shape, data: ImageData) -> None:
+    """Refuse a network that is not for images and classes like those of a data set.
+
+    Raises:
+        RunError: if size, channels or classes differ.
+    """
+    given = Shape.of(data)
+    if wanted != given:
+        raise RunError(
+            f"the architecture is for images of {wanted[0]} pixels, {wanted[1]} channels and "
+            f"{wanted[2]} classes, the data set has {given[0]}, {given[1]} and {given[2]}: "
+            "give the data set it was found on, or set data.image_size or data.color"
+        )
 
 
 class Prediction(NamedTuple):
