@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torchvision import datasets
-from torchvision.transforms.v2 import functional as transforms
 
 from dsonas._utils import derive_seed
 
@@ -127,10 +126,8 @@ def _read_idx(path: Path, num_dimensions: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(sizes).copy()
 
 
-def _read_cifar(
-    reader: Callable[..., datasets.CIFAR10], statistics: Statistics, config: DataConfig, seed: int
-) -> SourceData:
-    train, test = (_open_cifar(reader, config, train=part) for part in (True, False))
+def _read_cifar(kind: str, statistics: Statistics, config: DataConfig, seed: int) -> SourceData:
+    train, test = (_open_cifar(kind, config, train=part) for part in (True, False))
     source = SourceData(
         train=_cifar_images(train.data, train.targets),
         test=_cifar_images(test.data, test.targets),
@@ -141,25 +138,24 @@ def _read_cifar(
     return _adapt(source, config, seed)
 
 
-def _open_cifar(
-    reader: Callable[..., datasets.CIFAR10], config: DataConfig, *, train: bool
-) -> datasets.CIFAR10:
-    roots = _data_roots(config)
+def _open_cifar(kind: str, config: DataConfig, *, train: bool) -> Any:
+    from torchvision import datasets  # a second, for this only
+
+    reader, roots = getattr(datasets, kind), _data_roots(config)
     for root in roots:
         try:
             return reader(root, train=train, download=False)
         except RuntimeError:  # torchvision: files missing, or their checksums are wrong
             continue
-    folder = getattr(reader, "base_folder", "")
     raise DataError(
         f"{config.source} not found, or damaged, in {', '.join(map(str, roots))}: download "
-        f"{getattr(reader, 'url', '')} and unpack it with `tar -xf` so that the folder "
-        f"{roots[0] / folder} exists"
+        f"{reader.url} and unpack it with `tar -xf` so that the folder "
+        f"{roots[0] / reader.base_folder} exists"
     )
 
 
-read_cifar10 = partial(_read_cifar, datasets.CIFAR10, CIFAR10_STATISTICS)
-read_cifar100 = partial(_read_cifar, datasets.CIFAR100, CIFAR100_STATISTICS)
+read_cifar10 = partial(_read_cifar, "CIFAR10", CIFAR10_STATISTICS)
+read_cifar100 = partial(_read_cifar, "CIFAR100", CIFAR100_STATISTICS)
 
 
 def _cifar_images(pixels: np.ndarray, labels: Sequence[int]) -> TensorImages:
@@ -195,6 +191,8 @@ def _adapt(source: SourceData, config: DataConfig, seed: int) -> SourceData:
 def _convert(images: ImageSet, size: int, to_grey: bool) -> ImageSet:
     if images.image_shape[1:] == (size, size) and not to_grey:
         return images
+    from torchvision.transforms.v2 import functional as transforms  # a second, for this only
+
     channels = 1 if to_grey else images.image_shape[0]
     converted = torch.empty(len(images), channels, size, size, dtype=torch.uint8)
     for chunk in torch.arange(len(images)).split(_CHUNK):

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import stochastic_depth
 
 from dsonas.graph import REDUCTION_OPERATIONS, BlockGraph
 from dsonas.nn.cpu.batchnorm import BatchNorm
@@ -224,7 +223,11 @@ class Block(nn.Module):
     ) -> Tensor:
         if factors is not None:
             x = x * factors[self.positions[source, target]]
-        return stochastic_depth(x, drop_path, "row", True) if drop_path > 0 else x
+        if drop_path > 0:
+            from torchvision.ops import stochastic_depth  # a second, for this only
+
+            x = stochastic_depth(x, drop_path, "row", True)
+        return x
 
 
 class ReductionBlock(nn.Module):

@@ -39,7 +39,6 @@ from dsonas.run.user_models import (
     choices_from_json,
     named_model,
 )
-from dsonas.sparse import load_model
 from dsonas.train import Row, StageCheckpoints
 
 STUDY_FILES = ("attempts.json", "given.json", "lock", "output.txt", "task.json")  # of a job
@@ -400,6 +399,8 @@ class RunFolder:
 
             return read_network(path, final)
         if (self.path / COMPRESSED_FILE).exists():
+            from dsonas.sparse import load_model  # a second, for this only
+
             model = named_model(compressed_from_json(self.path / COMPRESSED_FILE)["model"])
             if isinstance(model, OwnModel):
                 model = OwnModel(self._require_imported(MODEL_SOURCE), model.function)

@@ -14,7 +14,6 @@ from pickle import UnpicklingError
 from typing import Any, ClassVar, Self
 
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -225,6 +224,8 @@ class LibraryModel:
                 raise self._error("needs timm: python -m pip install timm") from None
             names = library.list_models()
         else:
+            import torchvision  # a second, for this only
+
             library = torchvision.models
             names = library.list_models(module=library)
         if self.name not in names:
