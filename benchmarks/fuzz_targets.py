@@ -71,7 +71,7 @@ def command(*arguments: str, codes: tuple[int, ...] = (0, 2)) -> int:
 def work(name: str, *arguments: str, codes: tuple[int, ...] = (0, 2)) -> int:
     """A command that works in the folder ``out``, up to its first step."""
     shutil.rmtree("out", ignore_errors=True)
-    with mock.patch("dsonas.commands.commands._do_steps", _instead):
+    with mock.patch("dsonas.commands.working._do_steps", _instead):
         return command(name, *arguments, "--out", "out", codes=codes)
 
 
@@ -149,7 +149,7 @@ def check_folder(case: tuple[str, bytes]) -> None:
     command("evaluate", "--run", "out")
     command("predict", "--run", "out", "images/a/0.png")
     command("report", "out", "--no_images")
-    with mock.patch("dsonas.commands.commands._do_steps", _instead):
+    with mock.patch("dsonas.commands.working._do_steps", _instead):
         command("run", *TINY, "--out", "out")
 
 

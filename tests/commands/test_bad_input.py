@@ -118,7 +118,7 @@ def test_a_binary_config_file_is_refused(dsonas, tmp_path):
 
 
 def test_an_unknown_command_is_refused(dsonas):
-    check_refused(dsonas("serach"), "command must be one of run, search", "'serach'")
+    check_refused(dsonas("serach"), "command must be one of check, run, search", "'serach'")
 
 
 def test_arguments_and_places_of_data_are_named(dsonas, tmp_path):

@@ -44,6 +44,13 @@ def test_a_value_is_described_by_its_kind(dsonas):
         assert f"  {line}" in text
 
 
+def test_the_defaults_of_evaluate_are_those_of_the_run(dsonas):
+    text = " ".join(dsonas("evaluate", "--help").out.split())
+    options = re.findall(r"--((?:data|engine)\.\w+) .*?\[([^]]*)\](?= --|$| engine)", text)
+    assert len(options) == 9
+    assert {default for _, default in options} == {"that of the run"}
+
+
 def test_the_overview_lists_every_command_and_recipe(dsonas):
     text = dsonas("--help").out
     for command in COMMANDS:

@@ -207,6 +207,15 @@ def test_evaluate_refuses_what_would_change_nothing(dsonas, grey, option, rule):
         assert rule in ended.err
 
 
+def test_evaluate_reads_the_network_once(dsonas, grey, monkeypatch):
+    from dsonas.run.runs import RunFolder
+
+    read, calls = RunFolder.load_network, []
+    monkeypatch.setattr(RunFolder, "load_network", lambda run: calls.append(run) or read(run))
+    assert dsonas("evaluate", "--run", grey[1]).code == 0
+    assert len(calls) == 1
+
+
 def test_evaluate_takes_the_options_of_the_run(dsonas, grey):
     options = ["--data.name", f"folder:{grey[0]}", "--data.image_size", 8, "--data.color", "grey",
                "--data.fit", "crop", "--data.test", 0.2, "--data.val", 0]  # fmt: skip

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import dsonas
-from dsonas.commands import cli, configuring, importing
+from dsonas.commands import cli, configuring
 from dsonas.nn import operations
 from helpers.pages import BLOCK, PAGES, ROOT, Block, arguments, blocks, commands
 from helpers.run_folders import make_folder
@@ -92,7 +92,7 @@ def _compiled(block: Block, page: Path) -> Any:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(importing, "import_file", lambda *_: None)  # files of the reader
+    monkeypatch.setattr(configuring, "import_file", lambda *_: None)  # files of the reader
     real_read = configuring.read_settings
     monkeypatch.setattr(
         configuring,

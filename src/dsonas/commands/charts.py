@@ -317,6 +317,20 @@ def text_of(value: float, kind: str) -> str:
     return f"{value:.0f}" if kind == "whole" else f"{value:.3g}{' %' if kind == 'percent' else ''}"
 
 
+def readable_time(seconds: float) -> str:
+    """Write a time in the units that one would say.
+
+    Example:
+        >>> readable_time(4.26), readable_time(75), readable_time(3171), readable_time(90000)
+        ('4.3 s', '75 s', '53 min', '25 h')
+    """
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.6 * size:
+            value = seconds / size
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
 def percent(share: float) -> str:
     """Write a share of 1 in percent: 0.974 as 97 %, and 0.004 as 0.4 %."""
     return f"{100 * share:.0f} %" if share == 0 or share >= 0.0095 else f"{100 * share:.1g} %"

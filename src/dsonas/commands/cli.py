@@ -9,29 +9,36 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from io import TextIOWrapper
 
 from dsonas.run import StopSignal, recipe_names
 from dsonas.train import current_world, require_single
 
+COMMANDS = {  # where the function stands that does it, and what it does
+    "check": ("image_folders", "what a folder of images holds, and which settings suit it"),
+    "run": ("working", "search, fit to the budget, train and measure: the whole job"),
+    "search": ("working", "steps 1 and 2: pretrain the supernet and search it"),
+    "train": ("working", "step 3: train an architecture file"),
+    "compress": ("working", "bring a trained model of your own to a budget, and train it on"),
+    "evaluate": ("finished", "measure a finished run on its test images"),
+    "predict": ("finished", "classify image files with a finished run"),
+    "report": ("report.page", "one HTML file to look at: network, curves, errors, cost; or several "
+               "runs"),
+    "export": ("exporting.running", "write ONNX, torch.export and plain Python files of a finished "
+               "run"),
+    "compare": ("compare_command", "searched against random and hand-made networks, at equal cost"),
+    "plan": ("forecast", "steps, work, memory and time of a run before it starts"),
+    "latency": ("latency_command", "a table of this device's latencies, for a search on another "
+                "machine"),
+    "shards": ("image_folders", "write an image folder as webdataset shards, to be streamed"),
+}  # fmt: skip
 USAGE = """\
 usage: dsonas COMMAND [OPTIONS]
 
 Find a compact network for your own images in one training run.
 
-  check      what a folder of images holds, and which settings suit it
-  run        search, fit to the budget, train and measure: the whole job
-  search     steps 1 and 2: pretrain the supernet and search it
-  train      step 3: train an architecture file
-  compress   bring a trained model of your own to a budget, and train it on
-  evaluate   measure a finished run on its test images
-  predict    classify image files with a finished run
-  report     one HTML file to look at: network, curves, errors, cost; or several runs
-  export     write ONNX, torch.export and plain Python files of a finished run
-  compare    searched against random and hand-made networks, at equal cost
-  plan       steps, work, memory and time of a run before it starts
-  latency    a table of this device's latencies, for a search on another machine
-  shards     write an image folder as webdataset shards, to be streamed
+{commands}
 
 `dsonas COMMAND --help` tells its options. Start with:
 
@@ -41,10 +48,6 @@ Find a compact network for your own images in one training run.
 {recipes}
 Exit codes: 0 done, 2 bad input, 130 interrupted, 143 terminated
 """
-COMMANDS = (
-    "run", "search", "train", "compress", "evaluate", "predict", "report", "export", "shards",
-    "compare", "plan", "latency", "check",
-)  # fmt: skip
 TOGETHER = ("run", "search", "train")  # several processes can do
 _OUT_OF_MEMORY = re.compile("memory|Storage size")  # as torch puts it
 _DEAD_WORKER = "DataLoader worker"  # likewise, at any moment: a signal tells it
@@ -81,8 +84,9 @@ def _answer(arguments: list[str]) -> int:
     """Do what is asked for: say something about the program, or run a command."""
     if not arguments or arguments[0] in ("-h", "--help"):
         known = "Recipes for --config: " + ", ".join(recipe_names())
-        lines = textwrap.fill(known, 88, subsequent_indent="  ", break_on_hyphens=False)
-        print(USAGE.format(recipes=lines), end="")
+        recipes = textwrap.fill(known, 88, subsequent_indent="  ", break_on_hyphens=False)
+        commands = "\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
+        print(USAGE.format(commands=commands, recipes=recipes), end="")
         return EXIT_DONE
     if arguments[0] == "--version":
         from dsonas import __version__
@@ -110,13 +114,15 @@ def _guarded(command: str, arguments: list[str], stop: StopSignal) -> int:
         if not world.is_first:  # which says what all find; damaged images are found by some
             logging.getLogger("dsonas").setLevel(logging.ERROR)
             logging.getLogger("dsonas.data.images").setLevel(logging.WARNING)
-        from dsonas.commands.commands import COMMANDS as FUNCTIONS  # takes seconds
-
-        return FUNCTIONS[command](command, arguments, stop)
+        module = import_module(f"dsonas.commands.{COMMANDS[command][0]}")  # takes seconds
+        return getattr(module, command)(command, arguments, stop)
     except SystemExit as end:  # --help and --print_config
         return int(end.code or 0)
     except KeyboardInterrupt:
-        return _interrupted(command, stop)
+        goes_on = "at once; the same command goes on from the last checkpoint, if there is one"
+        hint = f" {goes_on}" if command in (*TOGETHER, "compress") else ""
+        print(f"dsonas: interrupted{hint}", file=sys.stderr)
+        return stop.exit_code
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -148,11 +154,3 @@ def _shortage(error: RuntimeError | MemoryError) -> str | None:
 def _complain(message: str) -> int:
     print(f"dsonas: error: {' '.join(message.split())}", file=sys.stderr)
     return EXIT_BAD_INPUT
-
-
-def _interrupted(command: str, stop: StopSignal) -> int:
-    hint = ""
-    if command in (*TOGETHER, "compress"):
-        hint = " at once; the same command goes on from the last checkpoint, if there is one"
-    print(f"dsonas: interrupted{hint}", file=sys.stderr)
-    return stop.exit_code

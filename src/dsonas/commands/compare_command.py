@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
-from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,27 +11,25 @@ from rich.console import Console
 
 from dsonas._utils import write_atomically
 from dsonas.commands.charts import ReportError
-from dsonas.commands.comparison.jobs import JobsConfig, Pool, Unit, read_json, to_json
-from dsonas.commands.comparison.plot import svg
-from dsonas.commands.comparison.results import comparison, markdown
+from dsonas.commands.comparison.jobs import JobsConfig, Pool, read_json, to_json
+from dsonas.commands.comparison.results import comparison, markdown, svg
 from dsonas.commands.comparison.single_job import begin, do_job, read_task
 from dsonas.commands.comparison.study import Study, StudyConfig
 from dsonas.commands.configuring import (
     GROUPS,
+    IMPORT,
     OptionParser,
     config_parser,
     parse,
     run_name,
+    stored_config,
     to_config,
     to_yaml,
 )
-from dsonas.commands.importing import OPTION as IMPORT
 from dsonas.cost import Budget
-from dsonas.data import ImageData
 from dsonas.run import (
     Job,
     Reporter,
-    RunConfig,
     RunError,
     RunFolder,
     StopSignal,
@@ -42,20 +38,24 @@ from dsonas.run import (
 )
 
 DESCRIPTION = (
-    "Compare searched networks with random ones, a random search of equal cost and plain\n"
-    "hand-made ones, all trained alike; writes compare.json, compare.md and compare.svg. A study\n"
-    "is many jobs, each a process with one thread. The same command on the same folder resumes."
+    "Compare searched networks with random ones, a random search of equal cost and plain hand-made "
+    "ones, all trained alike; writes compare.json, compare.md and compare.svg. A study is many "
+    "jobs, each a process with one thread. The same command on the same folder resumes."
 )
 _OPTIONS = {
-    "--budgets": (str, "bounds on the multiply-adds, such as 1M,3M (default --budget.macs)"),
-    "--spaces": (str, "share, full or both: share,full (default that of --search.space)"),
-    "--hand_made": (int, "trainings of each hand-made network (default as many as searches)"),
-    "--trial_epochs": (int, "epochs of a random search's trials (default 1/5 of train.epochs)"),
-    "--jobs.number --processes": (int, "jobs at a time (default one for each core)"),
-    "--jobs.backend": (str, "loky, this machine, or ray or dask, a cluster (default loky)"),
-    "--jobs.address": (str, "of the cluster (default RAY_ADDRESS or DASK_SCHEDULER_ADDRESS)"),
-    "--job": (str, "do one job of the study in --out, in this process; a study calls this"),
-}
+    "--budgets": (str, "A,B,...",
+                  "bounds on the multiply-adds, such as 1M,3M (default --budget.macs)"),
+    "--spaces": (str, "A,B", "share, full or both: share,full (default that of --search.space)"),
+    "--hand_made": (int, "N", "trainings of each hand-made network (default as many as searches)"),
+    "--trial_epochs": (int, "N",
+                       "epochs of a random search's trials (default 1/5 of train.epochs)"),
+    "--jobs.number --processes": (int, "N", "jobs at a time (default one for each core)"),
+    "--jobs.backend": (str, "NAME", "loky, this machine, or ray or dask, a cluster (default loky)"),
+    "--jobs.address": (str, "ADDRESS",
+                       "of the cluster (default RAY_ADDRESS or DASK_SCHEDULER_ADDRESS)"),
+    "--job": (str, "NAME",
+              "do one job of the study in --out, in this process; a study calls this"),
+}  # fmt: skip
 _COUNTS = ("seeds", "train_seeds", "random", "random_factors", "random_searches", "held_out")
 
 
@@ -63,19 +63,29 @@ def compare(command: str, arguments: list[str], stop: StopSignal) -> int:
     """Run a study, or one of its jobs, in a folder until done or interrupted."""
     values = parse(_parser(command), arguments)
     path = Path(values.out or f"runs/compare-{run_name(values)}").absolute()
-    imports = _imports(arguments)
+    imports = [f"{IMPORT}={file}" for file in values.get("import") or ()]
     if values.job:
         task = read_task(path, values.job)
-        return do_job(path, task, _stored_run(path), imports, stop)
+        return do_job(path, task, stored_config(path, resumes=True)[0], imports, stop)
     jobs = JobsConfig(**{key: value for key, value in values.jobs.items() if value is not None})
-    study, data = _checked_study(_study_config(values), path)
+    folder, config = RunFolder(path), _study_config(values)
+    folder.require_kind("study")
+    job = Job(config.run, folder, Reporter())
+    for budget in config.budgets:  # every check of a run, with the batches that a run takes
+        job.config = replace(job.config, budget=budget)
+        job.check()
+    run = replace(job.config, budget=config.run.budget)
+    study, split = Study(replace(config, run=run), job.data), job.data.split
     if values.dry_run:
-        print("\n".join(_plan(study.units)))
+        for kind in (*dict.fromkeys(unit.kind for unit in study.units), "all"):
+            works = [unit.work for unit in study.units if kind in (unit.kind, "all")]
+            total = readable_count(sum(works))
+            print(f"{kind:<7} {len(works):>4} jobs  {total} counted multiply-adds")
         return 0
-    with RunFolder(path).lock() as folder:
-        folder.require_images(data.split)
-        if data.split is not None:
-            folder.write("split.csv", data.split.to_csv())
+    with folder.lock():
+        folder.require_images(split)
+        if split is not None:
+            folder.write("split.csv", split.to_csv())
         return _do_study(study, path, jobs, imports, stop)
 
 
@@ -86,11 +96,15 @@ def _do_study(
     _refuse_other_study(path, study.config)
     begin(path, study, to_yaml(study.config.run.groups()))
     stop.wait_for_step()
-    command = [*_program(), "compare", *imports, "--out", str(path), "--job"]
+    # how Python starts this program; a user's script registers its own operations
+    script = Path(sys.argv[0])
+    own = script.suffix == ".py" and script.name != "__main__.py"
+    program = [str(script.absolute())] if own else ["-m", "dsonas"]
 
     def say(text: str) -> None:
         console.print(text, markup=False)
 
+    command = [*program, "compare", *imports, "--out", str(path), "--job"]
     pool = Pool(study.units, path, command, jobs, say)
     interrupted = pool.run(stop)
     value = comparison(study, path, pool.failed)
@@ -118,15 +132,13 @@ def _do_study(
 
 def _parser(command: str) -> OptionParser:
     parser = config_parser(command, DESCRIPTION, GROUPS)
-    for names, (kind, text) in _OPTIONS.items():
-        parser.add_argument(*names.split(), type=kind, default=None, help=text)
+    for names, (kind, metavar, text) in _OPTIONS.items():
+        parser.add_argument(*names.split(), type=kind, default=None, metavar=metavar, help=text)
     others: set[int | str] = {one.name for one in fields(StudyConfig) if one.name not in _COUNTS}
     parser.add_class_arguments(StudyConfig, skip=others, as_group=False)
     for action in parser._actions:
-        if action.dest in (*_COUNTS, "hand_made", "trial_epochs", "jobs.number"):
+        if action.dest in _COUNTS:
             action.metavar = "X" if action.dest == "held_out" else "N"
-        if action.dest in ("budgets", "spaces"):
-            action.metavar = "A,B,..." if action.dest == "budgets" else "A,B"
     text = "print the jobs and their counted cost, and end"
     parser.add_argument("--dry_run", action="store_true", help=text)
     return parser
@@ -141,43 +153,13 @@ def _study_config(values: Namespace) -> StudyConfig:
         budgets = [replace(run.budget, macs=text) for text in values.budgets.split(",")]
     fifth = max(1, run.train.epochs // 5)
     return StudyConfig(
-        run=replace(
-            run,
-            budget=Budget(),
-            engine=replace(run.engine, threads=1),
-        ),
+        run=replace(run, budget=Budget(), engine=replace(run.engine, threads=1)),
         budgets=tuple(budgets),
         spaces=tuple(one.strip() for one in (values.spaces or run.search.space).split(",")),
         hand_made=values.seeds if values.hand_made is None else values.hand_made,
         trial_epochs=fifth if values.trial_epochs is None else values.trial_epochs,
         **{name: values[name] for name in _COUNTS},
     )
-
-
-def _checked_study(config: StudyConfig, path: Path) -> tuple[Study, ImageData]:
-    """The study and its data, after every check of a run, with the batches that a run takes."""
-    folder = RunFolder(path)
-    folder.require_kind("study")
-    job = Job(config.run, folder, Reporter())
-    for budget in config.budgets:
-        job.config = replace(job.config, budget=budget)
-        job.check()
-    run = replace(job.config, budget=config.run.budget)
-    return Study(replace(config, run=run), job.data), job.data
-
-
-def _program() -> list[str]:
-    """How Python starts this program; a user's script registers its own operations."""
-    script = Path(sys.argv[0])
-    own = script.suffix == ".py" and script.name != "__main__.py"
-    return [str(script.absolute())] if own else ["-m", "dsonas"]
-
-
-def _imports(arguments: Sequence[str]) -> list[str]:
-    """The options that import own operations, for the jobs."""
-    finder = ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument(IMPORT, action="append", default=[], dest="files")
-    return [f"{IMPORT}={file}" for file in finder.parse_known_args(arguments)[0].files]
 
 
 def _refuse_other_study(path: Path, config: StudyConfig) -> None:
@@ -189,18 +171,7 @@ def _refuse_other_study(path: Path, config: StudyConfig) -> None:
     }
     if (path / "config.yaml").exists():
         stored = read_json(path / "study.json") if (path / "study.json").exists() else {}
-        before = {**_stored_run(path).settings(), **fixed, **stored}
+        before = {**stored_config(path, resumes=True)[0].settings(), **fixed, **stored}
         after = {**config.run.settings(), **fixed}
         RunFolder(path).refuse(changed_settings(before, after, "train"))
     write_atomically(path / "study.json", to_json(fixed))
-
-
-def _stored_run(path: Path) -> RunConfig:
-    return to_config(parse(config_parser("run", "", ()), ["--config", str(path / "config.yaml")]))
-
-
-def _plan(units: Sequence[Unit]) -> Iterator[str]:
-    for kind in (*dict.fromkeys(unit.kind for unit in units), "all"):
-        group = [unit for unit in units if kind in (unit.kind, "all")]
-        work = readable_count(sum(unit.work for unit in group))
-        yield f"{kind:<7} {len(group):>4} jobs  {work} counted multiply-adds"

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._actions import ActionConfigFile
 
-from dsonas._utils import STAGES, BatchSize, NonNegativeInt, PositiveInt, absolute_path, rule_of
-from dsonas.commands.importing import OPTION as IMPORT, ImportFile
+from dsonas._utils import (
+    STAGES,
+    BatchSize,
+    NonNegativeInt,
+    PositiveInt,
+    absolute_path,
+    import_file,
+    rule_of,
+)
 from dsonas.data import short_name
 from dsonas.run import RunConfig, read_settings, renamed, upgraded
 
@@ -33,6 +42,7 @@ _TITLES = {
     "log": "log (where the run is tracked besides its log.csv)",
 }
 SUBJECTS = ("architecture", "model", "weights")  # what a run trains, where it is given
+IMPORT = "--import"
 _NO_SETTINGS = ("help", "print_config", "import", "config", "json")
 
 
@@ -45,20 +55,31 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=34, width=100)
 
 
+class _ImportFile(argparse.Action):
+    """Import a Python file of the user's, which registers own operations."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
+        import_file(Path(value), IMPORT)
+        namespace[self.dest] = [*(namespace.get(self.dest) or ()), value]
+
+
 class OptionParser(ArgumentParser):
     """A parser whose errors are one line, raised as ``UsageError``."""
+
+    default_is = ""  # what the help calls every default of ``RunConfig``, if not by its value
 
     def __init__(self, command: str, usage: str, description: str) -> None:
         super().__init__(
             prog=f"dsonas {command}",
             usage=f"dsonas {command} {usage}",
-            description=description,
+            # a table of its own stays as it is
+            description=description if "\n" in description else fill(description, 96),
             formatter_class=_Help,
             print_config=None,
             allow_abbrev=False,
         )
         text = "import a Python file first, with operations of your own"
-        self.add_argument(IMPORT, action=ImportFile, default=argparse.SUPPRESS, metavar="FILE.py",
+        self.add_argument(IMPORT, action=_ImportFile, default=argparse.SUPPRESS, metavar="FILE.py",
                           help=text)  # fmt: skip
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
@@ -88,7 +109,7 @@ class OptionParser(ArgumentParser):
         """Describe every option in a line or two."""
         for action in self._actions:
             if action.help != argparse.SUPPRESS and (hint := getattr(action, "_typehint", None)):
-                _describe(action, hint)
+                _describe(action, hint, self.default_is)
         return super().format_help()
 
     @property
@@ -172,10 +193,10 @@ def add_groups(parser: OptionParser, names: Sequence[str], shown: Sequence[str])
             action.help = argparse.SUPPRESS
 
 
-def _describe(action: argparse.Action, hint: Any) -> None:
+def _describe(action: argparse.Action, hint: Any, default_is: str) -> None:
     """Its first sentence, what kind of value it takes, and its default."""
     text = re.split(r"(?<!\.)\. ", (action.help or "").replace("``", ""))[0].removesuffix(".")
-    default = action.default
+    default = (action.dest.partition(".")[0] in GROUPS and default_is) or action.default
     if isinstance(default, tuple):
         default = ", ".join(map(str, default))
     elif isinstance(default, bool):
@@ -303,10 +324,5 @@ def to_config(values: Namespace, **others: Any) -> RunConfig:
 
 def to_yaml(settings: Mapping[str, Any]) -> str:
     """Write settings as YAML text that ``--config`` reads."""
-    return yaml.safe_dump(_lists(settings), sort_keys=False)
-
-
-def _lists(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _lists(item) for key, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+    plain = json.loads(json.dumps(settings))  # YAML's lists are no tuples
+    return yaml.safe_dump(plain, sort_keys=False)

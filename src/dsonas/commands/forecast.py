@@ -1,4 +1,4 @@
-"""What a run will take: ten steps of each kind, timed here, times the steps that the run has.
+"""``dsonas plan``: ten steps of each kind, timed here, times the steps that the run has.
 
 The supernet of a search shrinks along the search's own plan. Which operations go is known only
 after the search, so the plan is followed with random scaling factors: its cost is right, its choice
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -24,11 +25,14 @@ import numpy as np
 import torch
 
 from dsonas._utils import STAGES
+from dsonas.commands.charts import readable_time
+from dsonas.commands.configuring import GROUPS, config_parser, parse
+from dsonas.commands.size_options import add_size_options, stated_run
 from dsonas.cost import architecture_cost, check_reachable, distinct, exact_measures, fit_chain
 from dsonas.data import Batches, ImageData
 from dsonas.graph import Architecture
 from dsonas.nn import Network
-from dsonas.run import EVALUATION_BATCH, GROWTH, RunConfig, part_sizes
+from dsonas.run import EVALUATION_BATCH, GROWTH, RunConfig, StopSignal, part_sizes, readable_count
 from dsonas.search import (
     Pretraining,
     Searching,
@@ -47,8 +51,7 @@ DRAWS = 3  # networks that stand for the one that will be found
 FORWARDS = {"weights": 3, "factors": 2, "test": 1}  # a step's work, in forward passes
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A part of a stage."""
 
     stage: str  # ``pretrain``, ``search`` or ``train``
@@ -73,6 +76,73 @@ class Forecast:
     def seconds(self) -> float:
         """Time of the whole run."""
         return sum(line.seconds for line in self.lines)
+
+
+def plan(command: str, arguments: list[str], stop: StopSignal) -> int:
+    """Print the forecast of a run."""
+    parser = config_parser(
+        command,
+        "What a run will take here, before anything is trained: steps, multiply-adds, memory and "
+        "time of every stage. Takes the options of dsonas run. Ten steps of each kind are timed on "
+        "this machine, on random images of the true size (some ten seconds); no image is loaded.",
+        GROUPS,
+    )
+    add_size_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object alone")
+    values = parse(parser, arguments)
+    config, data = stated_run(values)
+    found = forecast(config, data)
+    print(json.dumps(_as_json(found, data)) if values.json else "\n".join(_table(found, data)))
+    return 0
+
+
+def _table(found: Forecast, data: ImageData) -> Iterator[str]:
+    """What is known, the stages with their sum, what had to be assumed."""
+    yield f"data      {data.summary}"
+    yield f"supernet  {_size(found.supernet)}"
+    yield f"network   {_size(found.networks[0])} (assumed for step 3)"
+    yield f"device    {found.device}"
+    yield ""
+    yield _row("stage", "", "steps", "multiply-adds", "peak memory", "time")
+    _, _, steps, macs, memory, seconds = zip(*found.lines, strict=True)
+    total = Line("all", "", sum(steps), sum(macs), max(memory), sum(seconds))
+    for line in [*found.lines, total]:
+        memory = f"{readable_count(line.memory_bytes)}B" if line.memory_bytes else ""
+        counts = str(line.steps), readable_count(line.macs), memory
+        yield _row(line.stage, line.part, *counts, readable_time(line.seconds))
+    yield from (f"note: {note}" for note in found.notes)
+
+
+def _size(architecture: Architecture) -> str:
+    cost = architecture_cost(architecture)
+    return (
+        f"{architecture.num_live} connections, {readable_count(cost.macs)} multiply-adds, "
+        f"{readable_count(cost.params)} parameters"
+    )
+
+
+def _row(stage: str, part: str, *numbers: str) -> str:
+    cells = "{:>10}{:>15}{:>13}{:>10}".format(*numbers)
+    return f"{stage:<9} {part:<13}{cells}"
+
+
+def _as_json(found: Forecast, data: ImageData) -> dict[str, Any]:
+    return {
+        "data": {
+            "num_train": len(data.train),
+            "num_val": len(data.val or ()),
+            "num_test": len(data.test),
+            "image_size": data.image_size,
+            "input_channels": data.input_channels,
+            "num_classes": data.num_classes,
+        },
+        "device": found.device,
+        "supernet": asdict(architecture_cost(found.supernet)),
+        "network": asdict(architecture_cost(found.networks[0])),
+        "notes": found.notes,
+        "lines": [{**line._asdict(), "hours": line.seconds / 3600} for line in found.lines],
+        "hours": found.seconds / 3600,
+    }
 
 
 def forecast(config: RunConfig, data: ImageData) -> Forecast:
@@ -244,8 +314,7 @@ class _Meter:
     def training(self, networks: Sequence[Architecture]) -> list[Line]:
         """Step 3, with the test images: the mean over networks."""
         return [
-            replace(
-                lines[0],
+            lines[0]._replace(
                 macs=round(fmean(line.macs for line in lines)),
                 memory_bytes=max(line.memory_bytes for line in lines),
                 seconds=fmean(line.seconds for line in lines),

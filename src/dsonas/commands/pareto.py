@@ -12,7 +12,6 @@ import json
 from argparse import SUPPRESS
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -44,11 +43,7 @@ COLUMNS: tuple[str, ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class FrontConfig:
-    """What front is asked for.
-
-    Raises:
-        ValueError: if a value breaks its rule.
-    """
+    """What front is asked for."""
 
     points: int  # networks to train, the one for the budget among them, >= 2
     # cost of the last one, in the measure that leads the budget (multiply-adds without one); a
@@ -60,14 +55,10 @@ class FrontConfig:
             raise ValueError(f"pareto must be at least 2 networks, got {self.points}")
 
     def budgets(self, budget: Budget, supernet: Mapping[str, float]) -> list[Budget]:
-        """Budgets in equal ratios up to the largest; all bounds grow alike.
-
-        Args:
-            budget: of the first network; at least one bound.
-            supernet: cost of the complete architecture.
+        """Budgets in equal ratios from the first to the largest; all bounds grow alike.
 
         Raises:
-            ValueError: if there is nothing above the budget.
+            ValueError: if there is nothing above the first budget.
 
         Example:
             >>> found = FrontConfig(points=3).budgets(Budget(macs=1000), {"macs": 4000})
@@ -164,14 +155,20 @@ class Front:
             Interrupted: after saving; a repetition goes on from there.
             RunError: if the folder holds another front, or a training diverges.
         """
-        points, planned, times = [], self._planned(), {}
+        points: list[dict[str, Any]] = []
+        planned, times = self._planned(), {}
         for number, (architecture, budget) in enumerate(planned, 1):
-            name = f"network {number} of {len(planned)}"
-            metrics, path = self._metrics(number, name, architecture, budget)
+            folder = self.folder if number == 1 else self._point_folder(number)
+            if number > 1:
+                folder.require_architecture(architecture)
+            if trains := (metrics := folder.metrics) is None:
+                name = f"network {number} of {len(planned)}"
+                metrics = self._trained(folder, name, architecture, budget)
             kept = {name: metrics[name] for name in COLUMNS if name in metrics}
-            place = str(path.relative_to(self.folder.path))
+            place = str(folder.path.relative_to(self.folder.path))
             points.append({"point": number, "folder": place, **kept})
-            times = self._write(points)
+            if trains or number == len(planned):
+                times = self._write(points)
         self.reporter.say(
             "\n".join(["", *table(points, self.config.budget.leading)])
             + f"\none search and {len(points)} trainings took {times['total_seconds']:.0f} s; with "
@@ -183,41 +180,41 @@ class Front:
         """The networks; written down, since a measured latency would not give the same again."""
         asked = {**vars(self.front), "bounds": self.config.budget.bounds}
         path = self.folder.path / "pareto" / "plan.json"
-        if (planned := _stored_plan(path, asked)) is not None:
-            return planned
-        planned = list(self._fitted().items())
-        for number, (network, _) in enumerate(planned[1:], 2):  # before the old plan is lost
-            self._point_folder(number).require_architecture(network)
-        networks = [
-            {"architecture": network.to_json(), "bounds": budget.bounds}
-            for network, budget in planned
-        ]
-        plan = json.dumps({"asked": asked, "networks": networks})
-        self.folder.write("pareto/plan.json", plan + "\n")
-        return planned
-
-    def _fitted(self) -> dict[Architecture, Budget]:
+        try:
+            plan = json.loads(path.read_text(encoding="utf-8"))
+            if plan["asked"] == asked:
+                return [
+                    (Architecture.from_json(one["architecture"]), Budget(**one["bounds"]))
+                    for one in plan["networks"]
+                ]
+        except FileNotFoundError:
+            pass
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise RunError(f"{path} is damaged: delete it and repeat the command") from None
         found, chain = self.folder.found, load_chain(self.folder.path / "chain.json")
         assert found is not None
-        measures = run_measures(self.config, final_latency(self.config))
-        budget = self.config.budget
+        measures, budget = run_measures(self.config, final_latency(self.config)), self.config.budget
         if not budget.bounds:
             budget = Budget(macs=measures["macs"](found))
         budgets = self.front.budgets(budget, measure_all(chain[0], measures))
-        return front_networks(chain, found, budgets, self.config, measures)
+        planned = front_networks(chain, found, budgets, self.config, measures)
+        for number, network in enumerate(planned, 1):  # before the old plan is lost
+            if number > 1:
+                self._point_folder(number).require_architecture(network)
+        networks = [
+            {"architecture": network.to_json(), "bounds": budget.bounds}
+            for network, budget in planned.items()
+        ]
+        plan = json.dumps({"asked": asked, "networks": networks})
+        self.folder.write("pareto/plan.json", plan + "\n")
+        return list(planned.items())
 
     def _point_folder(self, number: int) -> RunFolder:
         return RunFolder(self.folder.path / "pareto" / str(number))
 
-    def _metrics(
-        self, number: int, name: str, architecture: Architecture, budget: Budget
-    ) -> tuple[dict[str, Any], Path]:
-        """What a network has reached; it is trained if need be."""
-        folder = self.folder if number == 1 else self._point_folder(number)
-        if number > 1:
-            folder.require_architecture(architecture)
-        if folder.metrics:
-            return folder.metrics, folder.path
+    def _trained(
+        self, folder: RunFolder, name: str, architecture: Architecture, budget: Budget
+    ) -> dict[str, Any]:
         self.reporter.say(f"\n{name}, in {folder.path}")
         config = replace(self.config, budget=budget)
         job = Job(config, folder, self.reporter, self.stop, images=self.images)
@@ -229,46 +226,33 @@ class Front:
         folder.begin(to_yaml({**origin, **config.groups()}), searches=False)
         try:
             with job.tracking:
-                return job.train(architecture), folder.path
+                return job.train(architecture)
         except DivergedError as error:
             folder.checkpoints.forget(error.stage)
             raise RunError(f"{name} of the front: {error}") from None
 
     def _write(self, points: list[dict[str, Any]]) -> dict[str, Any]:
-        """Write the front as it is now; returns its account of time."""
+        """Write the front as it is now, unless it stands there; returns its account of time."""
         assert self.folder.metrics is not None
         measure = self.config.budget.leading
         mark_best(points, measure)
         trained = [point["train_seconds"] for point in points]
         times = time_account(self.folder.metrics["search_seconds"], trained)
         value = {"measure": measure, "asked": self.front.points, **times, "points": points}
-        self.folder.write("pareto.json", json.dumps(value, indent=1) + "\n")
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows({**p, "channels": "-".join(map(str, p["channels"]))} for p in points)
-        self.folder.write("pareto.csv", buffer.getvalue())
+        texts = {"json": json.dumps(value, indent=1) + "\n", "csv": buffer.getvalue()}
         try:
-            self.folder.write("pareto.svg", front_svg(points, measure))
+            texts["svg"] = front_svg(points, measure)
         except ReportError as error:
             self.reporter.say(f"no pareto.svg: {error}")
+        for kind, text in texts.items():
+            file = self.folder.path / f"pareto.{kind}"
+            if not file.is_file() or file.read_bytes() != text.encode():
+                self.folder.write(file.name, text)
         return times
-
-
-def _stored_plan(path: Path, asked: Mapping[str, Any]) -> list[tuple[Architecture, Budget]] | None:
-    """The networks of a front that was planned before; None if nothing, or another, was asked."""
-    try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-        if plan["asked"] != asked:
-            return None
-        return [
-            (Architecture.from_json(one["architecture"]), Budget(**one["bounds"]))
-            for one in plan["networks"]
-        ]
-    except FileNotFoundError:
-        return None
-    except (ValueError, LookupError, TypeError, RecursionError):
-        raise RunError(f"{path} is damaged: delete it and repeat the command") from None
 
 
 def mark_best(points: Sequence[dict[str, Any]], measure: str) -> None:

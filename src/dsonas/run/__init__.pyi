@@ -14,10 +14,8 @@ from .interrupts import (
 from .measuring import (
     EVALUATION_BATCH as EVALUATION_BATCH,
     Prediction as Prediction,
-    check_fits as check_fits,
+    classify_test as classify_test,
     evaluate_run as evaluate_run,
-    held_out_batches as held_out_batches,
-    place_network as place_network,
     predict_images as predict_images,
     test_data as test_data,
 )

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import nn
 
 from dsonas._utils import derive_seed
 from dsonas.data import (
@@ -21,7 +20,7 @@ from dsonas.data import (
     load_images,
     load_test,
 )
-from dsonas.run.network_files import RunError, Shape
+from dsonas.run.network_files import FinishedNetwork, RunError, Shape
 from dsonas.run.run_config import RunConfig
 from dsonas.run.runs import RunFolder
 from dsonas.train import Engine, EngineConfig, Outcome, classify
@@ -45,16 +44,18 @@ def training_batches(data: ImageData, engine: Engine, config: RunConfig) -> Batc
     )
 
 
-def test_data(folder: RunFolder, config: DataConfig, seed: int) -> ImageData:
+def test_data(
+    folder: RunFolder, finished: FinishedNetwork, config: DataConfig, seed: int
+) -> ImageData:
     """Load the images that measure the network of a finished run, as it expects them.
 
     Of an image folder these are the test images of the run, by its ``split.csv``; that shards are
     not those of the run is said; see ``load_test``. Class names are those of the network.
 
     Raises:
-        ValueError: if the network or the images cannot be had; the message says why.
+        ValueError: if the images cannot be had; the message says why.
     """
-    _, preprocessing, shape = folder.load_network()
+    _, preprocessing, shape = finished
     known = {"class_names": preprocessing.class_names, **preprocessing.pixels(shape)}
     shards = (folder.metrics or {}).get("shards")
     return load_test(config, seed, split=folder.split, shards=shards, **known)
@@ -78,28 +79,27 @@ def held_out_batches(
     )
 
 
-def evaluate_run(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
-    """Measure a finished network on the test images of its data set; see ``class_metrics``.
+def evaluate_run(folder: RunFolder, finished: FinishedNetwork, config: RunConfig) -> dict[str, Any]:
+    """Measure the network of a run on the test images of its data set; see ``class_metrics``.
 
     Raises:
         RunError: if the network is not for these images.
     """
-    engine, data = Engine(config.engine), test_data(folder, config.data, config.seed)
-    network, data = place_network(folder, data, engine)
-    found = classify(network, held_out_batches(data, engine), engine)
+    engine, data = Engine(config.engine), test_data(folder, finished, config.data, config.seed)
+    found = classify_test(folder, finished, data, engine)
     measured = {"test_error": round(found.error, 6), "test_loss": round(found.loss, 6)}
     return {**measured, **class_metrics(found, data.class_names)}
 
 
-def place_network(
-    folder: RunFolder, data: ImageData, engine: Engine
-) -> tuple[nn.Module, ImageData]:
-    """Put a finished network on its device; returns it with the data normalised as it expects.
+def classify_test(
+    folder: RunFolder, finished: FinishedNetwork, data: ImageData, engine: Engine
+) -> Outcome:
+    """Classify the test images, normalised as the network of a run expects, on a device.
 
     Raises:
         RunError: if the network is not for these images.
     """
-    network, preprocessing, shape = folder.load_network()
+    network, preprocessing, shape = finished
     if preprocessing.class_names != data.class_names:
         raise RunError(
             f"the network of {folder.path} knows the classes {preprocessing.class_names}, "
@@ -108,7 +108,8 @@ def place_network(
     check_fits(shape, data)
     engine.place(network)
     # as in training, even if the folder's training images have changed since
-    return network, replace(data, mean=preprocessing.mean, std=preprocessing.std)
+    data = replace(data, mean=preprocessing.mean, std=preprocessing.std)
+    return classify(network, held_out_batches(data, engine), engine)
 
 
 def check_fits(wanted: Shape, data: ImageData) -> None:

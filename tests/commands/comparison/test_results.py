@@ -10,13 +10,13 @@ from xml.etree import ElementTree
 import pytest
 
 from dsonas.commands.comparison.jobs import Unit, read_json, result_file, to_json
-from dsonas.commands.comparison.plot import svg
 from dsonas.commands.comparison.results import (
     comparison,
     cost,
     hardware,
     markdown,
     rank_correlation,
+    svg,
     welch_p,
 )
 from dsonas.commands.comparison.single_job import begin, read_task, write_given

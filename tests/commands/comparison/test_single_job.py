@@ -166,7 +166,7 @@ def commanded(monkeypatch, work) -> list[list[str]]:
         calls.append([name, *arguments])
         return work()
 
-    monkeypatch.setattr("dsonas.commands.commands.work", command)
+    monkeypatch.setattr("dsonas.commands.working.run", command)
     return calls
 
 

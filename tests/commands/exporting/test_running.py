@@ -252,7 +252,7 @@ def test_a_run_that_is_not_there_or_damaged_is_refused(run_folder, tmp_path: Pat
 
 
 def test_arguments_out_of_range_are_refused(digits_run: Path):
-    with pytest.raises(ExportError, match=r"format must be one or more of .* got 'tflite'"):
+    with pytest.raises(ExportError, match=r"--format must be one of .* got 'tflite'"):
         export_run(digits_run, ["pt2", "tflite"])
     with pytest.raises(ExportError, match="got none"):
         export_run(digits_run, [])

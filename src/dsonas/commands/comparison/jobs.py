@@ -255,24 +255,20 @@ def result_file(path: str | Path, name: str) -> Path:
     return Path(path, "jobs", name, "result.json")
 
 
-def read_json(path: Path) -> Any:
-    """Read a file of a study; ValueError if it is damaged, OSError if it is missing."""
+def read_json(path: Path, name: str | None = None) -> Any:
+    """Read a file of a study, such as the result of a job of that name.
+
+    Raises:
+        ValueError: if it is damaged, or the result of another job.
+        OSError: if it is missing.
+    """
     try:
-        return json.loads(path.read_text())
-    except (ValueError, RecursionError):
-        raise _damaged(path) from None
-
-
-def read_result(file: Path, name: str) -> dict[str, Any]:
-    """Read the result of a job; ValueError if it is damaged or that of another one."""
-    result = read_json(file)
-    if not isinstance(result, dict) or result.get("name") != name:
-        raise _damaged(file)
-    return result
-
-
-def _damaged(file: Path) -> ValueError:
-    return ValueError(f"{file} is damaged: delete it and repeat the command")
+        value = json.loads(path.read_text())
+        if name is None or value["name"] == name:
+            return value
+    except (ValueError, LookupError, TypeError, RecursionError):
+        pass
+    raise ValueError(f"{path} is damaged: delete it and repeat the command")
 
 
 def to_json(value: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""From the results of a study's jobs to one JSON value, the comparison, and to a Markdown page."""
+"""From the results of a study's jobs to one JSON value, the comparison; its page and picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from dsonas.commands.comparison.jobs import read_result, result_file
+from dsonas.commands.charts import LEFT, LIGHT, TOP, fit_axis, picture
+from dsonas.commands.comparison.jobs import read_json, result_file
 from dsonas.commands.comparison.study import METHODS, Study
 from dsonas.cost import MEASURES
 from dsonas.run import readable_count, versions
@@ -31,14 +32,13 @@ Errors = Sequence[float]  # test errors, in percent
 def comparison(study: Study, path: Path, failed: Mapping[str, str]) -> dict[str, Any]:
     """Sum up what the study in a folder has found so far; ``docs/compare.md`` explains the keys."""
     found = {  # a result was written when its budget may have stood at another place of the list
-        unit.name: {**read_result(file, unit.name), "budget": unit.budget}
+        unit.name: {**read_json(file, unit.name), "budget": unit.budget}
         for unit in study.units
         if (file := result_file(path, unit.name)).exists()
     }
     results, config = list(found.values()), study.config
+    widest = list(study.widest.skeleton.channels)
     rankings = {r["space"]: r["errors"] for r in results if r["kind"] == "rank"}
-    counts = ("seeds", "train_seeds", "random", "random_factors", "random_searches", "hand_made",
-              "trial_epochs", "held_out")  # fmt: skip
     largest = defaultdict(list)  # numbers of multiply-adds, where the budget bounds something else
     for result in results:
         if result["kind"] == "train":
@@ -66,22 +66,17 @@ def comparison(study: Study, path: Path, failed: Mapping[str, str]) -> dict[str,
             {**_network(r), "validation_error": r["validation_error"]}
             for r in results if r["kind"] == "trial"
         ],
-        "widest": _widest(study, results),
+        # as wide as they may be, so that they may not use up their budget
+        "widest": sum(r["kind"] == "train" and list(r["channels"]) == widest for r in results),
         "failed": dict(failed),
         "study": {
-            "seed": config.run.seed, **{name: getattr(config, name) for name in counts},
-            "jobs": len(study.units),
+            "seed": config.run.seed, "jobs": len(study.units),
+            **{name: n for name, n in vars(config).items() if isinstance(n, int | float)},
         },
         "settings": config.run.settings(),
         "versions": versions(),
         "hardware": hardware(),
     }  # fmt: skip
-
-
-def _widest(study: Study, results: Iterable[Result]) -> int:
-    """How many networks are as wide as they may be, so that they may not use up their budget."""
-    channels = list(study.widest.skeleton.channels)
-    return sum(r["kind"] == "train" and list(r["channels"]) == channels for r in results)
 
 
 def compare_at(
@@ -393,3 +388,56 @@ def _p(value: float | None) -> str:
     if value is None:
         return ""
     return "< 0.0001" if value < 0.0001 else f"{value:.2g}"
+
+
+# the picture
+
+COLOURS = dict(zip(TITLES, map(LIGHT.get, ("k0", "k2", "k5", "k4", "k3", "k7")), strict=True))
+PANEL, GAP, STEP = 340, 30, 10  # widths: of a panel, between panels, between methods
+
+
+def svg(value: Mapping[str, Any]) -> str:
+    """Draw a comparison as a self-contained SVG picture: test error at each budget, by space.
+
+    Each dot is a training; the bars are the mean of a method and one standard deviation to each
+    side, as in the table.
+    """
+    entries = [entry for entry in value["budgets"] if entry["summary"]]
+    spaces = list(dict.fromkeys(entry["space"] for entry in entries))
+    shown = [method for method in TITLES if any(method in entry["summary"] for entry in entries)]
+    errors = [error for entry in entries for errors in entry["trainings"].values()
+              for error in errors]  # fmt: skip
+    for found in (found for entry in entries for found in entry["summary"].values()):
+        errors += [found["mean"] - (found["std"] or 0), found["mean"] + (found["std"] or 0)]
+    measure = leading_bound(value["budgets"][0])[0]
+    columns = max(1, min(2, len(spaces)))  # of the legend; one panel has room for one
+    below = 54 + 18 * math.ceil(len(shown) / columns)
+    width = LEFT + (PANEL + GAP) * max(1, len(spaces))
+    with picture(width, TOP + 260 + below) as drawn:
+        for i, space in enumerate(spaces):
+            here = [entry for entry in entries if entry["space"] == space]
+            left = LEFT + i * (PANEL + GAP)
+            axes = drawn.axes(left, width - left - PANEL, below)
+            places = [PANEL * (at + 0.5) / len(here) for at in range(len(here))]
+            axes.set_xlim(0, PANEL)
+            axes.set_xticks(places, [leading_bound(entry)[1] for entry in here])
+            axes.set_xlabel(f"{measure} →", loc="right")
+            axes.set_title(f"{space} space", color=LIGHT["ink"])
+            axes.set_title("" if i else "test error", loc="left")
+            fit_axis(axes, "y", errors, "percent", zero=False)
+            axes.tick_params(labelleft=i == 0)
+            for place, entry in zip(places, here, strict=True):
+                methods = [method for method in shown if method in entry["summary"]]
+                for turn, method in enumerate(methods):
+                    x = place + STEP * (turn - (len(methods) - 1) / 2)
+                    found, values = entry["summary"][method], entry["trainings"][method]
+                    axes.plot([x] * len(values), values, "o", color=COLOURS[method], ms=5.5, mew=0,
+                              alpha=0.4, clip_on=False)  # fmt: skip
+                    axes.errorbar(x, found["mean"], found["std"] or 0, 4, color=COLOURS[method],
+                                  lw=1.8)  # fmt: skip
+        if shown:
+            discs = [axes.plot([], [], "o", color=COLOURS[method], ms=8)[0] for method in shown]
+            names = [TITLES[method] for method in shown]
+            drawn.figure.legend(discs, names, ncols=columns, loc="lower left",
+                                bbox_to_anchor=((LEFT - 8) / width, 0))  # fmt: skip
+        return drawn.svg(f"{value['data']['name']}: test error against {measure}")

@@ -117,7 +117,7 @@ def _record_attempt(file: Path, code: int) -> float:
 def _work(
     path: Path, task: Task, config: RunConfig, imports: Sequence[str], stop: StopSignal
 ) -> int:
-    from dsonas.commands.commands import work
+    from dsonas.commands import working
 
     kind, run = task["kind"], path / "jobs" / task["name"]
     if kind == "rank":
@@ -138,7 +138,7 @@ def _work(
         given = [f"--search.space={task['space']}", *bounds]
     given += ["--out", str(run), "--seed", str(task["seed"])]
     config_file = ["--config", str(path / "config.yaml")]
-    return work(kind, [*imports, *config_file, *given], stop, RunFolder(path))
+    return working.run(kind, [*imports, *config_file, *given], stop, RunFolder(path))
 
 
 def write_given(path: Path, task: Task, config: RunConfig) -> None:

@@ -141,15 +141,11 @@ class Subject(NamedTuple):
 
 
 class Study:
-    """The architectures, jobs and costs of a study of one data set.
+    """The architectures, jobs and costs of a study of one data set, of which the size matters.
 
     They depend on configuration and data alone. A smaller study (fewer seeds, spaces, budgets or
     random networks) has the same names, so it can be extended. Architectures are at the supernet's
     channels, until a job fits them to its budget.
-
-    Args:
-        config: what to compare.
-        data: the images; only their number and shape matter here.
     """
 
     def __init__(self, config: StudyConfig, data: ImageData) -> None:
@@ -168,18 +164,14 @@ class Study:
         self.supernet = next(iter(self.spaces.values())).complete()
         network = config.run.network  # the supernet as wide as a network may become
         self.widest = with_width(self.supernet, GROWTH, network.channel_multiple)
-        self.fit = cache(self._fit)
+        options = {"multiple": network.channel_multiple, "growth": GROWTH}
+        # brings an architecture to a budget, as the result of a search
+        self.fit = cache(lambda net, budget: fit_chain([net], budget, **options))
 
     def space_config(self, space: str) -> RunConfig:
         """The run configuration with one of the spaces."""
         run = self.config.run
         return replace(run, search=replace(run.search, space=space))
-
-    def _fit(self, architecture: Architecture, budget: Budget) -> Architecture:
-        """Bring an architecture to a budget, as the result of a search."""
-        network = self.config.run.network
-        options = {"multiple": network.channel_multiple, "growth": GROWTH}
-        return fit_chain([architecture], budget, **options)
 
     def meets(self, architecture: Architecture, *budgets: Budget) -> bool:
         """Whether an architecture, with all its operations, meets budgets at some width."""
@@ -214,10 +206,7 @@ class Study:
         """Draw the candidates of a random search: as many as the cost of a search pays for.
 
         The last one may exceed that cost, so a random search never gets less than a search; two
-        is the least, to have a choice.
-
-        Raises:
-            ValueError: if that would be more than a thousand.
+        is the least, to have a choice. ValueError if that would be more than a thousand.
         """
         left, found = self.search_work(space), []
         for architecture in islice(self._draw(space, f"candidates-{index}"), MAX_CANDIDATES):

@@ -1,29 +1,41 @@
-"""Export a finished run: write, read back, compare on images of the run, time."""
+"""``dsonas export``: write a finished run, read back, compare on images of the run, time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import torch
-import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsonas._utils import write_atomically
-from dsonas.commands.exporting.formats import FORMATS, Call, Deployment, Format
+from dsonas.commands.configuring import OptionParser, parse, stored_config
+from dsonas.commands.exporting.formats import FORMATS, Deployment, Format
 from dsonas.commands.exporting.layers import ExportError, fuse_bn
 from dsonas.cost import architecture_cost
 from dsonas.data import Batches, DataConfig
 from dsonas.nn import Network
-from dsonas.run import RunFolder, Shape, test_data, upgraded
+from dsonas.run import FinishedNetwork, RunFolder, StopSignal, test_data
 
+DESCRIPTION = """\
+Write the network of a finished run under DIR/export, for use without dsonas. Each file is
+read back and compared with the run on its test images, or on random ones where those are
+out of reach. Class names and preprocessing travel with every format; pixels.py beside
+them reads image files as the run did.
+
+  onnx     network.onnx: for onnxruntime and many others; any batch size
+  pt2      network.pt2: a torch.export program; any batch size
+  python   network.py, network.json, network.pt: source for torch alone, plan, weights"""
 TOLERANCE = 1e-4  # of outputs, as a part of the largest
 TIMED_SECONDS = 0.2  # at least, for each latency
 NUM_RANDOM = 64
 BATCH_SIZE = 128
+_OF_ALL = ("images", "num_images", "pytorch_latency_ms", "threads", "folded")  # not of one file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +53,51 @@ class ExportResult:
     pytorch_latency_ms: float  # the same for the run's network in PyTorch
     threads: int  # CPU threads of both
     folded: bool  # whether BNs were folded into convolutions
+
+
+def export(command: str, arguments: list[str], stop: StopSignal) -> int:
+    """Export a finished run."""
+    parser = OptionParser(command, "DIR [--format NAME[,NAME...]] [OPTIONS]", DESCRIPTION)
+    add = parser.add_argument
+    add("DIR", type=str, help="the folder of a finished run")
+    add("--format", type=str, action="append", metavar="NAME",
+        help="onnx, pt2 or python; several with commas, or repeated (default all)")  # fmt: skip
+    add("--fold", action="store_true", help="fold batch normalisation into convolutions")
+    text = "CPU threads of the latency (default 1)"
+    add("--threads", type=int, default=1, metavar="N", help=text)
+    add("--json", action="store_true", help="print one JSON object alone")
+    values = parse(parser, arguments)
+    names = values.format and [one.strip() for text in values.format for one in text.split(",")]
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it looks for CUDA
+    results = export_run(values.DIR, names, values.fold, threads=values.threads)
+    if values.json:
+        made = [asdict(result) for result in results]
+        own = [{name: one[name] for name in one if name not in _OF_ALL} for one in made]
+        print(json.dumps({name: made[0][name] for name in _OF_ALL} | {"exports": own}, default=str))
+    else:
+        print(_table(results))
+    return 0
+
+
+def _table(results: list[ExportResult]) -> str:
+    first = results[0]
+    # of the files of a format the first with its folder, the others by name
+    names = [", ".join([str(r.paths[0]), *(path.name for path in r.paths[1:])]) for r in results]
+    width = max(len("PyTorch, eager"), *map(len, names))
+    lines = [
+        f"{'file':<{width}}     size  max difference  same class    latency",
+        f"{'PyTorch, eager':<{width}}{'':39}{first.pytorch_latency_ms:8.3f} ms",
+    ]
+    for name, result in zip(names, results, strict=True):
+        same = f"{result.same_predictions}/{result.num_images}"
+        lines.append(
+            f"{name:<{width}}{result.size_bytes / 1000:6.0f} kB  {result.max_difference:14.1e}  "
+            f"{same:>10} {result.latency_ms:8.3f} ms"
+        )
+    folded = "batch normalisation folded; " if first.folded else ""
+    threads = "1 thread" if first.threads == 1 else f"{first.threads} threads"
+    lines.append(f"{folded}compared on {first.images}; latency: one image, {threads}, median")
+    return "\n".join(lines)
 
 
 def export_run(
@@ -84,34 +141,66 @@ def export_run(
         if value < 1:
             raise ExportError(f"{name} must be at least 1, got {value}")
     run = RunFolder(folder)
-    network, preprocessing, shape = run.load_network()
+    finished = run.load_network()
+    metrics, network = run.metrics or {}, finished.network
     if isinstance(network, Network):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         macs = architecture_cost(network.architecture).macs
     else:
         chosen = _for_own_module(chosen, formats is None, fold)
-        macs = (run.metrics or {}).get("macs", 0)
+        macs = metrics.get("macs", 0)
     data, seed = _stored(run)
     deployment = Deployment(
         network=fuse_bn(network) if fold else network,
-        preprocessing=preprocessing,
-        shape=shape,
+        preprocessing=finished.preprocessing,
+        shape=finished.shape,
         macs=macs,
         folded=fold,
         data=_called(data) if data else "unknown data",
-        test_error=(run.metrics or {}).get("test_error"),
+        test_error=metrics.get("test_error"),
         seed=seed,
     )
-    batches, description = _check_images(run, data, seed or 0, shape, num_images)
-    comparison = _Comparison(network, batches, description, threads)
-    return [_export(format, deployment, run.path / "export", comparison) for format in chosen]
+    batches, images = _check_images(run, finished, data, seed or 0, num_images)
+    expected, milliseconds = _outputs(network, batches), _latency(network, batches[0], threads)
+    results = []
+    for format in chosen:
+        paths = _write(format, deployment, run.path / "export")
+        call = format.open(paths[0], threads)
+        outputs = _outputs(call, batches)
+        difference = float((outputs - expected).abs().max())
+        allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+        if not difference <= allowed:  # nor is NaN
+            for path in paths:
+                path.unlink()
+            raise ExportError(
+                f"{paths[0]} gave outputs that differ by {difference:.2g} from those of the run, "
+                f"and was deleted; {allowed:.2g} is allowed: choose another --format, or leave out "
+                "--fold"
+            )
+        pixels = (files("dsonas.data") / "pixels.py").read_bytes()
+        write_atomically(run.path / "export" / "pixels.py", pixels)
+        found = ExportResult(
+            format=format.name,
+            paths=tuple(paths),
+            size_bytes=sum(path.stat().st_size for path in paths),
+            max_difference=difference,
+            same_predictions=int((outputs.argmax(1) == expected.argmax(1)).sum()),
+            num_images=len(expected),
+            images=images,
+            latency_ms=_latency(call, batches[0], threads),
+            pytorch_latency_ms=milliseconds,
+            threads=threads,
+            folded=fold,
+        )
+        results.append(found)
+    return results
 
 
 def _chosen_formats(names: list[str]) -> list[Format]:
-    unknown = [name for name in names if name not in FORMATS]
+    unknown = [repr(name) for name in names if name not in FORMATS]
     if unknown or not names:
-        shown = repr(unknown[0]) if unknown else "none"
-        raise ExportError(f"format must be one or more of {', '.join(FORMATS)}, got {shown}")
+        got = (unknown or ["none"])[0]
+        raise ExportError(f"--format must be one of {', '.join(FORMATS)}, got {got}")
     for name in names:
         FORMATS[name].require()
     return [format for name, format in FORMATS.items() if name in names]
@@ -119,30 +208,26 @@ def _chosen_formats(names: list[str]) -> list[Format]:
 
 def _for_own_module(formats: list[Format], all_asked: bool, fold: bool) -> list[Format]:
     """The formats that a module of the user's is written in; refuses what it cannot be."""
-    able = [format for format in formats if not format.only_ours]
-    if len(able) < len(formats) and not all_asked:
-        name = next(format.name for format in formats if format.only_ours)
+    unable = [format.name for format in formats if format.only_ours]
+    if unable and not all_asked:
         raise ExportError(
-            f"format {name} holds our own blocks alone, and this is a network of your own: choose "
-            "--format onnx,pt2, which need neither dsonas nor your source"
+            f"format {unable[0]} holds our own blocks alone, and this is a network of your own: "
+            "choose --format onnx,pt2, which need neither dsonas nor your source"
         )
     if fold:
         raise ExportError(
             "--fold knows our own blocks alone, and this is a network of your own: leave it out, "
             "onnxruntime folds when it loads"
         )
-    return able
+    return [format for format in formats if not format.only_ours]
 
 
 def _stored(run: RunFolder) -> tuple[DataConfig | None, int | None]:
-    """Data set and seed of a run, as far as its ``config.yaml`` can be read."""
-    data = seed = None
-    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
-        text = (run.path / "config.yaml").read_text(encoding="utf-8")
-        settings = upgraded(yaml.safe_load(text))
-        seed = settings.get("seed")
-        data = DataConfig(**settings["data"])
-    return data, seed if isinstance(seed, int) else None
+    """Data set and seed of a run, if its ``config.yaml`` can be read."""
+    with suppress(OSError, ValueError):
+        config, _ = stored_config(run.path)
+        return config.data, config.seed
+    return None, None
 
 
 def _called(config: DataConfig) -> str:
@@ -152,21 +237,26 @@ def _called(config: DataConfig) -> str:
 
 
 def _check_images(
-    run: RunFolder, config: DataConfig | None, seed: int, shape: Shape, num_images: int
+    run: RunFolder,
+    finished: FinishedNetwork,
+    config: DataConfig | None,
+    seed: int,
+    num_images: int,
 ) -> tuple[Sequence[Tensor], str]:
     """Test images of the run, as many of each class, in batches, and what they are; or random."""
     try:
         if config is None:
             raise ValueError("config.yaml names no data set")
-        data = test_data(run, config, seed)
+        data = test_data(run, finished, config, seed)
         chosen = data.test.sample(num_images, seed=0)
         whole = Batches(chosen, data, batch_size=BATCH_SIZE, augmentation=None, shuffle=False,
                         drop_last=False, seed=0).epoch(0)  # fmt: skip
         batches = [images for images, _ in whole]
         description = f"{len(chosen)} test images of {_called(config)}"
     except (ValueError, OSError) as error:
-        size = (NUM_RANDOM, shape.input_channels, shape.image_size, shape.image_size)
-        batches = [torch.randn(size, generator=torch.Generator().manual_seed(0))]
+        size, channels, _ = finished.shape
+        generator = torch.Generator().manual_seed(0)
+        batches = [torch.randn(NUM_RANDOM, channels, size, size, generator=generator)]
         reason = " ".join(str(error).split()).split(": ")[0]
         description = f"{NUM_RANDOM} random images ({reason})"
     # the first image by itself: a file must not depend on the size of the batch
@@ -174,41 +264,23 @@ def _check_images(
     return [*first.tensor_split([1]), *others] if len(first) > 1 else batches, description
 
 
-class _Comparison:
-    """The outputs and the latency to which every file is held."""
-
-    def __init__(
-        self, network: nn.Module, batches: Sequence[Tensor], images: str, threads: int
-    ) -> None:
-        self.batches, self.images, self.threads = batches, images, threads
-        self.expected = self._outputs(network)
-        self.latency_ms = self.time(network)
-
-    def time(self, call: Call) -> float:
-        """Milliseconds for one image."""
-        from torch.utils.benchmark import Timer  # its import looks for compilers and may say so
-
-        names = {"call": call, "image": self.batches[0]}
-        timer = Timer("call(image)", globals=names, num_threads=self.threads)
-        with torch.inference_mode():
-            return 1e3 * timer.blocked_autorange(min_run_time=TIMED_SECONDS).median
-
-    def difference(self, call: Call) -> tuple[float, int]:
-        """The largest difference of a logit, and the number of images with the same class."""
-        found = self._outputs(call)
-        same = int((found.argmax(1) == self.expected.argmax(1)).sum())
-        return float((found - self.expected).abs().max()), same
-
-    @torch.inference_mode()
-    def _outputs(self, call: Call) -> Tensor:
-        return torch.cat([call(images) for images in self.batches])
+@torch.inference_mode()
+def _outputs(call: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Tensor:
+    return torch.cat([call(images) for images in batches])
 
 
-def _export(
-    format: Format, deployment: Deployment, target: Path, comparison: _Comparison
-) -> ExportResult:
+def _latency(call: Callable[[Tensor], Tensor], image: Tensor, threads: int) -> float:
+    """Milliseconds for one image."""
+    from torch.utils.benchmark import Timer  # its import looks for compilers and may say so
+
+    timer = Timer("call(image)", globals={"call": call, "image": image}, num_threads=threads)
+    with torch.inference_mode():
+        return 1e3 * timer.blocked_autorange(min_run_time=TIMED_SECONDS).median
+
+
+def _write(format: Format, deployment: Deployment, target: Path) -> list[Path]:
     try:
-        paths = format.write(deployment, target)
+        return format.write(deployment, target)
     except (ExportError, OSError):
         raise
     except Exception as error:  # an exporter meets code of the user's that it cannot follow
@@ -218,27 +290,3 @@ def _export(
             f"format {format.name} cannot hold this network ({type(cause).__name__}: {reason}): "
             "choose another --format, or write its forward so that torch.export can follow it"
         ) from error
-    call = format.open(paths[0], comparison.threads)
-    difference, same = comparison.difference(call)
-    allowed = TOLERANCE * max(1.0, float(comparison.expected.abs().max()))
-    if not difference <= allowed:  # nor is NaN
-        for path in paths:
-            path.unlink()
-        raise ExportError(
-            f"{paths[0]} gave outputs that differ by {difference:.2g} from those of the run, and "
-            f"was deleted; {allowed:.2g} is allowed: choose another --format, or leave out --fold"
-        )
-    write_atomically(target / "pixels.py", (files("dsonas.data") / "pixels.py").read_bytes())
-    return ExportResult(
-        format=format.name,
-        paths=tuple(paths),
-        size_bytes=sum(path.stat().st_size for path in paths),
-        max_difference=difference,
-        same_predictions=same,
-        num_images=len(comparison.expected),
-        images=comparison.images,
-        latency_ms=comparison.time(call),
-        pytorch_latency_ms=comparison.latency_ms,
-        threads=comparison.threads,
-        folded=deployment.folded,
-    )

@@ -29,73 +29,55 @@ def charts(record: RunRecord, most: Mapping[str, int]) -> Iterator[Chart]:
     stages = {name: _thinned(record.stage(name), max(20, most["epochs"])) for name in STAGES}
     yield from _progress(stages, "loss", "Loss", "number")
     yield from _progress(stages, "error", "Error", "percent")
-    epochs, x_label = stages["search"], "search epoch"
-    supernet, bounds = record.supernet, record.bounds
-    start, final = cost_of(supernet), record.final_cost
-    unit = record.unit
-    if points := _points(epochs, "live_connections", supernet and supernet.num_live):
-        svg = lines(unit, [Line(f"live {unit}", points)], "whole", x_label=x_label)
-        yield Chart(f"Live {unit}", "what the search has not removed", svg)
+    epochs, supernet, unit = stages["search"], record.supernet, record.unit
+    start, final, bounds = cost_of(supernet), record.final_cost, record.bounds
     if record.is_own:
-        yield from _removals(epochs, x_label)
+        live, cost = "what the search has not removed", "of what is left"
+    else:
+        live = "those with λ above 0; one at 0 that is not removed yet may come back"
+        cost = "of live connections, at the supernet's width; it is fitted afterwards"
+    first = supernet and supernet.num_live
+    columns = {"live_connections": (f"live {unit}", first)}
+    yield from _course(epochs, columns, f"Live {unit}", live, "whole")
+    if record.is_own:
+        columns = {
+            "removed_by_penalty": ("at exactly 0", 0),
+            "removed_by_budget": ("by the budget", 0),
+        }
+        yield from _course(
+            epochs, columns, "Removed", "candidates that have gone, all in all", "whole"
+        )
     for name, title in (("macs", "Multiply-adds"), ("params", "Parameters")):
         levels = [(bounds[name], "budget", "budget")] if name in bounds else []
         levels += [(final[name], "final network", "muted")] if name in final else []
-        if points := _points(epochs, name, start and getattr(start, name)):
-            line = Line(title.lower(), points)
-            svg = lines(title, [line], "count", levels=levels, x_label=x_label)
-            note = "at the supernet's width; it is fitted afterwards"
-            yield Chart(title, "of what is left" if record.is_own else note, svg)
-    named = (
-        ("mean factor", "mean_factor", "k0", 1.0),
-        ("penalty scale", "penalty_scale", "k2", None),
-    )
-    series = [Line(name, points, shade) for name, key, shade, first in named
-              if (points := _points(epochs, key, first))]  # fmt: skip
-    if series:
-        svg = lines("factors and penalty", series, log=True, x_label=x_label)
-        note = "mean λ, and how strongly what is due is pressed, in distances to 0"
-        yield Chart("Factors and penalty", note, svg, [(ln.name, ln.colour) for ln in series])
-    if record.complete and record.history and most["factor_lines"]:
+        columns = {name: (title.lower(), start and getattr(start, name))}
+        yield from _course(epochs, columns, title, cost, "count", levels=levels)
+    columns = {"mean_factor": ("mean factor", 1.0), "penalty_scale": ("penalty scale", None)}
+    note = "mean λ, and how strongly what is due is pressed, in distances to 0"
+    yield from _course(epochs, columns, "Factors and penalty", note, log=True)
+    if most["factor_lines"] and record.complete and record.history:
         yield _factors(record, record.complete.blocks[0], most["factor_lines"])
-
-    if record.choice_history and most["factor_lines"]:
+    if most["factor_lines"] and record.choice_history:
         yield _choice_factors(record, most["factor_lines"])
 
 
-def _removals(epochs: Sequence[Epoch], x_label: str) -> Iterator[Chart]:
-    """How many candidates have gone, by what."""
-    named = (
-        ("at exactly 0", "removed_by_penalty", "k0"),
-        ("by the budget", "removed_by_budget", "k2"),
-    )
-    series = [Line(name, points, shade) for name, key, shade in named
-              if (points := _points(epochs, key, 0))]  # fmt: skip
+def _course(
+    epochs: Sequence[Epoch],
+    columns: Mapping[str, tuple[str, float | None]],  # of the log: name, and value at the start
+    title: str,
+    note: str,
+    kind: str = "number",
+    **options: Any,
+) -> Iterator[Chart]:
+    """How something went in the search."""
+    series = [
+        Line(name, points, f"k{2 * i}")
+        for i, (column, (name, first)) in enumerate(columns.items())
+        if (points := _points(epochs, column, first))
+    ]
     if series:
-        svg = lines("removed", series, "whole", x_label=x_label)
-        legend = [(line.name, line.colour) for line in series]
-        yield Chart("Removed", "candidates that have gone, all in all", svg, legend)
-
-
-def _choice_factors(record: RunRecord, most: int) -> Chart:
-    """Each candidate's scaling factor over the search epochs, up to where it is gone."""
-    shades = {name: f"k{i % NUM_COLOURS}" for i, name
-              in enumerate(dict.fromkeys(name for _, name in record.choice_history))}  # fmt: skip
-    drawn: list[Line] = []
-    for (label, name), factors in record.choice_history.items():
-        kept = name in (record.choices or {}).get(label, ())
-        points = [(float(epoch), value) for epoch, value in sorted(factors.items())]
-        points += [] if kept else [(points[-1][0] + 1, 0.0)]
-        epoch, value = points[-1]
-        tip = f"{label}: {name}\n"
-        tip += f"λ = {value:.3f} at the end" if kept else f"gone after epoch {epoch:.0f}"
-        drawn.append(Line(label, points, shades[name], tip=tip, faint=not kept))
-    drawn.sort(key=lambda line: (len(line.points), line.points[-1][1]))  # what lives is on top
-    note = "every λ from 1 at the start; coloured by candidate, in every choice alike"
-    if len(drawn) > most:
-        note += f"; the {most} of {len(drawn)} that lived longest"
-    svg = lines("scaling factors", drawn[-most:], wide=True, x_label="search epoch")
-    return Chart("Scaling factors", note, svg, list(shades.items()), wide=True)
+        svg = lines(title, series, kind, x_label="search epoch", **options)
+        yield Chart(title, note, svg, [(line.name, line.colour) for line in series])
 
 
 def _thinned(epochs: Sequence[Epoch], most: int) -> list[Epoch]:
@@ -144,14 +126,36 @@ def _factors(record: RunRecord, graph: BlockGraph, most: int) -> Chart:
             points = [(float(at), value) for at, value in enumerate(values[: dead and dead + 1])]
             shade, tip = colour(graph, source), f"{name}\n{end}"
             drawn.append(Line(name, points, shade, tip=tip, faint=dead is not None))
-    drawn.sort(key=lambda line: (len(line.points), line.points[-1][1]))  # what lives is on top
-    note = "every λ from 1 at the start; coloured by the operation that it leaves"
-    if len(drawn) > most:
-        note += f"; the {most} of {len(drawn)} that lived longest"
-    svg = lines("scaling factors", drawn[-most:], wide=True, x_label="search epoch")
     legend = [("block input", "neutral")]
     legend += [(readable_operation(name), colour(graph, node))
                for node, name in enumerate(graph.operations, 1)]  # fmt: skip
+    return _all_factors(drawn, most, "by the operation that it leaves", legend)
+
+
+def _choice_factors(record: RunRecord, most: int) -> Chart:
+    """Each candidate's scaling factor over the search epochs, up to where it is gone."""
+    names = dict.fromkeys(name for _, name in record.choice_history)
+    shades = {name: f"k{i % NUM_COLOURS}" for i, name in enumerate(names)}
+    drawn: list[Line] = []
+    for (label, name), factors in record.choice_history.items():
+        kept = name in (record.choices or {}).get(label, ())
+        points = [(float(epoch), value) for epoch, value in sorted(factors.items())]
+        points += [] if kept else [(points[-1][0] + 1, 0.0)]
+        epoch, value = points[-1]
+        tip = f"{label}: {name}\n"
+        tip += f"λ = {value:.3f} at the end" if kept else f"gone after epoch {epoch:.0f}"
+        drawn.append(Line(label, points, shades[name], tip=tip, faint=not kept))
+    return _all_factors(drawn, most, "by candidate, in every choice alike", list(shades.items()))
+
+
+def _all_factors(
+    drawn: list[Line], most: int, coloured: str, legend: Sequence[tuple[str, str]]
+) -> Chart:
+    drawn.sort(key=lambda line: (len(line.points), line.points[-1][1]))  # what lives is on top
+    note = f"every λ from 1 at the start; coloured {coloured}"
+    if len(drawn) > most:
+        note += f"; the {most} of {len(drawn)} that lived longest"
+    svg = lines("scaling factors", drawn[-most:], wide=True, x_label="search epoch")
     return Chart("Scaling factors", note, svg, legend, wide=True)
 
 

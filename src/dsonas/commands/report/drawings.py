@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsonas.commands.charts import NUM_COLOURS, clean_text, number, percent, require
+from dsonas.commands.charts import NUM_COLOURS, clean_text, number, percent, readable_time, require
 from dsonas.cost import block_cost, head_cost, reduction_cost, stem_cost
 from dsonas.graph import (
     REDUCTION_OPERATIONS,
@@ -48,7 +48,7 @@ def _environment() -> Any:
         finalize=lambda value: clean_text(value) if type(value) is str else value,
     )
     made.filters |= {"n": number, "percent": percent, "readable": readable_count}
-    made.filters |= {"operation": readable_operation, "curve": curve, "duration": duration}
+    made.filters |= {"operation": readable_operation, "curve": curve, "duration": readable_time}
     made.globals |= {"colour": colour, "node_name": node_name, "num_colours": NUM_COLOURS}
     return made
 
@@ -161,20 +161,6 @@ def draw_skeleton(architecture: Architecture) -> str:
     counted = [part.macs for part in boxes if part.macs is not None]
     total = sum(counted) if len(counted) == len(boxes) else 0
     return render("strip.svg", parts=boxes, total=total, largest=max(part.size for part in boxes))
-
-
-def duration(seconds: float) -> str:
-    """Write a time in the units that one would say.
-
-    Example:
-        >>> duration(4.26), duration(75), duration(3171), duration(90000)
-        ('4.3 s', '75 s', '53 min', '25 h')
-    """
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 1.6 * size:
-            value = seconds / size
-            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 class Box(NamedTuple):

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from dsonas._utils import write_atomically
 from dsonas.data import DataConfig, ImageData, ImageSet
-from dsonas.run import RunFolder, held_out_batches, place_network, test_data
-from dsonas.train import Engine, EngineConfig, Outcome, classify
+from dsonas.run import RunFolder, classify_test, test_data
+from dsonas.train import Engine, EngineConfig, Outcome
 
 FILE_NAME = "evaluation.json"
 MOST_SHOWN, MOST_OF_A_PAIR, THUMBNAIL = 24, 3, 64
@@ -92,13 +92,12 @@ def examine(
     key = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
     if stored := _stored(folder.path / FILE_NAME, key):
         return stored
-    engine = Engine(_from_mapping(EngineConfig, config.get("engine")))
-    if data is None:
+    if data is None or outcome is None:
+        finished = folder.load_network()
         wanted = _from_mapping(DataConfig, config.get("data"))
-        data = test_data(folder, wanted, config.get("seed") or 0)
-    if outcome is None:
-        network, data = place_network(folder, data, engine)
-        outcome = classify(network, held_out_batches(data, engine), engine)
+        data = data or test_data(folder, finished, wanted, config.get("seed") or 0)
+        engine = Engine(_from_mapping(EngineConfig, config.get("engine")))
+        outcome = outcome or classify_test(folder, finished, data, engine)
     size = data.num_classes
     counts = torch.bincount(outcome.labels * size + outcome.predicted, minlength=size**2)
     mistakes = _mistakes(outcome, data.test)

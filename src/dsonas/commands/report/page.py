@@ -1,4 +1,4 @@
-"""From run folders to one HTML file."""
+"""``dsonas report``: from run folders to one HTML file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 
 from dsonas._utils import write_atomically
 from dsonas.commands.charts import LIGHT, ReportError
+from dsonas.commands.configuring import OptionParser, parse
 from dsonas.commands.report.collect import RunRecord, cost_of, read_run
 from dsonas.commands.report.curves import charts, compare
 from dsonas.commands.report.drawings import block_letters, draw_block, draw_skeleton, render
 from dsonas.commands.report.examine import Examination, examine
 from dsonas.data import ImageData, short_name
-from dsonas.run import RunFolder
+from dsonas.run import RunFolder, StopSignal
 from dsonas.train import Outcome
 
 FILE_NAME = "report.html"
@@ -29,6 +30,25 @@ SHARES = (1.0, 0.4, 0.15, 0.02, 0.0)
 # what is not taken from a report that has it
 LASTING = ("<h3>The network</h3>", "<h3>Loss</h3>", "<h3>Error by class</h3>")
 Examined = Examination | str  # or why there is none
+
+
+def report(command: str, arguments: list[str], stop: StopSignal) -> int:
+    """Write a report."""
+    parser = OptionParser(
+        command, "DIR... [--out FILE] [--no_images]",
+        "One self-contained HTML file about a run: the network found, how the search went, errors "
+        "and misclassified images, cost, and how to repeat it. Several runs are compared in one "
+        "file. Runs need not be finished. The file is DIR/report.html of the first run; it loads "
+        "nothing.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("runs", nargs="+", type=str, metavar="DIR", help="run folders")
+    add("--out", type=str, default=None, metavar="FILE", help="the file to write")
+    text = "do not run the network on its test images: no confusion matrix, no mistakes"
+    add("--no_images", action="store_true", help=text)
+    values = parse(parser, arguments)
+    print(write_report(values.runs, values.out, examines=not values.no_images))
+    return 0
 
 
 def write_report(

@@ -1,4 +1,4 @@
-"""What ``dsonas check`` does, from its arguments to its exit code."""
+"""``dsonas check`` and ``shards``: what a folder of images holds, and the same as shards."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import json
 import shlex
 from dataclasses import asdict, replace
 
+from rich.console import Console
+from rich.progress import Progress
+
 from dsonas._utils import STAGES
 from dsonas.commands.configuring import OptionParser, UsageError, add_groups, parse, to_config
 from dsonas.commands.size_options import blank_data
-from dsonas.data import DataConfig, FolderCheck, check_folder
+from dsonas.data import DataConfig, FolderCheck, check_folder, write_shards
 from dsonas.run import RunConfig, StopSignal
 
-DESCRIPTION = (
-    "Look at a folder of images as a run would, without training: what its folders mean, images\n"
-    "of each class and part, their sizes, what is left out, what cannot be read and why, exact\n"
-    "copies, and the settings that suit it. Every image is decoded once."
-)
 MOST_SHOWN = 20  # of each list, as text; --json has all
 
 
 def check(command: str, arguments: list[str], stop: StopSignal) -> int:
     """Check a folder of images."""
-    parser = OptionParser(command, "FOLDER [--json] [OPTIONS]", DESCRIPTION)
+    parser = OptionParser(
+        command, "FOLDER [--json] [OPTIONS]",
+        "Look at a folder of images as a run would, without training: what its folders mean, "
+        "images of each class and part, their sizes, what is left out, what cannot be read and "
+        "why, exact copies, and the settings that suit it. Every image is decoded once.",
+    )  # fmt: skip
     parser.add_argument("FOLDER", type=str, help="as in --data.name folder:FOLDER")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_groups(parser, ("data",), ("data",))
@@ -72,8 +75,8 @@ def _lines(found: FolderCheck) -> list[str]:
     for name in found.class_names[:MOST_SHOWN]:
         row = "  ".join(f"{found.counts[part].get(name, 0):>8}" for part in parts)
         lines.append(f"{name:<{width}}  {row}")
-    if len(found.class_names) > MOST_SHOWN:
-        lines.append(f"and {len(found.class_names) - MOST_SHOWN} more classes: --json has all")
+    if (more := len(found.class_names) - MOST_SHOWN) > 0:
+        lines.append(f"and {more} more classes: --json has all")
     for title in ("unreadable", "ignored", "copies"):
         names: dict[str, str] = getattr(found, title)
         lines.append(f"{title:<12}{len(names)}" + ":" * bool(names))
@@ -81,3 +84,32 @@ def _lines(found: FolderCheck) -> list[str]:
         if len(names) > MOST_SHOWN:
             lines.append(f"  and {len(names) - MOST_SHOWN} more: --json has all")
     return lines + [f"note        {note}" for note in found.notes]
+
+
+def shards(command: str, arguments: list[str], stop: StopSignal) -> int:
+    """Write shards."""
+    parser = OptionParser(
+        command, "FOLDER OUT [OPTIONS]",
+        "Write an image folder as shards, to be streamed from a disk or an object store: OUT/train "
+        "and OUT/val, each some tar files and an index.json. Files that are no readable images are "
+        "left out. Use them by --data.name shards:OUT, or shards:URL after copying.",
+    )  # fmt: skip
+    parser.add_function_arguments(
+        write_shards, as_group=False, as_positional=True, skip={"progress"}
+    )
+    options = parse(parser, arguments).as_dict()
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks = {part: bar.add_task(part, total=None) for part in ("val", "train")}
+        written = write_shards(
+            **options, progress=lambda part, n, of: bar.update(tasks[part], completed=n, total=of)
+        )
+    for part, index in written.items():
+        num_images = sum(len(shard.labels) for shard in index.shards)
+        size = sum(shard.num_bytes for shard in index.shards) / 1e6
+        print(
+            f"{part:<6} {num_images} images in {len(index.shards)} shards, {size:.1f} MB, "
+            f"{len(index.skipped)} files skipped"
+        )
+    print(f"use them by --data.name shards:{options['out']}")
+    return 0
