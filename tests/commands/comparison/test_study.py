@@ -42,6 +42,13 @@ def test_the_list_is_deterministic_and_its_names_are_unique(study):
     assert len(study().known) == 2 + 2 * (3 + 2) + sum(unit.kind == "trial" for unit in first)
 
 
+def test_a_study_that_is_stopped_half_way_has_some_of_each_kind(study):
+    trainings = [unit for unit in study(random_searches=0).units if unit.kind == "train"]
+    kinds = {(unit.method, unit.space, unit.budget) for unit in trainings}
+    begun = [(unit.method, unit.space, unit.budget) for unit in trainings[: len(kinds)]]
+    assert sorted(begun) == sorted(kinds)
+
+
 def test_every_job_needs_jobs_of_the_list_that_stand_before_it(study):
     seen = set()
     for unit in study().units:

@@ -7,10 +7,11 @@ every machine; a random search gets as much of it as a search.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from itertools import islice, product
+from itertools import islice, product, zip_longest
 from typing import NamedTuple
 
 import torch
@@ -295,7 +296,10 @@ class Study:
 
     @cached_property
     def units(self) -> list[Unit]:
-        """All jobs, none before one that it needs."""
+        """All jobs, none before one that it needs.
+
+        Kinds of networks take turns, so that a study that is stopped half-way has some of each.
+        """
         config, budgets = self.config, self.config.budgets
         units = [
             # one for all budgets: their bounds do not steer it, only the width that follows
@@ -304,9 +308,11 @@ class Study:
                  work=self.search_work(space))
             for index, space in product(range(config.seeds), self.spaces)
         ]  # fmt: skip
+        by_kind: dict[tuple[str, str, int], list[Unit]] = defaultdict(list)
         for subject, at in product(self.subjects, range(len(budgets))):
             if subject.net is None or self.meets(subject.net, budgets[at]):
-                units += self._trainings(subject, at)
+                by_kind[subject.method, subject.space, at] += self._trainings(subject, at)
+        units += [unit for turn in zip_longest(*by_kind.values()) for unit in turn if unit]
         if config.random >= 3 and config.run.pretrain.epochs > 0:
             units += [self._ranking(space) for space in self.spaces]
         for space, at, name, candidates in self.random_searches:
