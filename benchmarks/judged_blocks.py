@@ -17,7 +17,7 @@ from dsonas.cost import Place
 from dsonas.graph import Architecture, BlockGraph
 from dsonas.search.block_supernet import BlockSupernet
 from dsonas.search.choice_supernet import JUDGED
-from dsonas.search.criteria import Factors
+from dsonas.search.removal import Factors
 
 _begin, _planned = BlockSupernet.__init__, BlockSupernet.planned
 
@@ -53,7 +53,7 @@ class Pull:
 def begin(self: Any, *arguments: Any, **options: Any) -> None:
     """Make a supernet that is judged once."""
     _begin(self, *arguments, **options)
-    if self.config.plan is not None:
+    if self.config.keep_cost is not None:
         self.judged = JUDGED * self.config.hold_from
 
 

@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 
-from dsonas.cost.latency import LatencyMeter
+from dsonas.cost.latency import LatencyMeter, measure_table
 from dsonas.cost.latency_table import latency_from_table
-from dsonas.cost.part_timing import measure_table
 from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.graph.spaces import SearchSpace
 from dsonas.search.baselines import random_architecture

@@ -5,9 +5,8 @@ import json
 import pytest
 
 from dsonas.cost.costs import architecture_cost
-from dsonas.cost.latency import LatencyMeter
+from dsonas.cost.latency import LatencyMeter, measure_table
 from dsonas.cost.latency_table import latency_from_table
-from dsonas.cost.part_timing import measure_table
 from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.graph.spaces import SearchSpace
 from dsonas.run import fitting

@@ -13,7 +13,8 @@ from dsonas.cost.costs import architecture_cost
 from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.graph.jsonvalues import ArchitectureError
 from dsonas.graph.spaces import PAPER_OPERATIONS
-from dsonas.search.removal import Plan, follow_plan
+from dsonas.search.removal import follow_plan
+from dsonas.search.search_config import SearchConfig
 
 seeds = st.integers(0, 10**6)
 measures = st.sampled_from(["macs", "params", "memory_bytes"])
@@ -33,7 +34,7 @@ def searched(seed: int, *, shared: bool | None = None) -> list[Architecture]:
     sharing = "share" if shared else "full"
     chain = [Architecture.complete(skeleton, PAPER_OPERATIONS, 3, sharing)]
     factors = [[rng.uniform(0.1, 1) for _ in cell.live] for cell in chain[0].cells]
-    plan = Plan(keep_cost=0.35, keep_connections=0.35)
+    plan = SearchConfig(keep_cost=0.35, keep_connections=0.35)
     for epoch in range(5):
         chain.append(follow_plan(plan, (epoch + 1) / 5, chain[0], chain[-1], factors))
     return distinct(chain)

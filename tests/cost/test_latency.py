@@ -8,10 +8,11 @@ from dsonas.cost.budgets import (
     Budget,
     InfeasibleBudgetError,
     check_reachable,
+    exact_measures,
     fit_width,
+    measure_all,
 )
 from dsonas.cost.latency import LatencyMeter
-from dsonas.cost.measures import exact_measures, measure_all
 from dsonas.graph.architecture import Skeleton
 from dsonas.graph.spaces import cifar_space
 from helpers.builders import random_architecture

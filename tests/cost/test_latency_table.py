@@ -5,11 +5,9 @@ import math
 
 import pytest
 
-from dsonas.cost.budgets import Budget, fit_width
-from dsonas.cost.latency import LatencyMeter
+from dsonas.cost.budgets import Budget, exact_measures, fit_width
+from dsonas.cost.latency import LatencyMeter, measure_table
 from dsonas.cost.latency_table import latency_from_table, read_table
-from dsonas.cost.measures import exact_measures
-from dsonas.cost.part_timing import measure_table
 from dsonas.graph.spaces import cifar_space
 
 OPERATIONS = ("separable_conv3x3", "separable_conv5x5", "max_pool3x3", "average_pool3x3")

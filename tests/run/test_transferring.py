@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dsonas.cost.budgets import Budget
-from dsonas.cost.measures import exact_measures
+from dsonas.cost.budgets import Budget, exact_measures
 from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.run.fitting import TransferError, transfer, transferred
 from dsonas.run.run_config import NetworkConfig, RunConfig

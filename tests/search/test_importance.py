@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from dsonas.graph.block import BlockGraph
-from dsonas.search.criteria import connection_flows, node_importance
+from dsonas.search.removal import connection_flows, node_importance
 from helpers.builders import random_graph
 
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings, strategies as st
 from dsonas.cost.costs import architecture_cost
 from dsonas.graph.architecture import Architecture, Skeleton
 from dsonas.graph.spaces import PAPER_OPERATIONS
-from dsonas.search.criteria import Flow
-from dsonas.search.removal import Plan, follow_plan
+from dsonas.search.removal import Flow, follow_plan, planned_cost
+from dsonas.search.search_config import SearchConfig
 from helpers.builders import random_architecture, random_skeleton
 
 OPERATIONS = ("separable_conv3x3", "separable_conv5x5", "max_pool3x3")
@@ -60,7 +60,7 @@ def test_the_plan_is_followed_as_far_as_it_can_be(seed, structure, links, reache
 
     supernet, current, factors = case(seed)
     shared = len(factors) == 1
-    plan = Plan(keep_cost=structure, keep_connections=links, hold_from=reached_at)
+    plan = SearchConfig(keep_cost=structure, keep_connections=links, hold_from=reached_at)
     for progress in (0.2, 0.5, 1.0):
         found = follow_plan(plan, progress, supernet, current, factors, None, planned)
         assert found == follow_plan(plan, progress, supernet, current, factors, None, planned)
@@ -88,7 +88,9 @@ def fixed_cost(supernet: Architecture, measure: str = "macs") -> int:
     return cost(replace(supernet, blocks=tuple(empty)), measure)
 
 
-def allowed_cost(plan: Plan, progress: float, supernet: Architecture, measure: str) -> float:
+def allowed_cost(
+    plan: SearchConfig, progress: float, supernet: Architecture, measure: str
+) -> float:
     fixed = fixed_cost(supernet, measure)
     return fixed + plan.share(plan.keep_cost, progress) * (cost(supernet, measure) - fixed)
 
@@ -102,18 +104,20 @@ def without_an_operation(architecture: Architecture) -> list[Architecture]:
     ]
 
 
-def is_nearer(large, small, plan: Plan, progress: float, supernet, measure: str = "macs") -> bool:
+def is_nearer(
+    large, small, plan: SearchConfig, progress: float, supernet, measure: str = "macs"
+) -> bool:
     """Whether the larger one is nearer to the plan, as a ratio of what can be removed."""
     fixed, allowed = fixed_cost(supernet, measure), allowed_cost(plan, progress, supernet, measure)
     shares = [(cost(net, measure) - fixed) / (allowed - fixed) for net in (large, small)]
     return shares[0] * shares[1] < 1
 
 
-def plan_for(supernet: Architecture, macs: float) -> Plan:
+def plan_for(supernet: Architecture, macs: float) -> SearchConfig:
     """The plan that allows so many multiply-adds at the end."""
     fixed = fixed_cost(supernet)
     structure = (macs - fixed) / (cost(supernet, "macs") - fixed)
-    return Plan(keep_cost=structure, keep_connections=1.0, hold_from=1.0)
+    return SearchConfig(keep_cost=structure, keep_connections=1.0, hold_from=1.0)
 
 
 def cannot_be_cheaper(architecture: Architecture, measure: str, shared: bool) -> bool:
@@ -136,9 +140,9 @@ def every_connection_is_needed(architecture: Architecture, shared: bool) -> bool
 @given(seeds)
 def test_nothing_is_removed_when_the_plan_allows_everything(seed: int):
     supernet, current, factors = case(seed)
-    plan = Plan(keep_cost=1.0, keep_connections=1.0)
+    plan = SearchConfig(keep_cost=1.0, keep_connections=1.0)
     assert follow_plan(plan, 1.0, supernet, current, factors) == current
-    tight = Plan(keep_cost=0.1, keep_connections=0.1)
+    tight = SearchConfig(keep_cost=0.1, keep_connections=0.1)
     assert follow_plan(tight, 0.0, supernet, current, factors) == current
 
 
@@ -179,7 +183,7 @@ def test_the_structure_nearest_to_the_plan_is_taken(goes: bool):
     left = (cost(without, "macs") - fixed) / (whole - fixed)
     middle = left**0.5
     assert 1.1 * middle < 1
-    plan = Plan(keep_cost=middle * (0.9 if goes else 1.1), keep_connections=1.0)
+    plan = SearchConfig(keep_cost=middle * (0.9 if goes else 1.1), keep_connections=1.0)
     found = follow_plan(plan, 1.0, supernet, supernet, [[0.01, 1.0]])
     assert found == (without if goes else supernet)
 
@@ -190,11 +194,11 @@ def test_the_weakest_connections_go_and_every_operation_keeps_an_input():
     graph = supernet.blocks[0]
     weak = {(0, 3), (2, 4)}
     factors = [0.1 if pair in weak else 1.0 for pair in graph.connections]
-    plan = Plan(keep_cost=1.0, keep_connections=0.8, hold_from=1.0)
+    plan = SearchConfig(keep_cost=1.0, keep_connections=0.8, hold_from=1.0)
     found = follow_plan(plan, 1.0, supernet, supernet, [factors])
     dead = {pair for pair, a in zip(graph.connections, found.blocks[0].live, strict=True) if not a}
     assert dead == weak
-    least = Plan(keep_cost=1.0, keep_connections=0.01, hold_from=1.0)
+    least = SearchConfig(keep_cost=1.0, keep_connections=0.01, hold_from=1.0)
     found = follow_plan(least, 1.0, supernet, supernet, [factors])
     assert found.blocks[0].kept_nodes == graph.kept_nodes
     assert all(found.blocks[0].inputs[node] for node in graph.kept_nodes)
@@ -235,7 +239,7 @@ def test_the_first_removal_scores_least(seed: int):
 
 @given(st.floats(0.01, 1), st.floats(0.05, 1))
 def test_shares_fall_in_equal_ratios_and_are_then_held(final: float, reached_at: float):
-    plan = Plan(keep_cost=final, keep_connections=1.0, hold_from=reached_at)
+    plan = SearchConfig(keep_cost=final, keep_connections=1.0, hold_from=reached_at)
     times = [i / 20 * reached_at for i in range(21)]
     values = [plan.share(final, t) for t in times]
     assert values[0] == 1
@@ -264,7 +268,7 @@ def simulated_search(seed: int):
     supernet = Architecture.complete(
         skeleton, PAPER_OPERATIONS, rng.randint(2, 3), "share" if shared else "full"
     )
-    plan = Plan(
+    plan = SearchConfig(
         keep_cost=rng.uniform(0.1, 0.9),
         keep_connections=1.0 if rng.random() < 0.7 else rng.uniform(0.2, 0.9),
         hold_from=rng.uniform(0.3, 1.0),
@@ -284,7 +288,7 @@ def test_a_simulated_search_ends_on_its_plan(part: int):
     for seed in range(50 * part, 50 * part + 50):
         plan, chain, factors = simulated_search(seed)
         supernet, found, shared = chain[0], chain[-1], len(factors) == 1
-        fixed, goal = fixed_cost(supernet), plan.allowed(1.0, supernet)
+        fixed, goal = fixed_cost(supernet), planned_cost(plan, 1.0, supernet)
         reached = (cost(found, "macs") - fixed) / (goal - fixed)
         smaller_costs = [cost(smaller, "macs") for smaller in without_an_operation(found)]
         largest = cost(found, "macs") - min(smaller_costs)
@@ -314,7 +318,7 @@ def test_most_simulated_searches_end_near_the_plan():
     for seed in range(40):
         plan, chain, _ = simulated_search(seed)
         if plan.keep_connections == 1:
-            fixed, goal = fixed_cost(chain[0]), plan.allowed(1.0, chain[0])
+            fixed, goal = fixed_cost(chain[0]), planned_cost(plan, 1.0, chain[0])
             share = (cost(chain[-1], "macs") - fixed) / (goal - fixed)
             near, total = near + (0.8 <= share <= 1.25), total + 1
     assert near >= 0.6 * total > 0

@@ -168,7 +168,7 @@ def forecast(config: RunConfig, data: ImageData) -> Forecast:
     rebuilding = (time.perf_counter() - begin) / DRAWS
     if transfers:
         notes.append("network.transfer: step 3 alone, of the supernet narrowed to the budget")
-    elif config.search.plan is None:
+    elif config.search.keep_cost is None:
         notes.append(
             "without a plan the penalty alone decides what goes: the search is forecast with the "
             "whole supernet, an upper bound"

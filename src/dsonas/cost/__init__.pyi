@@ -1,8 +1,13 @@
 from .budgets import (
+    MEASURES as MEASURES,
     Budget as Budget,
+    CostFunction as CostFunction,
     InfeasibleBudgetError as InfeasibleBudgetError,
+    Measures as Measures,
     check_reachable as check_reachable,
+    exact_measures as exact_measures,
     fit_width as fit_width,
+    measure_all as measure_all,
     parse_count as parse_count,
     with_width as with_width,
 )
@@ -30,17 +35,11 @@ from .costs import (
 )
 from .edits import (
     Place as Place,
+    connection_places as connection_places,
+    operation_places as operation_places,
     without_connection as without_connection,
     without_operation as without_operation,
 )
 from .graph_costs import GraphCosts as GraphCosts, Links as Links, count_model as count_model
-from .latency import LatencyMeter as LatencyMeter
+from .latency import LatencyMeter as LatencyMeter, measure_table as measure_table
 from .latency_table import latency_from_table as latency_from_table, read_table as read_table
-from .measures import (
-    MEASURES as MEASURES,
-    CostFunction as CostFunction,
-    Measures as Measures,
-    exact_measures as exact_measures,
-    measure_all as measure_all,
-)
-from .part_timing import measure_table as measure_table

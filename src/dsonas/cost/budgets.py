@@ -1,16 +1,66 @@
-"""Upper bounds that the user states, and the width that meets them exactly."""
+"""Measures of cost, upper bounds on them that the user states, and the width that meets them.
+
+A new kind of budget is an entry of ``MEASURES`` and a field of ``Budget``; budgets, columns, charts
+and tables read both.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, make_dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING
 
 from dsonas.cost.costs import architecture_cost
-from dsonas.cost.measures import MEASURES, Measures, exact_measures, measure_all
 from dsonas.graph import Architecture, scale_channels
+
+CostFunction = Callable[[Architecture], float]
+"""What an architecture costs in one measure."""
+Measures = Mapping[str, CostFunction]
+"""Functions of an architecture by name."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One kind of cost."""
+
+    title: str  # what people call it
+    unit: str = ""  # what follows its number; empty where the title says it
+    # counts it exactly; None: it is timed, by a meter that the run sets up
+    function: CostFunction | None = None
+
+
+MEASURES: dict[str, Measure] = {
+    "macs": Measure("multiply-adds", "", lambda net: architecture_cost(net).macs),
+    "latency_ms": Measure("latency", "ms"),
+    "memory_bytes": Measure(
+        "memory access", "bytes", lambda net: architecture_cost(net).memory_bytes
+    ),
+    "params": Measure("parameters", "", lambda net: architecture_cost(net).params),
+}
+"""By name; the first that a budget bounds leads a search."""
+
+
+def exact_measures(latency: CostFunction | None = None) -> dict[str, CostFunction]:
+    """Collect the functions that measure an architecture, by name.
+
+    ``latency`` gives milliseconds; None leaves ``latency_ms`` out.
+
+    Example:
+        >>> from dsonas.graph.spaces import cifar_space
+        >>> supernet = cifar_space(channels=4).complete()
+        >>> {name: function(supernet) > 0 for name, function in exact_measures().items()}
+        {'macs': True, 'memory_bytes': True, 'params': True}
+    """
+    given = {"latency_ms": latency}
+    found = {name: measure.function or given.get(name) for name, measure in MEASURES.items()}
+    return {name: function for name, function in found.items() if function is not None}
+
+
+def measure_all(architecture: Architecture, measures: Measures) -> dict[str, float]:
+    """Measure an architecture by all functions."""
+    return {name: function(architecture) for name, function in measures.items()}
+
 
 _SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
 MAX_MULTIPLIER = 64.0
@@ -38,14 +88,34 @@ def parse_count(value: float | str, name: str = "count") -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Bounds:
-    """What a budget does with its bounds, whichever measures there are."""
+class Budget:
+    """Upper bounds on the final network; every bound that is given must hold.
+
+    Args:
+        macs: multiply-adds for one image; a number, a text such as 1.5M, or a share such as 50% of
+            the model at hand.
+        latency_ms: milliseconds for one image on one CPU thread, or on the accelerator, measured on
+            this machine, or by the table of another one (engine.latency_table).
+        memory_bytes: memory access for one image, in bytes.
+        params: parameters of the final network.
+
+    Raises:
+        ValueError: if a bound is not a positive number.
+
+    Example:
+        >>> Budget(macs="2M").bounds
+        {'macs': 2000000.0}
+    """
+
+    macs: float | str | None = None
+    latency_ms: float | str | None = None
+    memory_bytes: float | str | None = None
+    params: float | str | None = None
 
     def __post_init__(self) -> None:
-        for name in MEASURES:
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, _parse_bound(value, f"budget.{name}"))
+        for name in self.given:
+            bound = _parse_bound(getattr(self, name), f"budget.{name}")
+            object.__setattr__(self, name, bound)
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -121,43 +191,6 @@ def _parse_bound(value: float | str, name: str) -> float | str:
     if not 0 < share <= 100:
         raise ValueError(f"{name} must be a share above 0% and at most 100%, got {value!r}")
     return text
-
-
-if TYPE_CHECKING:
-
-    @dataclass(frozen=True, kw_only=True)
-    class Budget(_Bounds):
-        """See below."""
-
-        macs: float | str | None = None
-        latency_ms: float | str | None = None
-        memory_bytes: float | str | None = None
-        params: float | str | None = None
-
-else:
-    Budget = make_dataclass(
-        "Budget",
-        [(name, float | str | None, None) for name in MEASURES],
-        bases=(_Bounds,),
-        frozen=True,
-        kw_only=True,
-    )
-    Budget.__module__ = __name__
-    Budget.__doc__ = "\n".join(
-        [
-            "Upper bounds on the final network; every bound that is given must hold.",
-            "",
-            "Args:",
-            *(f"    {name}: {measure.bound}." for name, measure in MEASURES.items()),
-            "",
-            "Raises:",
-            "    ValueError: if a bound is not a positive number.",
-            "",
-            "Example:",
-            "    >>> Budget(macs='2M').bounds",
-            "    {'macs': 2000000.0}",
-        ]
-    )
 
 
 class InfeasibleBudgetError(ValueError):

@@ -14,7 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from dsonas.cost.budgets import TOLERANCE, Budget, InfeasibleBudgetError, fit_width, with_width
+from dsonas.cost.budgets import (
+    TOLERANCE,
+    Budget,
+    InfeasibleBudgetError,
+    Measures,
+    exact_measures,
+    fit_width,
+    with_width,
+)
 from dsonas.cost.edits import (
     branch_places,
     connection_places,
@@ -23,7 +31,6 @@ from dsonas.cost.edits import (
     without_connection,
     without_operation,
 )
-from dsonas.cost.measures import Measures, exact_measures
 from dsonas.graph import Architecture, ArchitectureError, read_list, read_mapping
 
 MAX_REMOVALS = 4  # of single connections, for the fine adjustment

@@ -68,10 +68,7 @@ def count_choices(model: nn.Module, example: Any) -> ChoiceCosts:
     told to the candidates it happens in. Batch normalisations that ``LayerChoice`` puts after
     candidates count as parameters, for they stay in the final network.
 
-    Args:
-        model: with ``LayerChoice`` or ``InputChoice``.
-        example: an input, a mapping of keyword arguments, or a tuple of inputs; costs are those of
-            one call with it.
+    ``macs`` are those of one call with the example.
 
     Raises:
         ValueError: if the model cannot run on the example.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsonas.cost.measures import CostFunction
+from dsonas.cost.budgets import CostFunction
 from dsonas.graph import Architecture
 
 OPTIONAL = ("add", "block")  # parts that a table may leave out: they take no time then

@@ -130,13 +130,18 @@ class BlockGraph:
         return frozenset(reaching) - {0, self.output_node}
 
     @cached_property
-    def kept_nodes(self) -> tuple[int, ...]:
-        """Operations reached from the block input that also reach the output, ascending."""
+    def reached_nodes(self) -> frozenset[int]:
+        """Operations that live connections lead to from the block input."""
         reached = {0}
         for node in range(1, self.output_node):
             if any(source in reached for source in self.inputs[node]):
                 reached.add(node)
-        return tuple(sorted(reached & self.reaching_nodes))
+        return frozenset(reached) - {0}
+
+    @cached_property
+    def kept_nodes(self) -> tuple[int, ...]:
+        """Operations reached from the block input that also reach the output, ascending."""
+        return tuple(sorted(self.reached_nodes & self.reaching_nodes))
 
     def prune(self, keep: Sequence[bool]) -> BlockGraph:
         """The block with only those live connections that ``keep`` marks, packed order."""

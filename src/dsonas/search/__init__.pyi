@@ -17,14 +17,12 @@ from .compressing import (
     compress as compress,
     scale_model as scale_model,
 )
-from .criteria import (
-    Factors as Factors,
+from .removal import (
     connection_flows as connection_flows,
     node_importance as node_importance,
+    planned_cost as planned_cost,
 )
-from .scaled_supernet import (
-    ScaledSupernet as ScaledSupernet,
-)
+from .scaled_supernet import ScaledSupernet as ScaledSupernet
 from .search_config import (
     PretrainConfig as PretrainConfig,
     SearchConfig as SearchConfig,

@@ -14,18 +14,21 @@ import torch
 from torch import nn
 
 from dsonas._utils import derive_seed
-from dsonas.cost import CostFunction, block_cost
-from dsonas.graph import Architecture, BlockGraph, Connection, SearchSpace
+from dsonas.cost import (
+    CostFunction,
+    connection_places,
+    operation_places,
+    without_connection,
+    without_operation,
+)
+from dsonas.graph import Architecture, SearchSpace
 from dsonas.nn import BatchNorm, DepthwiseConv, register_operation
-from dsonas.search.criteria import Factors
-from dsonas.search.removal import MACS, follow_plan
+from dsonas.search.removal import MACS, Factors, follow_plan
 from dsonas.search.search_config import SearchConfig
 
 RANDOM_KINDS = ("connections", "cost")
 EXPANSION = 6
 INVERTED_BOTTLENECK = "inverted_bottleneck3x3"
-
-Removal = tuple[int, Connection | int]  # a graph, and one of its connections or operations
 
 
 def random_architecture(
@@ -35,10 +38,7 @@ def random_architecture(
     *,
     share: float | None = None,
 ) -> Architecture:
-    """Draw an architecture of a space: cleaned, with at least one operation.
-
-    In the share space all blocks get the same graph and none is empty; in the full space each gets
-    its own, and a block without operations is its shortcut.
+    """Draw an architecture of a space at its channels: cleaned, with at least one operation.
 
     Args:
         space: what to draw from.
@@ -48,9 +48,6 @@ def random_architecture(
             from 0 to 1, and operations and connections are removed at random until it is met;
             reduction blocks stay complete, as they do under a search's plan.
         share: for ``cost``, the share itself, in [0, 1], instead of a drawn one.
-
-    Returns:
-        An architecture at the supernet's channels.
 
     Raises:
         ValueError: if the kind is unknown or the share is out of range.
@@ -78,19 +75,13 @@ def random_architectures(
     kinds: Sequence[str] = RANDOM_KINDS,
     accept: Callable[[Architecture], bool] = lambda architecture: True,
 ) -> Iterator[Architecture]:
-    """An endless sequence of random architectures, the kinds in turn.
+    """An endless sequence of random architectures, fixed by a seed, the kinds in turn.
 
     Args:
         space: what to draw from.
-        seed: fixes the sequence; a longer one begins with the shorter one.
+        seed: of the sequence.
         kinds: see ``random_architecture``.
-        accept: what it refuses is drawn anew; for budgets that a structure cannot meet.
-
-    Yields:
-        Architectures at the supernet's channels.
-
-    Raises:
-        ValueError: if a thousand draws in a row are refused.
+        accept: what it refuses is drawn anew, as by ``first_accepted``.
 
     Example:
         >>> first = random_architectures(SearchSpace(), 0)
@@ -112,11 +103,7 @@ MAX_REFUSED = 1000
 def first_accepted(
     draw: Callable[[], Architecture], accept: Callable[[Architecture], bool]
 ) -> Architecture:
-    """The first of the architectures drawn that is accepted.
-
-    Raises:
-        ValueError: if a thousand draws in a row are refused.
-    """
+    """The first architecture drawn that is accepted; a ValueError if a thousand are refused."""
     for _ in range(MAX_REFUSED):
         architecture = draw()
         if accept(architecture):
@@ -147,38 +134,26 @@ def _random_connections(space: SearchSpace, generator: torch.Generator) -> Archi
 
 
 def _random_cost(space: SearchSpace, generator: torch.Generator, share: float) -> Architecture:
-    supernet = space.complete()
-    graphs = list(supernet.cells)
-    limit = share * blocks_macs(supernet.with_cells(graphs))
-    while blocks_macs(supernet.with_cells(graphs)) > limit:
-        options = _removable(graphs)
-        smaller: list[BlockGraph] = []
-        while options and not any(graph.kept_nodes for graph in smaller):
-            drawn = int(torch.randint(len(options), (), generator=generator))
-            place, what = options.pop(drawn)
-            smaller = [_without(g, what) if i == place else g for i, g in enumerate(graphs)]
-        if not any(graph.kept_nodes for graph in smaller):
+    current = space.complete()
+    limit = share * blocks_macs(current)
+    while blocks_macs(current) > limit:
+        options = [
+            *((without_connection, place) for place in connection_places(current)),
+            *((without_operation, place) for place in operation_places(current)),
+        ]
+        options.sort(key=lambda option: option[1][0])  # by cell
+        while options:
+            without, place = options.pop(int(torch.randint(len(options), (), generator=generator)))
+            smaller = without(current, place)
+            if any(graph.kept_nodes for graph in smaller.cells):
+                current = smaller
+                break
+        else:
             break  # any removal would leave nothing
-        graphs = smaller
-    return supernet.with_cells(graphs)
+    return current
 
 
-def _removable(graphs: Sequence[BlockGraph]) -> list[Removal]:
-    found: list[Removal] = []
-    for place, graph in enumerate(graphs):
-        live = zip(graph.connections, graph.live, strict=True)
-        found += [(place, connection) for connection, alive in live if alive]
-        found += [(place, node) for node in graph.kept_nodes]
-    return found
-
-
-def _without(graph: BlockGraph, what: Connection | int) -> BlockGraph:
-    if isinstance(what, Connection):
-        return graph.prune([connection != what for connection in graph.connections]).clean()
-    return graph.without_node(what)
-
-
-def blocks_macs(architecture: Architecture) -> int:
+def blocks_macs(architecture: Architecture) -> float:
     """Multiply-adds of the operations and outputs of all blocks: what pruning can remove.
 
     Example:
@@ -186,12 +161,7 @@ def blocks_macs(architecture: Architecture) -> int:
         >>> blocks_macs(space.complete()) < 1.4845e9
         True
     """
-    skeleton = architecture.skeleton
-    sizes, channels = skeleton.stage_sizes, skeleton.channels
-    return sum(
-        block_cost(graph, channels[stage], sizes[stage], False).macs
-        for graph, stage in zip(architecture.blocks, skeleton.block_stages, strict=True)
-    )
+    return MACS(architecture) - MACS(architecture.without_blocks())
 
 
 def follow_epochs(
@@ -205,8 +175,8 @@ def follow_epochs(
     chain = [supernet]
     for epoch in range(1, config.epochs + 1):
         live, progress = chain[-1], epoch / config.epochs
-        if config.plan is not None and config.rebuilds_after(epoch):
-            live = follow_plan(config.plan, progress, supernet, live, factors, cost=cost)
+        if config.keep_cost is not None and config.rebuilds_after(epoch):
+            live = follow_plan(config, progress, supernet, live, factors, cost=cost)
         chain.append(live)
     return chain
 
@@ -222,9 +192,6 @@ def random_plan_result(
     A plan sets how sparse a network becomes, the search what stays. Networks of the same plan with
     factors drawn at random are as sparse as a search's: what a search does better is its own merit.
 
-    Returns:
-        An architecture at the supernet's channels.
-
     Raises:
         ValueError: if the search has no plan.
 
@@ -235,7 +202,7 @@ def random_plan_result(
         True
     """
     supernet = space.complete()
-    if config.plan is None:
+    if config.keep_cost is None:
         raise ValueError("search.keep_cost must be set for networks of the same plan, got null")
     factors = [torch.rand(len(cell.live), generator=generator).tolist() for cell in supernet.cells]
     return follow_epochs(config, supernet, factors, cost)[-1]
@@ -274,9 +241,6 @@ def hand_made(space: SearchSpace, kind: str) -> Architecture:
         kind: ``residual``: two separable 3x3 convolutions, as a residual block of ResNet has two
             convolutions. ``mobile``: one inverted bottleneck with expansion 6, as in MobileNetV2,
             but with a ReLU after it where MobileNetV2 has none.
-
-    Returns:
-        An architecture at the supernet's channels.
 
     Raises:
         ValueError: if the kind is unknown.

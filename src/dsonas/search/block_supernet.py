@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,22 +11,19 @@ from torch import Tensor, nn
 from dsonas.cost import CostFunction, architecture_cost
 from dsonas.graph import Architecture, readable_operation
 from dsonas.nn import Network
-from dsonas.search.criteria import Criterion, Flow
 from dsonas.search.penalties import penalty_of
-from dsonas.search.removal import MACS, follow_plan
+from dsonas.search.removal import MACS, Criterion, Flow, follow_plan
 from dsonas.search.search_config import SearchConfig
 from dsonas.search.shrinking import shrink
+from dsonas.search.supernets import Supernet
 from dsonas.sparse import Choices, ProximalNAG
 
 
-class BlockSupernet:
+class BlockSupernet(Supernet[Architecture]):
     """A ``Network`` with scaling factors; its structures are architectures.
 
-    Args:
-        network: the supernet.
-        config: plan, penalty.
-        cost: what is planned.
-        latency: milliseconds of an architecture, for ``adaptive_latency``.
+    ``cost`` of an architecture is planned; ``latency``, in milliseconds, is for
+    ``adaptive_latency``.
 
     Raises:
         ValueError: if the network has no scaling factors.
@@ -44,23 +41,22 @@ class BlockSupernet:
         if network.scaling is None:
             raise ValueError("a network to be searched must have scaling factors: scaled=True")
         self.model: Network = network
-        self.judged = None
         self.scaling, self.config = network.scaling, config
         self.whole = self.live = self._staying = self._fed = network.architecture
-        self.cost = cost
+        self._cost = cost
         self._penalty = penalty_of(config.penalty_kind, latency)
 
     def vectors(self) -> list[nn.Parameter]:
         """List the packed vectors of the cells, then the pairs of the reduction blocks."""
         return [*self.scaling.blocks, *self.scaling.reductions]
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """List all parameters that are left."""
-        return self.model.parameters()
-
     def flags(self, structure: Architecture) -> list[Sequence[bool]]:
         """Tell which connections an architecture has."""
         return [*(cell.live for cell in structure.cells), *structure.reductions]
+
+    def cost(self, structure: Architecture) -> float:
+        """Compute the cost of an architecture in the measure that is planned."""
+        return self._cost(structure)
 
     def measured(self) -> dict[str, float]:
         """Count what is left and what it costs, for the log."""
@@ -79,11 +75,11 @@ class BlockSupernet:
         and would be pressed down, until a step of the factors is larger than they are and a branch
         goes by chance; so they are pressed only where the penalty decides alone.
         """
-        alone = self.config.plan is None and not self.config.normalise
+        alone = self.config.keep_cost is None and not self.config.normalise
         branches = [gamma if alone else 0.0] * len(self.scaling.reductions)
         if self.live == self.whole and self.config.penalty_kind != "adaptive_memory":
             return [*[gamma] * len(self.scaling.blocks), *branches]
-        rows = self._penalty.weights(self.whole, self.live)
+        rows = self._penalty(self.whole, self.live)
         return [
             vector.new_tensor([gamma * weight for weight in row])
             for vector, row in zip(self.scaling.blocks, rows, strict=True)
@@ -109,11 +105,11 @@ class BlockSupernet:
 
     def planned(self, progress: float, ranks: Sequence[Tensor]) -> Architecture | None:
         """Find what the plan leaves; None if the penalty decides alone."""
-        if self.config.plan is None:
+        if self.config.keep_cost is None:
             return None
         blocks = [vector.tolist() for vector in ranks[: len(self.scaling.blocks)]]
         return follow_plan(
-            self.config.plan, progress, self.whole, self.live, blocks, self.criterion, self.cost
+            self.config, progress, self.whole, self.live, blocks, self.criterion, self._cost
         )
 
     def remove(self, structure: Architecture, optimizers: Iterable[torch.optim.Optimizer]) -> None:

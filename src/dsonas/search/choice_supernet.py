@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from itertools import combinations, product
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dsonas._utils import mask_like
-from dsonas.cost import Budget, Candidate, Chosen, Item, count_choices
+from dsonas.cost import Budget, Candidate, Chosen, count_choices
 from dsonas.nn import ScaledModule
 from dsonas.search.dead_ends import find_dead_end
-from dsonas.search.knapsack import Bound, best_choices, smallest_choices
+from dsonas.search.knapsack import Bound, Kept as Structure, best_choices, bound_own_cost
 from dsonas.search.scaled_supernet import ScaledSupernet
 from dsonas.search.search_config import SearchConfig
+from dsonas.search.shrinking import forget_modules
+from dsonas.search.supernets import Supernet
 from dsonas.sparse import (
-    Choice,
     Choices,
     LayerChoice,
     ProximalNAG,
@@ -34,28 +34,16 @@ from dsonas.sparse import (
 
 logger = logging.getLogger(__name__)
 
-Structure = dict[str, tuple[str, ...]]
-"""The names that are left, by label; treated as a value."""
-
 LEAST = 0.01  # score of the lowest candidate, where the highest has 1
 JUDGED = 2 / 3  # of the part of a search after which the structure is held
 TRIES = 20  # combinations of the best scores that are looked at for dead ends
-SAMPLES = 30  # random combinations on which a user's cost function is tried
-MAX_TABLE = 100_000  # combinations whose costs are all asked for, where they are no sums
 
 
-class ChoiceSupernet:
+class ChoiceSupernet(Supernet[Structure]):
     """A model with choices; its structures are the names that are left, by label.
 
-    Args:
-        model: with ``LayerChoice`` or ``InputChoice``.
-        example: an input, a mapping of keyword arguments, or a tuple of inputs, by which costs are
-            counted and the candidates' normalisations made; None: these are made by the first
-            batch.
-        budget: upper bounds on the result.
-        config: when the structure is held, and the penalty.
-        cost: the user's function of a structure, in the measure that the budget bounds first.
-        seed: decides between candidates that score the same.
+    See ``Searcher`` for the arguments. By the example costs are counted and the candidates'
+    normalisations made; without one, these are made by the first batch.
 
     Raises:
         ValueError: if choices with one label differ, or nothing keeps the budget.
@@ -73,10 +61,15 @@ class ChoiceSupernet:
         self.model, self.config = model, config
         self.judged = JUDGED * config.hold_from
         self.places = choices_of(model)
-        self.keep = {label: found[0][1].keep for label, found in self.places.items()}
-        self.live: Structure = {label: found[0][1].live for label, found in self.places.items()}
+        self.first = {label: places[0][1] for label, places in self.places.items()}
+        self.keep = {label: choice.keep for label, choice in self.first.items()}
+        self.live: Structure = {label: choice.live for label, choice in self.first.items()}
         self.names = dict(self.live)
-        self._tie()
+        for label, places in self.places.items():
+            self.first[label].factors.requires_grad_()  # they learn in a frozen model too
+            for _, choice in places:
+                choice.factors = self.first[label].factors
+        self._parameters = list(model.parameters())
         self._ties = random.Random(seed)
         self._order = {label: self._ties.random() for label in self.live}
         self._example, self._counted = example, None
@@ -84,23 +77,14 @@ class ChoiceSupernet:
             self._count(example)
         self.leading = (budget or Budget()).leading
         self._own_cost = cost
-        self._table: list[tuple[Structure, float]] | None = None
         self._dead_ends: list[frozenset[Candidate]] = []
         self._dead_end: frozenset[Candidate] | None = None  # in what is left
+        self._sound: Structure | None = None  # the last one found to have none
         self._solved: tuple[object, Structure | None] = (None, None)
         self._bounds = self._make_bounds(budget)
         self._check_reachable()
         if example is not None:  # it fails now if it ever will: costs are counted without numbers
             find_dead_end(model, self.live, example)
-
-    def _tie(self) -> None:
-        """Give all places with one label the same factors, which learn in a frozen model too."""
-        for places in self.places.values():
-            places[0][1].factors.requires_grad_()
-            for _, choice in places[1:]:
-                choice.factors = places[0][1].factors
-        self._vectors = [places[0][1].factors for places in self.places.values()]
-        self._parameters = list(self.model.parameters())
 
     def _count(self, example: Any) -> None:
         if example is None:
@@ -124,48 +108,35 @@ class ChoiceSupernet:
                         )
 
     def _make_bounds(self, budget: Budget | None) -> list[Bound]:
-        """The bounds of a budget as sums of parts."""
         if budget is None:
             return []
-        budget = budget.of(lambda name: self.cost(self.live, name))
         found = []
-        for name, limit in budget.bounds.items():
+        for name, limit in budget.of(lambda name: self.cost(self.live, name)).bounds.items():
             if name == self.leading and self._own_cost is not None:
-                items = additive_items(self._own_cost, self.live, self.keep, self._ties)
-                if items is None:
-                    self._table = _price_all(self._own_cost, self.live, self.keep)
-                    self._limit = limit
-                    continue
+                own = self._own_cost, self.live, self.keep, self._ties
+                found.append(bound_own_cost(name, limit, *own))
             elif self._counted is not None and name in self._counted.parts:
-                items = self._counted.parts[name]
+                found.append(Bound(name, self._counted.parts[name], limit))
             else:
                 raise ValueError(
                     f"budget.{name} is not counted for a model with choices: give cost=, a "
                     "function of the choices, or bound macs or params"
                 )
-            found.append(Bound(name, items, limit))
         return found
 
     def _check_reachable(self) -> None:
-        if self._solve({}, self.live, ()) is None:
-            if self._table is not None:
-                smallest = min(price for _, price in self._table)
+        if best_choices(self.live, self.keep, {}, self._bounds) is not None:
+            return
+        for bound in self._bounds:
+            if (smallest := bound.smallest(self.live)) > bound.limit:
                 raise ValueError(
-                    f"budget.{self.leading} must be at least {smallest:.6g}, the smallest cost of "
-                    f"this model, got {self._limit:.6g}"
+                    f"budget.{bound.name} must be at least {smallest:.6g}, the smallest cost of "
+                    f"this model, got {bound.limit:.6g}"
                 )
-            for bound in self._bounds:
-                least = smallest_choices(self.live, bound.items)
-                smallest = sum(item.amount for item in bound.items if item.is_in(least))
-                if smallest > bound.limit:
-                    raise ValueError(
-                        f"budget.{bound.name} must be at least {smallest:.6g}, the smallest cost "
-                        f"of this model, got {bound.limit:.6g}"
-                    )
-            raise ValueError(
-                f"budget {', '.join(f'{b.name} {b.limit:.6g}' for b in self._bounds)} cannot be "
-                "met: no combination of candidates keeps all bounds together"
-            )
+        raise ValueError(
+            f"budget {', '.join(f'{b.name} {b.limit:.6g}' for b in self._bounds)} cannot be "
+            "met: no combination of candidates keeps all bounds together"
+        )
 
     def cost(self, structure: Structure, measure: str | None = None) -> float:
         """Compute what the final network of a structure costs."""
@@ -178,7 +149,7 @@ class ChoiceSupernet:
 
     def vectors(self) -> list[nn.Parameter]:
         """List the factors of every label."""
-        return self._vectors
+        return [choice.factors for choice in self.first.values()]
 
     def parameters(self) -> list[nn.Parameter]:
         """List all parameters that are left, in the order of the whole model.
@@ -190,18 +161,14 @@ class ChoiceSupernet:
     def flags(self, structure: Structure) -> list[Sequence[bool]]:
         """Tell which candidates a structure has."""
         return [
-            [name in structure.get(label, ()) for name in places[0][1].names]
-            for label, places in self.places.items()
+            [name in structure.get(label, ()) for name in choice.names]
+            for label, choice in self.first.items()
         ]
 
     def measured(self) -> dict[str, float]:
         """Count what is left and what it costs, for the log."""
         left = {"live_connections": sum(map(len, self.choices().values()))}
         return {**left, **{name: int(self.cost(self.live, name)) for name in ("macs", "params")}}
-
-    def logged_factors(self) -> list[nn.Parameter]:
-        """List the vectors whose course is logged: all."""
-        return self._vectors
 
     def penalties(self, gamma: float) -> list[Tensor | float]:
         """Compute Gamma of every label: the same for all candidates."""
@@ -226,7 +193,9 @@ class ChoiceSupernet:
         From the time it is judged to the time the structure is held the number of candidates falls
         in equal ratios; the lowest scores go first.
         """
-        if progress <= self.judged:
+        hold = self.config.hold_from
+        judged = JUDGED * hold
+        if progress <= judged:
             return self.live
         scores = self.scores(ranks)
         if progress >= 1:  # no step follows in which a factor at 0 could rise again
@@ -235,7 +204,7 @@ class ChoiceSupernet:
             }
         question = scores, self.live  # the same at every progress that a rebuild looks at
         if question != self._solved[0]:
-            self._solved = question, self._best(*question)
+            self._solved = question, self._best(scores)
         best = self._solved[1]
         assert best is not None
         if progress >= 1:
@@ -249,8 +218,8 @@ class ChoiceSupernet:
             for name in names
             if name not in best[label]
         )
-        share = min(1.0, (progress - self.judged) / (self.config.hold_from - self.judged))
-        start = sum(len(places[0][1].names) for places in self.places.values())
+        share = min(1.0, (progress - judged) / (hold - judged))
+        start = sum(len(choice.names) for choice in self.first.values())
         end = sum(map(len, best.values()))
         excess = sum(map(len, self.live.values())) - math.ceil(start * (end / start) ** share)
         gone = {(label, name) for _, _, label, name in spare[: max(0, excess)]}
@@ -263,7 +232,7 @@ class ChoiceSupernet:
         """Score every live candidate, above 0, by how much its rank is above the lowest."""
         found = {}
         for (label, names), vector in zip(self.live.items(), ranks, strict=True):
-            every = self.places[label][0][1].names
+            every = self.first[label].names
             values = {n: v for n, v in zip(every, vector.tolist(), strict=True) if n in names}
             lowest, highest = min(values.values()), max(values.values())
             least = LEAST * (highest - lowest or 1.0)
@@ -271,49 +240,27 @@ class ChoiceSupernet:
         return found
 
     def _factors(self, label: str) -> dict[str, float]:
-        choice = self.places[label][0][1]
+        choice = self.first[label]
         return dict(zip(choice.names, choice.factors.tolist(), strict=True))
 
-    def _best(self, scores: Mapping[Candidate, float], options: Structure) -> Structure | None:
+    def _best(self, scores: Mapping[Candidate, float]) -> Structure | None:
         """Find the best combination without dead ends; with some, if all that are tried have."""
+        problem = self.live, self.keep, scores, self._bounds
         first = None
         for _ in range(TRIES):
-            best = self._solve(scores, options, self._dead_ends)
+            best = best_choices(*problem, self._dead_ends)
             if best is None:
                 break
             example = self._example
-            dead_end = None if example is None else find_dead_end(self.model, best, example)
+            known = example is None or best == self._sound  # it stays so while others go
+            dead_end = None if known else find_dead_end(self.model, best, example)
             if dead_end is None:
-                self._dead_end = None
+                self._dead_end, self._sound = None, best
                 return best
             self._dead_ends.append(dead_end)
             if first is None:
                 first, self._dead_end = best, dead_end
-        return first or self._solve(scores, options, ())
-
-    def _solve(
-        self,
-        scores: Mapping[Candidate, float],
-        options: Structure,
-        apart: Sequence[Set[Candidate]],
-    ) -> Structure | None:
-        if self._table is None:
-            return best_choices(options, self.keep, scores, self._bounds, apart)
-        able = [
-            structure
-            for structure, price in self._table
-            if price <= self._limit
-            and all(set(names) <= set(options[label]) for label, names in structure.items())
-            and all(bound.keeps(structure) for bound in self._bounds)
-            and not any(all(n in structure[k] for k, n in together) for together in apart)
-        ]
-
-        def worth(structure: Structure) -> float:
-            return sum(
-                scores.get((k, name), 0.0) for k, names in structure.items() for name in names
-            )
-
-        return max(able, key=worth, default=None)
+        return first or best_choices(*problem)
 
     @torch.no_grad()
     def remove(self, structure: Structure, optimizers: Iterable[torch.optim.Optimizer]) -> None:
@@ -326,7 +273,7 @@ class ChoiceSupernet:
         for label, places in self.places.items():
             gone = [name for name in self.live[label] if name not in structure[label]]
             for _, choice in places if gone else ():
-                removed += _candidates(choice, gone)
+                removed += [choice[n] for n in gone] if isinstance(choice, LayerChoice) else []
                 choice.drop(gone)
         if removed:
             left = {id(parameter) for parameter in self.model.parameters()}
@@ -354,12 +301,8 @@ class ChoiceSupernet:
         """Name what is left, by label; candidates of candidates that went are not listed."""
         return chosen(self.model)
 
-    def to_state(self, structure: Structure) -> dict[str, list[str]]:
-        """Turn a structure into lists."""
-        return {label: list(names) for label, names in structure.items()}
-
     def from_state(self, state: Mapping[str, Sequence[str]]) -> Structure:
-        """Read ``to_state``."""
+        """Read ``to_state``; a ValueError if it is of another supernet."""
         if state.keys() != self.live.keys():
             raise ValueError("the state must be of the same choices, but its labels are others")
         return {label: tuple(state[label]) for label in self.live}
@@ -400,94 +343,3 @@ class ChoiceNetwork(ScaledModule):
     def structure(self) -> object:
         """What is left of the choices, or of the traced model."""
         return self.supernet.live
-
-
-def _candidates(choice: Choice, names: Sequence[str]) -> list[nn.Module]:
-    return [choice[name] for name in names] if isinstance(choice, LayerChoice) else []
-
-
-def forget_modules(
-    optimizers: Iterable[torch.optim.Optimizer], modules: Sequence[nn.Module], left: Set[int]
-) -> None:
-    """Take the parameters of removed modules out of optimizers, so that they hold no memory.
-
-    Args:
-        optimizers: changed in place.
-        modules: what was removed.
-        left: the ids of parameters that stay: a module may stand in several places.
-    """
-    every = (parameter for module in modules for parameter in module.parameters())
-    gone = {id(parameter): parameter for parameter in every if id(parameter) not in left}
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if id(p) not in gone]
-        for parameter in gone.values():
-            optimizer.state.pop(parameter, None)
-
-
-def additive_items(
-    cost: Callable[[Chosen], float],
-    options: Structure,
-    keep: Mapping[str, int | None],
-    generator: random.Random,
-) -> list[Item] | None:
-    """Write a user's cost function as a sum of parts, one for each candidate.
-
-    Returns:
-        The parts; None if the function is no such sum, which random combinations are tried for.
-    """
-    first = {label: names[:1] for label, names in options.items()}
-    base = cost(first)
-    parts: list[tuple[float, str, str]] = []
-    for label, names in options.items():
-        for name in names[1:]:
-            if keep[label] == 1:
-                amount = cost({**first, label: (name,)}) - base
-            else:
-                amount = cost({**first, label: (names[0], name)}) - base
-            parts.append((amount, label, name))
-        if keep[label] != 1 and len(names) > 1:
-            both = cost({**first, label: names[:2]})
-            own = both - cost({**first, label: names[1:2]})
-            parts.append((own, label, names[0]))
-            base -= own
-    items = [Item(base, (frozenset(),))]
-    items += [Item(amount, (frozenset({(label, name)}),)) for amount, label, name in parts]
-    for _ in range(SAMPLES):
-        some = {label: _some(names, keep[label], generator) for label, names in options.items()}
-        expected = sum(item.amount for item in items if item.is_in(some))
-        if not math.isclose(expected, cost(some), rel_tol=1e-6, abs_tol=1e-9 * abs(base)):
-            return None
-    return items
-
-
-def _some(names: Sequence[str], keep: int | None, generator: random.Random) -> tuple[str, ...]:
-    size = generator.randint(1, min(len(names), keep or len(names)))
-    return tuple(sorted(generator.sample(names, size), key=names.index))
-
-
-def _price_all(
-    cost: Callable[[Chosen], float], options: Structure, keep: Mapping[str, int | None]
-) -> list[tuple[Structure, float]]:
-    """The cost of every combination, for functions that are no sum over the candidates.
-
-    Raises:
-        ValueError: if there are too many.
-    """
-    sizes = {
-        label: range(1, min(len(names), keep[label] or len(names)) + 1)
-        for label, names in options.items()
-    }
-    count = math.prod(
-        sum(math.comb(len(options[label]), size) for size in sizes[label]) for label in options
-    )
-    if count > MAX_TABLE:
-        raise ValueError(
-            f"cost must be a sum over the candidates where there are more than {MAX_TABLE} "
-            f"combinations, and it is none; this model has {count:.3g}"
-        )
-    sets = [
-        [(label, some) for size in sizes[label] for some in combinations(options[label], size)]
-        for label in options
-    ]
-    return [(dict(some), cost(dict(some))) for some in product(*sets)]

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from dsonas.cost import Budget
 from dsonas.search.scaled_supernet import ScaledSupernet, Structure
-from dsonas.search.search_config import MOMENTUM, SearchConfig
+from dsonas.search.search_config import SearchConfig
 from dsonas.search.searcher import Searcher, SearchResult
 from dsonas.sparse import copied, find_channels, find_joins, is_unfelt, scale_joins, trace
 
 COUNTING = 10**9  # announced steps of the first epoch, in which they are counted
 EPOCHS = 2  # of a search: further epochs are worth more after the cut
 FACTOR_LR = 0.02  # a trained model stands less than one at the start of its training
-DISTANCE = 0.3  # that a factor without gradient moves in all: what is due is pressed by the plan
+TRAVEL = 0.3  # see Supernet: what is due is pressed by the plan
 
 
 def compress(
@@ -87,9 +86,7 @@ def compress(
     )
 
     def begin(announced: int) -> Searcher[Structure]:
-        return Searcher(
-            supernet, budget=given, steps=announced, config=gentle(config, announced), seed=seed
-        )
+        return Searcher(supernet, budget=given, steps=announced, config=config, seed=seed)
 
     if fit is None:
         return begin(1).finish()
@@ -140,13 +137,6 @@ def _checked(budget: Any, epochs: int, steps: int | None, *, counts: bool) -> Bu
     return found
 
 
-def gentle(config: SearchConfig, steps: int) -> SearchConfig:
-    """Give a configuration without a penalty that of a trained model, for so many steps."""
-    if config.penalty is not None:
-        return config
-    return replace(config, penalty=DISTANCE * (1 - MOMENTUM) / (config.lr * steps))
-
-
 def scale_model(
     model: nn.Module,
     example: Any,
@@ -172,4 +162,6 @@ def scale_model(
             "go were found: see the limits in docs/compress.md"
         )
     scale_joins(traced, joins)
-    return ScaledSupernet(traced, example, budget, config, channels=found)
+    supernet = ScaledSupernet(traced, example, budget, config, channels=found)
+    supernet.travel = TRAVEL
+    return supernet

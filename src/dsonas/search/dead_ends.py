@@ -26,19 +26,15 @@ def find_dead_end(
 ) -> frozenset[Candidate] | None:
     """Find a candidate that nothing reaches or nothing reads, because of ``Zero`` around it.
 
-    A copy of the model, without biases and what normalisations have seen, gets the example: then
-    exactly the factors of such candidates have no gradient, and where nothing comes through at all
-    the outputs are 0. No random state changes.
-
-    Args:
-        model: with ``LayerChoice``.
-        structure: the names that stay, by label; the model has them.
-        example: an input, a mapping of keyword arguments, or a tuple of inputs; real numbers and
-            pixels (uint8) that are all 0 become random, and so does what stands for padding.
+    A copy of the model, without biases and what normalisations have seen, gets the example, in
+    which real numbers and pixels (uint8) that are all 0 become random, and so does what stands for
+    padding. Then exactly the factors of such candidates have no gradient, and where nothing comes
+    through at all the outputs are 0. No random state changes.
 
     Returns:
-        That candidate, if there is one, and all that are ``Zero``, by label and name; None: there
-        is no dead end, or it cannot be told, for no factor of the whole model is felt either.
+        That candidate, if there is one, and all of the ``structure`` that are ``Zero``, by label
+        and name; None: there is no dead end, or it cannot be told, for no factor of the whole model
+        is felt either.
 
     Raises:
         ValueError: if the model cannot run on the example.
@@ -105,15 +101,14 @@ def _run(
     felt = {
         (label, name): gradient != 0
         for label, layer in layers.items()
-        for name, gradient in zip(layer.names, _gradients(layer), strict=True)
+        for name, gradient in zip(layer.names, _gradient(layer.factors), strict=True)
         if name in layer.live
     }
     return felt, any(bool(y.any()) for y in outputs)
 
 
-def _gradients(layer: LayerChoice) -> list[float]:
-    found = layer.factors.grad
-    return [0.0] * len(layer.names) if found is None else found.tolist()
+def _gradient(factors: Tensor) -> list[float]:
+    return (torch.zeros_like(factors) if factors.grad is None else factors.grad).tolist()
 
 
 def _unbiased(model: nn.Module, structure: Mapping[str, Sequence[str]]) -> nn.Module:

@@ -20,19 +20,20 @@ class Ranking:
     pressed counts half at every rebuild.
 
     A supernet that is judged once, before anything is pressed, is ranked by how far the gradients
-    alone would have moved its factors until ``hold``; from then on ranks stay as they are.
+    alone would have moved its factors until it is ``held``.
 
     Args:
         vectors: the vectors of scaling factors.
 
     Attributes:
         values: to rank by, shaped as the vectors; they are up to date after ``settle``.
-        held: whether they stay as they are.
+        pressed: which factors are pressed from now on: 1, the others 0.
+        held: whether values stay as they are.
 
     Example:
         >>> vector = nn.Parameter(torch.tensor([1.0, 0.5]))
         >>> ranking = Ranking([vector])
-        >>> ranking.press([torch.tensor([0.0, 1.0])])
+        >>> ranking.pressed = [torch.tensor([0.0, 1.0])]
         >>> vector.grad = torch.tensor([0.0, -2.0])
         >>> ranking.pull(0.5)
         >>> _ = vector.data.copy_(torch.tensor([1.4, 0.0]))
@@ -45,11 +46,7 @@ class Ranking:
         self._vectors, self.held = vectors, False
         self.values = [vector.detach().clone() for vector in vectors]
         self._taken = [torch.zeros_like(vector) for vector in self.values]
-        self._pressed = [torch.zeros_like(vector) for vector in self.values]
-
-    def press(self, pressed: Sequence[Tensor]) -> None:
-        """Note which factors are pressed from now on: 1, the others 0."""
-        self._pressed = list(pressed)
+        self.pressed = [torch.zeros_like(vector) for vector in self.values]
 
     @torch.no_grad()
     def pull(self, rate: float) -> None:
@@ -65,21 +62,16 @@ class Ranking:
             values, gradients = map(list, zip(*found, strict=True))
             torch._foreach_add_(values, gradients, alpha=-rate)  # pyright: ignore[reportPrivateImportUsage]
 
-    def hold(self) -> None:
-        """Keep the ranks from now on."""
-        self.held = True
-
     @torch.no_grad()
     def settle(self, *, last: bool = False) -> None:
         """Compute what pressing has taken, at a rebuild; nothing while ranks are held.
 
-        Args:
-            last: whether no step follows, in which a factor could rise again. Then nothing counts
-                but the factors, unless those of a vector are all 0.
+        If it is the ``last``, no step follows in which a factor could rise again: nothing counts
+        but the factors, unless those of a vector are all 0.
         """
         if self.held:
             return
-        lists = self._vectors, self.values, self._taken, self._pressed
+        lists = self._vectors, self.values, self._taken, self.pressed
         for vector, value, taken, pressed in zip(*lists, strict=True):
             taken.copy_(torch.where(pressed > 0, (value - vector).clamp(min=0), taken / 2))
             if last and bool((vector > 0).any()):
@@ -87,11 +79,7 @@ class Ranking:
             value.copy_(vector + taken)
 
     def drop(self, live: Sequence[Sequence[bool]]) -> None:
-        """Forget what has been removed.
-
-        Args:
-            live: what is left, for every factor of every vector.
-        """
+        """Forget what has been removed; ``live`` is what is left, for every factor."""
         for value, taken, flags in zip(self.values, self._taken, live, strict=True):
             mask = mask_like(flags, value)
             value.mul_(mask)
@@ -112,4 +100,4 @@ class Ranking:
 
     def _lists(self) -> list[tuple[str, list[Tensor]]]:
         """All that changes, by name."""
-        return [("values", self.values), ("taken", self._taken), ("pressed", self._pressed)]
+        return [("values", self.values), ("taken", self._taken), ("pressed", self.pressed)]

@@ -1,4 +1,4 @@
-"""The planned structures of a search, from the supernet to its planned cost.
+"""What goes from our blocks, from the supernet to the planned cost: how much, when, and what first.
 
 The cost of the live architecture is planned over the search: it falls from that of the supernet to
 the target in equal ratios per step, and then stays while the weights settle. What a plan removes at
@@ -6,57 +6,114 @@ a progress is found by score: operations first, then connections, since each cos
 addition. Single operations are large, so the structure nearest to the planned cost, as a ratio, is
 taken; a block's last operation goes only when nothing else is left. The ``Searcher`` presses to
 exactly 0 what a plan removes, and removes it then.
+
+The scale of a vector of factors is free: an operation starts with a linear map and a BN, so
+multiplying all its input factors by a constant changes nothing; the same holds for the output. Only
+the share of a factor within its vector means something. So importance *flows*: the block output
+has importance 1; every target hands its importance to its sources in proportion to their squared
+factors, which is their share of the variance of the sum. The importance of an operation is what it
+receives from all its targets, and that is also what is lost with it: nothing is counted twice, and
+what becomes unreachable or useless with it has been counted already.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Protocol
 
-from dsonas.cost import (
-    CostFunction,
-    exact_measures,
-    without_operation,
-)
-from dsonas.graph import Architecture
-from dsonas.search.criteria import Criterion, Factors, Flow
+from dsonas.cost import CostFunction, Place, exact_measures, without_operation
+from dsonas.graph import Architecture, BlockGraph
+from dsonas.search.search_config import SearchConfig
 
 MACS = exact_measures()["macs"]
+Factors = Sequence[Sequence[float]]
+"""Packed scaling factors, a vector for each of ``Architecture.cells``."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Planned shares of the supernet over the search.
+class Criterion(Protocol):
+    """What operations and connections are worth to a search; the lowest score goes first."""
+
+    def scores(self, architecture: Architecture, factors: Factors) -> dict[Place, float]:
+        """Score every kept operation, by cell and node."""
+        ...
+
+    def connection_scores(self, graph: BlockGraph, factors: Sequence[float]) -> list[float]:
+        """Score every connection of a block, packed order; 0 where dead."""
+        ...
+
+
+class Flow:
+    """Worth by the importance that flows over scaling factors; see the top of this file.
 
     Example:
-        >>> plan = Plan(keep_cost=0.25, keep_connections=0.25, hold_from=0.5)
-        >>> [round(plan.share(plan.keep_cost, t), 3) for t in (0, 0.25, 0.5, 1)]
-        [1.0, 0.5, 0.25, 0.25]
+        >>> from dsonas.graph.architecture import Skeleton
+        >>> one = Architecture.complete(Skeleton(blocks=(1,), channels=(8,)), ("a", "b"), 1)
+        >>> Flow().scores(one, [[3.0, 1.0]])
+        {(0, 1): 0.9, (0, 2): 0.1}
     """
 
-    # share of the prunable cost (that of the blocks' operations and outputs) that is live at the
-    # end, in (0, 1]
-    keep_cost: float
-    keep_connections: float  # share of its connections that are live at the end, in (0, 1]
-    hold_from: float = 0.75  # part of the search after which the structure is held, in (0, 1]
+    def scores(self, architecture: Architecture, factors: Factors) -> dict[Place, float]:
+        """Score every kept operation by the sum of the flows out of it."""
+        return {
+            (place, node): value
+            for place, (graph, vector) in enumerate(zip(architecture.cells, factors, strict=True))
+            for node, value in node_importance(graph, self.connection_scores(graph, vector)).items()
+        }
 
-    def share(self, final: float, progress: float) -> float:
-        """Compute the planned share at ``progress`` in [0, 1] of the search."""
-        return final ** min(1.0, progress / self.hold_from)
+    def connection_scores(self, graph: BlockGraph, factors: Sequence[float]) -> list[float]:
+        """Score every connection by its flow; see ``connection_flows``."""
+        return connection_flows(graph, factors)
 
-    def allowed(self, progress: float, supernet: Architecture, cost: CostFunction = MACS) -> float:
-        """Compute the planned cost of the live architecture.
 
-        Args:
-            progress: part of the search done, in [0, 1].
-            supernet: the complete architecture.
-            cost: the measure that is planned.
-        """
-        fixed = cost(supernet.without_blocks())
-        return fixed + self.share(self.keep_cost, progress) * (cost(supernet) - fixed)
+def connection_flows(graph: BlockGraph, factors: Sequence[float]) -> list[float]:
+    """Compute the importance, in [0, 1], that flows over each connection, packed order.
+
+    Nothing flows over a connection that is dead or has a factor of 0, nor to an operation all of
+    whose inputs are 0. Flows into the output sum to 1 if any connection to it is live; those out of
+    a node (0 is the block input) sum to at most its importance.
+
+    Example:
+        >>> graph = BlockGraph.complete(("a", "b"), 1)
+        >>> connection_flows(graph, [3.0, 1.0])
+        [0.9, 0.1]
+    """
+    into: dict[int, list[int]] = {}
+    fed = graph.prune([factor > 0 for factor in factors]).clean()
+    for i, (connection, alive) in enumerate(zip(fed.connections, fed.live, strict=True)):
+        if alive:
+            into.setdefault(connection.target, []).append(i)
+    importance = {graph.output_node: 1.0}
+    flows = [0.0] * len(graph.connections)
+    for target in sorted(into, reverse=True):
+        squares = {i: factors[i] ** 2 for i in into[target]}
+        total = sum(squares.values())
+        for i, square in squares.items():
+            flows[i] = importance[target] * square / total
+            source = graph.connections[i].source
+            importance[source] = importance.get(source, 0.0) + flows[i]
+    return flows
+
+
+def node_importance(graph: BlockGraph, flows: Sequence[float]) -> dict[int, float]:
+    """Compute the importance of every kept operation: the sum of the flows out of it."""
+    found = dict.fromkeys(graph.kept_nodes, 0.0)
+    for connection, flow in zip(graph.connections, flows, strict=True):
+        if connection.source in found:
+            found[connection.source] += flow
+    return found
+
+
+def planned_cost(
+    config: SearchConfig, progress: float, supernet: Architecture, cost: CostFunction = MACS
+) -> float:
+    """Compute the planned cost of the live architecture at ``progress`` in [0, 1] of a search."""
+    assert config.keep_cost is not None
+    fixed = cost(supernet.without_blocks())
+    return fixed + config.share(config.keep_cost, progress) * (cost(supernet) - fixed)
 
 
 def follow_plan(
-    plan: Plan,
+    config: SearchConfig,
     progress: float,
     supernet: Architecture,
     current: Architecture,
@@ -67,7 +124,7 @@ def follow_plan(
     """Remove what scores least until the planned shares hold.
 
     Args:
-        plan: the planned shares.
+        config: its ``keep_cost``, which is not None, ``keep_connections`` and ``hold_from``.
         progress: part of the search done, in [0, 1].
         supernet: the complete architecture.
         current: the live, cleaned architecture.
@@ -79,21 +136,19 @@ def follow_plan(
         The architecture to go on with; ``current`` itself if it is cheap enough.
     """
     criterion = criterion or Flow()
-    allowed = plan.allowed(progress, supernet, cost)
+    allowed = planned_cost(config, progress, supernet, cost)
     fixed = cost(supernet.without_blocks())
     while (now := cost(current)) > allowed:
         smaller = _without_least(current, factors, criterion)
-        if smaller is None or _is_nearer(now, cost(smaller), allowed, fixed):
+        if smaller is None:
             break
+        left = cost(smaller)
+        if left <= fixed or (now - fixed) * (left - fixed) < (allowed - fixed) ** 2:
+            break  # what is live is nearer to the plan, as a ratio
         current = smaller
     connections = sum(cell.num_live for cell in supernet.cells)
-    limit = plan.share(plan.keep_connections, progress) * connections
-    return _drop_connections(current, factors, int(limit), criterion)
-
-
-def _is_nearer(now: float, smaller: float, allowed: float, fixed: float) -> bool:
-    """Whether ``now`` is nearer to the allowed cost than a smaller cost, as ratios."""
-    return smaller <= fixed or (now - fixed) * (smaller - fixed) < (allowed - fixed) ** 2
+    limit = int(config.share(config.keep_connections, progress) * connections)
+    return _drop_connections(current, factors, limit, criterion)
 
 
 def _without_least(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from dsonas._utils import mask_like
 from dsonas.cost import Budget, GraphCosts, Links
 from dsonas.search.search_config import SearchConfig
+from dsonas.search.supernets import Supernet
 from dsonas.sparse import (
     ChannelMap,
     Choices,
@@ -44,7 +45,7 @@ STEP = 16  # a group loses at most this part of its channels before all are comp
 RECOUNT = 8  # removals of channels between two looks at what links save
 
 
-class ScaledSupernet:
+class ScaledSupernet(Supernet[Structure]):
     """A traced model with a factor on every input of its sums and concatenations, and on channels.
 
     What is removed stays in the model as zeros until the end, so that weights keep their shapes in
@@ -53,10 +54,7 @@ class ScaledSupernet:
     Args:
         model: what ``scale_connections`` has returned; with ``channels``, a traced model that may
             have no such factors, whose weights change with the initial factors of its channels.
-        example: what ``scale_connections`` has been given, by which costs are counted.
-        budget: upper bounds on the result.
-        config: when the structure is held; without a budget, its share of the cost.
-        cost: the user's function of a structure, in the measure that the budget bounds first.
+        example, budget, config, cost: as of ``Searcher``.
         channels: groups of channels that get factors.
 
     Raises:
@@ -75,21 +73,26 @@ class ScaledSupernet:
         if example is None:
             raise ValueError("example must be an input of the model, by which costs are counted")
         self.model: nn.Module = model
-        self.judged = None
         self._traced = model
         self.example, self.config = example, config
         self.channels = channels or ChannelMap()
         self.leading = (budget or Budget()).leading
         self._own_cost = cost
-        self._costs = GraphCosts(model, example, self.channels)
-        self._readers = self.channels.readers()
+        self.graph_costs = GraphCosts(model, example, self.channels)
+        self.readers = self.channels.readers()
         self._vectors = scaling_factors(model)
         if self.channels.sizes:
             self._vectors += self._scale_channels(model)
-        self._count = len(self._costs.links)  # of sums and concatenations
+        self._count = len(self.graph_costs.links)  # of sums and concatenations
         self.live: Structure = tuple((True,) * vector.numel() for vector in self._vectors)
-        self._limits = {} if budget is None else budget.of(self._measure_whole).bounds
-        self._whole = {name: self._measure_whole(name) for name in self._limits or ("macs",)}
+        self._whole = self._measure(self.live)
+        for name in budget.given if budget else ():
+            if name not in self._whole:
+                raise ValueError(
+                    f"budget.{name} is not counted for a model: bound macs or params, or give "
+                    "Searcher a cost="
+                )
+        self._limits = {} if budget is None else budget.of(self._whole.__getitem__).bounds
         self._floor = self._smallest(self.live)
         least = self._measure(self._floor)
         for name, limit in self._limits.items():
@@ -111,26 +114,18 @@ class ScaledSupernet:
             vector.copy_(value)
         return list(scales.factors)
 
-    def _measure_whole(self, name: str) -> float:
-        return self._measure(self.live)[name]
-
     def _measure(self, structure: Structure) -> dict[str, float]:
         """Count a structure in all measures."""
-        return self._totals(*self._split(structure))
+        return self.totals(*self.split(structure))
 
-    def _totals(self, links: Links, counts: np.ndarray) -> dict[str, float]:
+    def totals(self, links: Links, counts: np.ndarray) -> dict[str, float]:
         """Count links and channels in all measures."""
-        found = self._costs.costs(links, counts)
+        found = self.graph_costs.costs(links, counts)
         if self._own_cost is not None:
             found[self.leading] = self._own_cost(links)
-        elif self.leading not in found:
-            raise ValueError(
-                f"budget.{self.leading} is not counted for a model: bound macs or params, or give "
-                "Searcher a cost="
-            )
         return found
 
-    def _split(self, structure: Structure) -> tuple[Links, np.ndarray]:
+    def split(self, structure: Structure) -> tuple[Links, np.ndarray]:
         """The links, and how many channels of each group are left."""
         groups = structure[self._count :]
         return structure[: self._count], np.array([sum(flags) for flags in groups], dtype=float)
@@ -143,10 +138,6 @@ class ScaledSupernet:
         """List the factors of every sum and concatenation, then those of every group."""
         return self._vectors
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """List all parameters that are left."""
-        return self.model.parameters()
-
     def flags(self, structure: Structure) -> list[Sequence[bool]]:
         """Tell which inputs and channels a structure has."""
         return list(structure)
@@ -157,23 +148,19 @@ class ScaledSupernet:
         counts = {name: int(cost[name]) for name in ("macs", "params")}
         return {"live_connections": sum(map(sum, self.live)), **counts}
 
-    def logged_factors(self) -> list[nn.Parameter]:
-        """List the vectors whose course is logged: all."""
-        return self._vectors
-
     def penalties(self, gamma: float) -> list[Tensor | float]:
         """Compute Gamma of every factor, in proportion to what its removal saves; on average gamma.
 
         What saves nothing, such as an identity, has none. A channel counts by its whole group.
         """
-        links, counts = self._split(self.live)
+        links, counts = self.split(self.live)
         rows = [torch.zeros(len(flags)) for flags in links]
-        for unit, saved in self._link_savings(links, counts, self._floor):
+        for unit, saved in self.link_savings(links, counts, self._floor):
             if len(unit) == 1:
                 rows[unit[0][0]][unit[0][1]] = saved[self.leading]
         if len(counts):
-            saved = self._costs.without_channels(links, counts, counts - 1)[self.leading]
-            sizes = self._costs.groups
+            saved = self.graph_costs.without_channels(links, counts, counts - 1)[self.leading]
+            sizes = self.graph_costs.groups
             rows += [torch.full((int(n),), float(s)) for n, s in zip(sizes, saved, strict=True)]
         mean = torch.stack([row.max() for row in rows]).mean().clamp(min=1e-30)
         return [gamma * row / mean for row in rows]
@@ -196,27 +183,28 @@ class ScaledSupernet:
                 for was, value, stays in zip(flags, vector.tolist(), keeps, strict=True)
             )
             found.append(left if any(left) or i < self._count else flags)
-        if not self._costs.is_live(tuple(found[: self._count])):
+        if not self.graph_costs.is_live(tuple(found[: self._count])):
             found[: self._count] = self.live[: self._count]
         return tuple(found)
 
     def planned(self, progress: float, ranks: Sequence[Tensor]) -> Structure | None:
         """Find what is left when costs fall in equal ratios to the budget until it is held."""
-        limits = self._limits
+        whole, limits = self._whole, self._limits
         if not limits:
             if self.config.keep_cost is None:
                 return None
-            limits = {"macs": self.config.keep_cost * self._whole["macs"]}
-        limits = {n: min(limit, self._whole[n]) for n, limit in limits.items()}
+            limits = {"macs": self.config.keep_cost * whole["macs"]}
+        limits = {n: min(limit, whole[n]) for n, limit in limits.items()}
         squares = [vector.detach().cpu().float().square().numpy() for vector in ranks]
         part = min(1.0, progress / self.config.hold_from)
-        live = self._nonzero() if part > LINKS_UNTIL else self.live
-        least = (*live[: self._count], *self._floor[self._count :])
-        late = part > LINKS_UNTIL and not self._over(*self._split(least), limits)
-        end = self._cut(live, limits, squares, least if late else self._floor)
-        whole = self._whole
-        allowed = {n: whole[n] * (limit / whole[n]) ** part for n, limit in limits.items()}
-        return end if part == 1 else self._cut(live, allowed, squares, end)
+        live, stays = self.live, self._floor
+        if part > LINKS_UNTIL:
+            live = self._nonzero()
+            least = (*live[: self._count], *self._floor[self._count :])
+            stays = stays if _Cut(self, least, limits, squares, stays).over() else least
+        end = _Cut(self, live, limits, squares, stays).made()
+        allowed = {n: whole[n] * self.config.share(limits[n] / whole[n], progress) for n in limits}
+        return end if part == 1 else _Cut(self, live, allowed, squares, end).made()
 
     def _nonzero(self) -> Structure:
         """Leave out the links at 0, which the final network does without."""
@@ -225,164 +213,19 @@ class ScaledSupernet:
             tuple(flag and value > 0 for flag, value in zip(flags, vector.tolist(), strict=True))
             for flags, vector in rows
         )
-        return (*links, *self.live[self._count :]) if self._costs.is_live(links) else self.live
+        return (*links, *self.live[self._count :]) if self.graph_costs.is_live(links) else self.live
 
-    def _cut(
-        self,
-        live: Structure,
-        allowed: dict[str, float],
-        squares: Sequence[np.ndarray],
-        stays: Structure,
-    ) -> Structure:
-        """Remove what loses least for what it saves until costs are met.
-
-        If of a sum, or of what a layer reads, a share r is left, that counts as 1 / r: the more has
-        gone, the more the rest is worth. Costs are products of widths, so that with anything
-        flatter, such as -log r, it would be best to make one width very small. Where a branch has
-        saved more than was needed, another one comes back, and channels do.
-
-        Args:
-            live: what there is.
-            allowed: the costs to meet.
-            squares: of the ranks of all factors.
-            stays: a structure that meets them, of which nothing goes, so that no choice leads to a
-                dead end.
-        """
-        links, counts = self._split(live)
-        least = self._split(stays)[1]
-        groups = zip(live, squares, stays, strict=True)
-        ranked = [_Ranked(*group) for group in list(groups)[self._count :]]
-        start, savings, age, removed = counts.copy(), [], 0, []
-        while over := self._over(links, counts, allowed):
-            if age % RECOUNT == 0:
-                savings = self._link_savings(links, counts, stays)
-            age += 1
-            ratio, unit = self._best_links(links, savings, over, squares)
-            other, group, fewer = self._best_channels(links, counts, counts - least, over, ranked)
-            if other < ratio:
-                counts[group] -= fewer
-            elif unit:
-                links, age = _without(links, unit), 0
-                removed.append(unit)
-            else:
-                break
-        for unit in reversed(removed):
-            links, counts = self._brought_back(unit, links, counts, least, allowed)
-        self._refill(links, counts, start, allowed, ranked)
-        kept = [group.kept(int(n)) for group, n in zip(ranked, counts, strict=True)]
-        return (*links, *kept)
-
-    def _brought_back(
-        self,
-        unit: Unit,
-        links: Links,
-        counts: np.ndarray,
-        least: np.ndarray,
-        allowed: dict[str, float],
-    ) -> tuple[Links, np.ndarray]:
-        """Give links back if that fits when the channels that they alone need are as few as can be.
-
-        ``_refill`` makes them more.
-        """
-        saved = self._costs.without_channels(links, counts, counts - least)
-        unread = np.all([saved[name] == 0 for name in allowed], 0)
-        more, fewer = _without(links, unit, gone=False), np.where(unread, least, counts)
-        return (links, counts) if self._over(more, fewer, allowed) else (more, fewer)
-
-    def _over(
-        self, links: Links, counts: np.ndarray, allowed: dict[str, float]
-    ) -> dict[str, float]:
-        now = self._totals(links, counts)
-        return {n: now[n] - limit for n, limit in allowed.items() if now[n] > limit}
-
-    def _refill(
-        self,
-        links: Links,
-        counts: np.ndarray,
-        start: np.ndarray,
-        allowed: dict[str, float],
-        ranked: list[_Ranked],
-    ) -> None:
-        """Give channels back, in place, as long as costs are met."""
-        now = self._totals(links, counts)
-        step = STEP
-        while len(counts):
-            more = np.minimum(np.maximum(1, counts // step), start - counts)
-            added = self._costs.without_channels(links, counts, -more)
-            fits = (more > 0) & np.all([now[n] - added[n] <= allowed[n] for n in allowed], 0)
-            if not fits.any() and step == np.inf:
-                return
-            if not fits.any():
-                step = np.inf  # one by one
-                continue
-            gains = self._losses(ranked, counts + more, more)
-            price = sum(-added[n] / allowed[n] for n in allowed)
-            best = np.where(fits, gains / np.maximum(price, 1e-30), -1).argmax()
-            counts[best] += more[best]
-            now = self._totals(links, counts)
-
-    def _losses(self, ranked: list[_Ranked], counts: np.ndarray, fewer: np.ndarray) -> np.ndarray:
-        """What all readers of every group lose if of ``counts`` channels some go."""
-        rows = zip(ranked, self._readers, counts, fewer, strict=True)
-        return np.array([times * group.loss(int(n), int(f)) for group, times, n, f in rows])
-
-    def _best_channels(
-        self,
-        links: Links,
-        counts: np.ndarray,
-        spare: np.ndarray,
-        over: dict[str, float],
-        ranked: list[_Ranked],
-    ) -> tuple[float, int, float]:
-        """The ratio of loss and gain of the best group, its number, and how many channels go."""
-        if not len(counts):
-            return np.inf, -1, 0
-        fewer = np.minimum(np.maximum(1, counts // STEP), spare)
-        saved = self._costs.without_channels(links, counts, fewer)
-        gains = sum(np.minimum(saved[n], over[n]) / over[n] for n in over)
-        losses = self._losses(ranked, counts, fewer)
-        usable = (fewer > 0) & (gains > 0)
-        ratios = np.where(usable, losses / np.where(usable, gains, 1), np.inf)
-        group = int(ratios.argmin())
-        enough = max(over[n] / max(saved[n][group], 1e-30) for n in over)
-        return (
-            float(ratios[group]),
-            group,
-            max(1, min(fewer[group], np.ceil(fewer[group] * enough))),
-        )
-
-    def _best_links(
-        self,
-        links: Links,
-        savings: list[Saving],
-        over: dict[str, float],
-        squares: Sequence[np.ndarray],
-    ) -> tuple[float, Unit]:
-        """What loses least for what it saves, and the ratio of both."""
-        best, found = np.inf, ()
-        for unit, saved in savings:
-            gain = sum(min(saved[n], amount) / amount for n, amount in over.items())
-            if gain <= 0:
-                continue
-            loss = 0.0
-            for i, j in unit:
-                total = float(squares[i][list(links[i])].sum()) or 1.0
-                loss += 1 / max(1 - float(squares[i][j]) / total, 1e-3) - 1
-            if loss / gain < best:
-                best, found = loss / gain, unit
-        return best, found
-
-    def _link_savings(self, links: Links, counts: np.ndarray, stays: Structure) -> list[Saving]:
+    def link_savings(self, links: Links, counts: np.ndarray, stays: Structure) -> list[Saving]:
         """What is saved by the removal of links: of each, and of all that one feature feeds."""
-        now, found = self._totals(links, counts), []
+        now, found = self.totals(links, counts), []
         for unit in self._units:
             left = tuple((i, j) for i, j in unit if links[i][j])
             if not left or (len(unit) > 1 and len(left) < 2):
                 continue
             fewer = _without(links, left)
-            if any(stays[i][j] for i, j in left) or not self._costs.is_live(fewer):
+            if any(stays[i][j] for i, j in left) or not self.graph_costs.is_live(fewer):
                 continue
-            then = self._totals(fewer, counts)
+            then = self.totals(fewer, counts)
             found.append((left, {name: now[name] - then[name] for name in now}))
         return found
 
@@ -390,26 +233,26 @@ class ScaledSupernet:
     def _units(self) -> list[Unit]:
         """The links that may go together: each, and all that one feature feeds."""
         fed: dict[int, list[tuple[int, int]]] = {}
-        for i, sources in enumerate(self._costs.sources):
+        for i, sources in enumerate(self.graph_costs.sources):
             for j, source in enumerate(sources):
                 fed.setdefault(source, []).append((i, j))
-        singles = [((i, j),) for i, n in enumerate(self._costs.links) for j in range(n)]
+        singles = [((i, j),) for i, n in enumerate(self.graph_costs.links) for j in range(n)]
         return [*singles, *(tuple(unit) for unit in fed.values() if len(unit) > 1)]
 
     def _smallest(self, structure: Structure) -> Structure:
         """Remove links that save most, as long as any saves something, and all channels but one."""
-        links, counts = self._split(structure)
+        links, counts = self.split(structure)
         nothing, before = tuple((False,) * len(flags) for flags in structure), None
         while links != before:
             before = links
-            savings = self._link_savings(links, counts, nothing)
+            savings = self.link_savings(links, counts, nothing)
             for unit, _ in sorted(savings, key=lambda found: -found[1][self.leading]):
                 fewer = _without(links, unit)
                 saves = (
-                    self._totals(fewer, counts)[self.leading]
-                    < self._totals(links, counts)[self.leading]
+                    self.totals(fewer, counts)[self.leading]
+                    < self.totals(links, counts)[self.leading]
                 )
-                links = fewer if self._costs.is_live(fewer) and saves else links
+                links = fewer if self.graph_costs.is_live(fewer) and saves else links
         first = [tuple(j == 0 for j in range(len(flags))) for flags in structure[self._count :]]
         return (*links, *first)
 
@@ -454,13 +297,138 @@ class ScaledSupernet:
             found[name] = [str(j) for j, flag in enumerate(flags) if flag]
         return Choices(found)
 
-    def to_state(self, structure: Structure) -> list[list[bool]]:
-        """Turn a structure into lists."""
-        return [list(flags) for flags in structure]
-
     def from_state(self, state: Sequence[Sequence[bool]]) -> Structure:
         """Read ``to_state``."""
         return tuple(tuple(flags) for flags in state)
+
+
+class _Cut:
+    """Removes what loses least for what it saves until costs are met.
+
+    If of a sum, or of what a layer reads, a share r is left, that counts as 1 / r: the more has
+    gone, the more the rest is worth. Costs are products of widths, so that with anything flatter,
+    such as -log r, it would be best to make one width very small. Where a branch has saved more
+    than was needed, another one comes back, and channels do.
+
+    Args:
+        net: the supernet.
+        live: what there is.
+        allowed: the costs to meet.
+        squares: of the ranks of all factors.
+        stays: a structure that meets them, of which nothing goes, so that no choice leads to a dead
+            end.
+    """
+
+    def __init__(
+        self,
+        net: ScaledSupernet,
+        live: Structure,
+        allowed: dict[str, float],
+        squares: Sequence[np.ndarray],
+        stays: Structure,
+    ) -> None:
+        self.net, self.allowed, self.squares, self.stays = net, allowed, squares, stays
+        self.links, self.counts = net.split(live)
+        self.most, self.least = self.counts.copy(), net.split(stays)[1]
+        groups = list(zip(live, squares, stays, strict=True))[len(self.links) :]
+        self.ranked = [_Ranked(*group) for group in groups]
+
+    def made(self) -> Structure:
+        """Cut, and give what is left."""
+        savings, age, removed = [], 0, []
+        while over := self.over():
+            if age % RECOUNT == 0:
+                savings = self.net.link_savings(self.links, self.counts, self.stays)
+            age += 1
+            ratio, unit = self._best_links(savings, over)
+            other, group, fewer = self._best_channels(over)
+            if other < ratio:
+                self.counts[group] -= fewer
+            elif unit:
+                self.links, age = _without(self.links, unit), 0
+                removed.append(unit)
+            else:
+                break
+        for unit in reversed(removed):
+            self._bring_back(unit)
+        self._refill()
+        kept = [group.kept(int(n)) for group, n in zip(self.ranked, self.counts, strict=True)]
+        return (*self.links, *kept)
+
+    def over(self) -> dict[str, float]:
+        """Compute by how much costs are above what is allowed, where they are."""
+        now = self.net.totals(self.links, self.counts)
+        return {n: now[n] - limit for n, limit in self.allowed.items() if now[n] > limit}
+
+    def _bring_back(self, unit: Unit) -> None:
+        """Give links back if that fits when the channels that they alone need are as few as can be.
+
+        ``_refill`` makes them more.
+        """
+        saved = self._saved(self.counts - self.least)
+        unread = np.all([saved[name] == 0 for name in self.allowed], 0)
+        before = self.links, self.counts
+        self.links = _without(self.links, unit, gone=False)
+        self.counts = np.where(unread, self.least, self.counts)
+        if self.over():
+            self.links, self.counts = before
+
+    def _refill(self) -> None:
+        """Give channels back as long as costs are met."""
+        now, step = self.net.totals(self.links, self.counts), STEP
+        while len(self.counts):
+            more = np.minimum(np.maximum(1, self.counts // step), self.most - self.counts)
+            added, allowed = self._saved(-more), self.allowed
+            fits = (more > 0) & np.all([now[n] - added[n] <= allowed[n] for n in allowed], 0)
+            if not fits.any() and step == np.inf:
+                return
+            if not fits.any():
+                step = np.inf  # one by one
+                continue
+            gains = self._losses(self.counts + more, more)
+            price = sum(-added[n] / allowed[n] for n in allowed)
+            best = np.where(fits, gains / np.maximum(price, 1e-30), -1).argmax()
+            self.counts[best] += more[best]
+            now = self.net.totals(self.links, self.counts)
+
+    def _saved(self, fewer: np.ndarray) -> dict[str, np.ndarray]:
+        """What is saved if one group loses channels, for each group."""
+        return self.net.graph_costs.without_channels(self.links, self.counts, fewer)
+
+    def _losses(self, counts: np.ndarray, fewer: np.ndarray) -> np.ndarray:
+        """What all readers of every group lose if of ``counts`` channels some go."""
+        rows = zip(self.ranked, self.net.readers, counts, fewer, strict=True)
+        return np.array([times * group.loss(int(n), int(f)) for group, times, n, f in rows])
+
+    def _best_channels(self, over: dict[str, float]) -> tuple[float, int, float]:
+        """The ratio of loss and gain of the best group, its number, and how many channels go."""
+        if not len(self.counts):
+            return np.inf, -1, 0
+        fewer = np.minimum(np.maximum(1, self.counts // STEP), self.counts - self.least)
+        saved = self._saved(fewer)
+        gains = sum(np.minimum(saved[n], over[n]) / over[n] for n in over)
+        losses = self._losses(self.counts, fewer)
+        usable = (fewer > 0) & (gains > 0)
+        ratios = np.where(usable, losses / np.where(usable, gains, 1), np.inf)
+        group = int(ratios.argmin())
+        enough = max(over[n] / max(saved[n][group], 1e-30) for n in over)
+        count = max(1, min(fewer[group], np.ceil(fewer[group] * enough)))
+        return float(ratios[group]), group, count
+
+    def _best_links(self, savings: list[Saving], over: dict[str, float]) -> tuple[float, Unit]:
+        """What loses least for what it saves: the ratio of both, and the links."""
+        best, found = np.inf, ()
+        for unit, saved in savings:
+            gain = sum(min(saved[n], amount) / amount for n, amount in over.items())
+            if gain <= 0:
+                continue
+            loss = 0.0
+            for i, j in unit:
+                total = float(self.squares[i][list(self.links[i])].sum()) or 1.0
+                loss += 1 / max(1 - float(self.squares[i][j]) / total, 1e-3) - 1
+            if loss / gain < best:
+                best, found = loss / gain, unit
+        return best, found
 
 
 class _Ranked:

@@ -14,7 +14,6 @@ from dsonas._utils import (
     Share,
     check_settings,
 )
-from dsonas.search.removal import Plan
 from dsonas.train import Schedule, constant, cosine, multi_step
 
 MOMENTUM = 0.9  # of weights and scaling factors, as published
@@ -59,7 +58,8 @@ class SearchConfig:
             move by 3 in all over the search. Under a plan, what is due gets more, but for 0, which
             presses nothing and leaves all to a cut at the end.
         penalty_kind: ``uniform``, or ``adaptive_macs``, ``adaptive_memory``, ``adaptive_latency``:
-            stronger where a connection, or its block, costs more.
+            stronger where a connection, or its block, costs more. It matters where the penalty
+            decides alone (``keep_cost`` None, ``normalise`` False); else next to nothing.
         normalise: whether to rescale the factors of every target to a mean square of 1 after each
             step, so that the penalty acts on shares (the scale of a vector is free).
         keep_cost: share of the cost of the supernet's blocks that the search keeps, in (0, 1];
@@ -96,16 +96,15 @@ class SearchConfig:
     def __post_init__(self) -> None:
         check_settings(self, "search")
 
-    @property
-    def plan(self) -> Plan | None:
-        """The planned shares; None leaves the sparsity to the penalty alone."""
-        if self.keep_cost is None:
-            return None
-        return Plan(
-            keep_cost=self.keep_cost,
-            keep_connections=self.keep_connections,
-            hold_from=self.hold_from,
-        )
+    def share(self, final: float, progress: float) -> float:
+        """Compute a planned share at ``progress`` in [0, 1]: 1, falling in equal ratios, then held.
+
+        Example:
+            >>> config = SearchConfig(hold_from=0.5)
+            >>> [round(config.share(0.25, progress), 3) for progress in (0, 0.25, 0.5, 1)]
+            [1.0, 0.5, 0.25, 0.25]
+        """
+        return final ** min(1.0, progress / self.hold_from)
 
     def rebuilds_after(self, epoch: int) -> bool:
         """Whether a rebuild follows an epoch, counted from 1; one always follows the last."""

@@ -8,35 +8,45 @@ prepared. Penalty, alternation, plan, removal and budget exist here once, for al
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dsonas._utils import mask_like
-from dsonas.cost import Budget
+from dsonas.cost import Budget, exact_measures
+from dsonas.nn import Network
+from dsonas.search.block_supernet import BlockSupernet
+from dsonas.search.choice_supernet import ChoiceSupernet
 from dsonas.search.optimizer_watch import OptimizerWatch
 from dsonas.search.ranking import Ranking
+from dsonas.search.scaled_supernet import ScaledSupernet
 from dsonas.search.search_config import CLIP, MOMENTUM, SearchConfig
 from dsonas.search.showing import result_html
-from dsonas.search.supernets import supernet_of
-from dsonas.sparse import Choices, ProximalNAG, mask_factors, save_choices
+from dsonas.search.supernets import S, Supernet
+from dsonas.sparse import (
+    Choices,
+    ProximalNAG,
+    choices_of,
+    mask_factors,
+    save_choices,
+    scaling_factors,
+    unwrap,
+)
 from dsonas.train import Processes, restore, running, set_lr
 
 logger = logging.getLogger(__name__)
 
-IDLE_DISTANCE = 3.0  # see SearchConfig.penalty
 FADE, FADE_STEP, FADE_MOST = 2.0, 1.5, 100.0  # see Searcher.penalty_scale
 HORIZON = 4  # rebuilds that the plan is followed ahead
 REBUILDS = 20  # at least, under a plan
 LEAST_STEPS = 3  # between two rebuilds under a plan, for a factor to gather speed
 LISTENING = 0.02  # of the learning rate, before it is judged what goes
 CHECK_EVERY = 25  # steps between two looks at whether gradients are finite, on an accelerator
-
-S = TypeVar("S")
 
 
 def idle_steps(steps: int) -> float:
@@ -47,92 +57,6 @@ def idle_steps(steps: int) -> float:
         (1.9, 10.0)
     """
     return sum((1 - MOMENTUM ** (k + 1)) / (1 - MOMENTUM) for k in range(1, steps + 1))
-
-
-class Supernet(Protocol[S]):
-    """What a search needs to know of a supernet; ``S`` is a structure of it, an immutable value.
-
-    Attributes:
-        model: the module that is trained.
-        live: the structure now.
-    """
-
-    model: nn.Module
-    live: S
-
-    @property
-    def judged(self) -> float | None:
-        """The part of a search after which what goes is judged, once, by the gradients until then.
-
-        In it nothing is pressed, and factors hardly move. None: it is judged at every rebuild.
-        """
-        ...
-
-    def vectors(self) -> list[nn.Parameter]:
-        """List the vectors of scaling factors; they keep their lengths, dead entries are 0."""
-        ...
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """List all parameters that are left, in an order that no removal changes."""
-        ...
-
-    def flags(self, structure: S) -> list[Sequence[bool]]:
-        """Tell for every factor of every vector whether a structure has it."""
-        ...
-
-    def penalties(self, gamma: float) -> list[Tensor | float]:
-        """Compute Gamma of every vector, from what is live."""
-        ...
-
-    def normalise(self, optimizer: ProximalNAG, staying: S) -> None:
-        """Take out the scale of factors that is free, and the momenta along it.
-
-        Args:
-            optimizer: of the factors.
-            staying: what is not being pressed to 0; a sum of which nothing stays is left alone.
-        """
-        ...
-
-    def alive(self, planned: S | None = None) -> S:
-        """Find what is left of the live structure, cleaned, without the factors at 0.
-
-        Args:
-            planned: what stays though its factors may be 0.
-        """
-        ...
-
-    def planned(self, progress: float, ranks: Sequence[Tensor]) -> S | None:
-        """Find what the plan leaves of the live structure; None: there is no plan.
-
-        Args:
-            progress: part of the search, in [0, 1].
-            ranks: what to rank factors by, shaped as ``vectors()``.
-        """
-        ...
-
-    def remove(self, structure: S, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-        """Remove physically what a structure lacks; weights and their momenta go on."""
-        ...
-
-    def cost(self, structure: S) -> float:
-        """Compute the cost of a structure in the measure that the budget bounds."""
-        ...
-
-    def final(self) -> nn.Module:
-        """Make the final network of the live structure, with copies of the weights."""
-        ...
-
-    def choices(self) -> Choices:
-        """Name what is left, by label."""
-        ...
-
-    def to_state(self, structure: S) -> Any:
-        """Turn a structure into plain values; the inverse of ``from_state``."""
-        ...
-
-    def from_state(self, state: Any) -> S:
-        """Read ``to_state``."""
-        ...
 
 
 class NotFiniteError(ValueError):
@@ -262,12 +186,12 @@ class Searcher(Generic[S]):
     ) -> None:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}: how often step() is called")
-        self.config, self.steps, self.seed = config or SearchConfig(), steps, seed
+        self.config, self.steps = config or SearchConfig(), steps
         self.processes = processes or running()
         self.supernet: Supernet[S] = supernet_of(model, example, budget, self.config, cost, seed)
         self.budget = budget
         given = self.config.penalty
-        idle = IDLE_DISTANCE * (1 - MOMENTUM) / (self.config.lr * steps)
+        idle = self.supernet.travel * (1 - MOMENTUM) / (self.config.lr * steps)
         self.penalty = idle if given is None else given
         self._ranking = Ranking(self.supernet.vectors())
         planned = self.supernet.planned(0, self._ranking.values) is not None
@@ -288,9 +212,7 @@ class Searcher(Generic[S]):
         )
         self._press(self.penalty)
         self._parameters = list(self.supernet.model.parameters())
-        self.optimizers = OptimizerWatch(
-            self.weights, self.supernet.vectors(), self.optimizer, self._forget_factor_gradients
-        )
+        self.optimizers = OptimizerWatch(self)
 
     def _rebuild_steps(self, planned: bool) -> list[int]:
         """The steps after which to rebuild: as often as configured, under a plan not too rarely."""
@@ -374,11 +296,6 @@ class Searcher(Generic[S]):
                 "the learning rates, or check the loss and its inputs"
             )
 
-    def _forget_factor_gradients(self) -> None:
-        """Clear what a weight batch has left in the factors: they learn from their own batches."""
-        for vector in self.supernet.vectors():
-            vector.grad = None
-
     def _rebuild(self) -> None:
         """Remove what is exactly 0 and, under a plan, due; press on what is due later."""
         progress = self.done / self.steps
@@ -388,14 +305,12 @@ class Searcher(Generic[S]):
         if self.supernet.judged is None:
             self._ranking.settle(last=self.done >= self.steps)
         else:
-            self._ranking.hold()
+            self._ranking.held = True
         planned = self.supernet.planned(progress, self._ranking.values)
         if planned is None or self.done < self.steps:
             self._remove(self.supernet.alive(planned))
         else:
             self._remove(planned)
-        if self.live != self.passed[-1]:
-            self.passed.append(self.live)
         self._press(self.penalty)
         self._staying = self.live
         if planned is not None:
@@ -430,7 +345,7 @@ class Searcher(Generic[S]):
                     fading, torch.as_tensor(group["penalty"]).to(fading)
                 )
             self._staying = planned
-        self._ranking.press(pressed)
+        self._ranking.pressed = pressed
 
     def _listens(self) -> bool:
         """Whether it is still to be judged what goes: nothing is pressed, factors hardly move."""
@@ -458,6 +373,8 @@ class Searcher(Generic[S]):
         mask_factors(self.supernet.vectors(), after, self.optimizer)
         self._ranking.drop(after)
         self._list_parameters()
+        if self.live != self.passed[-1]:
+            self.passed.append(self.live)
 
     def _list_parameters(self) -> None:
         """List the parameters after a removal: to walk the model at every step takes long."""
@@ -484,8 +401,6 @@ class Searcher(Generic[S]):
             self._ranking.settle(last=True)
             planned = self.supernet.planned(1.0, self._ranking.values)
             self._remove(self.supernet.alive() if planned is None else planned)
-            if self.live != self.passed[-1]:
-                self.passed.append(self.live)
             self.finished = True
             self.optimizers.close()
         return SearchResult(
@@ -544,3 +459,56 @@ class Searcher(Generic[S]):
         self._ranking.load_state_dict(state["ranking"])
         restore(self.optimizer, state["optimizer"])
         self._list_parameters()
+
+
+def supernet_of(
+    model: Any,
+    example: Any,
+    budget: Budget | None,
+    config: SearchConfig,
+    cost: Callable[[Any], float] | None,
+    seed: int,
+) -> Any:
+    """Make the ``Supernet`` of a model, or take the one that is given.
+
+    Raises:
+        ValueError: if it is none, or a budget is given for our own blocks.
+    """
+    if not isinstance(model, nn.Module):
+        return model
+    model = unwrap(model)
+    cost = cost and _numbers(cost)
+    if choices_of(model):
+        return ChoiceSupernet(model, example, budget, config, cost, seed)
+    if isinstance(model, Network):
+        if budget is not None and budget.given:
+            raise ValueError(
+                f"budget.{budget.leading} of our own blocks is met by their width, which a search "
+                "leaves as it is: give none here, then dsonas.fit_width(result.structure, budget)"
+            )
+        return BlockSupernet(model, config, cost or exact_measures()["macs"])
+    if isinstance(model, fx.GraphModule) and scaling_factors(model):
+        return ScaledSupernet(model, example, budget, config, cost)
+    raise ValueError(
+        "model must have something to choose, but has neither LayerChoice nor InputChoice nor "
+        "scaling factors: see dsonas.LayerChoice and dsonas.scale_connections"
+    )
+
+
+def _numbers(cost: Callable[[Any], float]) -> Callable[[Any], float]:
+    """A user's cost function that refuses what is no number, rather than bound nothing by it."""
+
+    def number(structure: Any) -> float:
+        given = cost(structure)
+        try:
+            found = float(given)
+        except (TypeError, ValueError, RuntimeError):
+            found = math.nan
+        if math.isnan(found):
+            raise ValueError(
+                f"cost must give a number for every structure, got {given!r} for {structure}: "
+                "return one in all cases"
+            )
+        return found
+
+    return number

@@ -22,13 +22,10 @@ def result_html(
     structure: Any,
     costs: tuple[str, float, float | None, float | None],
 ) -> str:
-    """Draw what was chosen out of what, the blocks where there are some, and the cost.
+    """Draw what was chosen out of what was offered, or an ``Architecture``, and the cost.
 
-    Args:
-        choices: the names that are left, by label.
-        offered: all names by label; anything else if they are not known.
-        structure: what is left; an ``Architecture`` is drawn.
-        costs: the measure, and in it the cost, the budget and what the supernet costs.
+    ``offered`` may be something else than names by label, if they are not known; ``costs`` are the
+    measure, and in it the cost, the budget and what the supernet costs.
 
     Example:
         >>> offered = {"layer": ("conv", "skip")}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsonas._utils import send
-from dsonas.graph import Architecture, BlockGraph
+from dsonas.graph import REDUCTION_OPERATIONS, Architecture, BlockGraph
 from dsonas.nn import Block, Layout, Network, ReductionBlock
 from dsonas.sparse import evaluating
 
@@ -48,7 +48,8 @@ def shrink(
         True
     """
     architecture = architecture.clean()
-    _check_contained(network.architecture, architecture)
+    if not _is_contained(architecture, network.architecture):
+        raise ValueError("architecture must be contained in the network's; it can only shrink")
     sizes = architecture.skeleton.stage_sizes
     for i, stage in enumerate(architecture.skeleton.block_stages):
         factors = network.scaling.for_block(i) if network.scaling else None
@@ -57,26 +58,21 @@ def shrink(
         _shrink_block(block, architecture.blocks[i], factors, sizes[stage], optimizers)
     for block, live in zip(network.reductions, architecture.reductions, strict=True):
         assert isinstance(block, ReductionBlock)
-        for name, alive in zip(("conv1x1", "conv3x3"), live, strict=True):
+        for name, alive in zip(REDUCTION_OPERATIONS, live, strict=True):
             if not alive and name in block.branches:
-                _forget(optimizers, block.branches.pop(name))
+                forget_modules(optimizers, [block.branches.pop(name)])
         block.live = live
     network.architecture = architecture
     network.pool.clear()  # the buffers of the larger architecture
 
 
-def _check_contained(old: Architecture, new: Architecture) -> None:
-    fits = (old.skeleton, old.operations, old.num_levels) == (
-        new.skeleton,
-        new.operations,
-        new.num_levels,
-    )
-    pairs = [(a.live, b.live) for a, b in zip(old.blocks, new.blocks, strict=fits)]
-    pairs += list(zip(old.reductions, new.reductions, strict=fits))
-    if not fits or any(
-        b and not a for before, after in pairs for a, b in zip(before, after, strict=True)
-    ):
-        raise ValueError("architecture must be contained in the network's; it can only shrink")
+def _is_contained(new: Architecture, old: Architecture) -> bool:
+    kinds = [(one.skeleton, one.operations, one.num_levels) for one in (new, old)]
+    flags = [
+        [flag for row in (*(graph.live for graph in one.blocks), *one.reductions) for flag in row]
+        for one in (new, old)
+    ]
+    return kinds[0] == kinds[1] and all(a <= b for a, b in zip(*flags, strict=True))
 
 
 def _shrink_block(
@@ -95,7 +91,7 @@ def _shrink_block(
             assert mean is not None
             mean -= _lost_constant(block, graph, factors, size)
         for node in set(old.kept_nodes) - set(graph.kept_nodes):
-            _forget(optimizers, block.nodes.pop(str(node)))
+            forget_modules(optimizers, [block.nodes.pop(str(node))])
         _narrow_output(block, graph, optimizers)
     block.graph = graph
     block.layout = Layout.of(graph)
@@ -108,8 +104,7 @@ def _narrow_output(
     before = block.graph.inputs[block.graph.output_node]
     after = graph.inputs[graph.output_node]
     if not after:
-        _forget(optimizers, block.output)
-        _forget(optimizers, block.output_bn)
+        forget_modules(optimizers, [block.output, block.output_bn])
         del block.output, block.output_bn
         return
     channels = block.output.out_channels
@@ -128,7 +123,8 @@ def _narrow_output(
 def _lost_constant(block: Block, graph: BlockGraph, factors: Tensor, size: int) -> Tensor:
     """What operations that lose all their inputs gave to the block output, per channel (C,)."""
     old, end = block.graph, block.graph.output_node
-    lost = [node for node in old.kept_nodes if node in _unfed(old, factors)]
+    fed = old.prune((factors > 0).tolist()).reached_nodes
+    lost = [node for node in old.kept_nodes if node not in fed]
     weight = block.output.weight
     total = weight.new_zeros(weight.shape[0])
     features: dict[int, Tensor] = {}
@@ -147,23 +143,21 @@ def _lost_constant(block: Block, graph: BlockGraph, factors: Tensor, size: int) 
     return total
 
 
-def _unfed(graph: BlockGraph, factors: Tensor) -> frozenset[int]:
-    """Operations that no positive factor connects, directly or not, to the block input."""
-    positive = graph.prune((factors > 0).tolist())
-    reached = {0}
-    for node in range(1, graph.output_node):
-        if any(source in reached for source in positive.inputs[node]):
-            reached.add(node)
-    return frozenset(range(1, graph.output_node)) - reached
+def forget_modules(
+    optimizers: Iterable[torch.optim.Optimizer],
+    modules: Sequence[nn.Module],
+    left: Set[int] = frozenset(),
+) -> None:
+    """Take the parameters of removed modules out of optimizers, so that they hold no memory.
 
-
-def _forget(optimizers: Iterable[torch.optim.Optimizer], module: nn.Module) -> None:
-    """Take a module's parameters out of optimizers."""
-    gone = {id(parameter) for parameter in module.parameters()}
+    ``left`` are the ids of parameters that stay: a module may stand in several places.
+    """
+    every = (parameter for module in modules for parameter in module.parameters())
+    gone = {id(parameter): parameter for parameter in every if id(parameter) not in left}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["params"] = [p for p in group["params"] if id(p) not in gone]
-        for parameter in module.parameters():
+        for parameter in gone.values():
             optimizer.state.pop(parameter, None)
 
 

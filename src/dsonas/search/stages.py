@@ -17,8 +17,6 @@ from dsonas.graph import Architecture, SearchSpace
 from dsonas.nn import Network, ScaledModule
 from dsonas.search.block_supernet import BlockSupernet
 from dsonas.search.choice_supernet import ChoiceNetwork
-from dsonas.search.compressing import gentle
-from dsonas.search.scaled_supernet import ScaledSupernet
 from dsonas.search.search_config import (
     CLIP,
     MOMENTUM,
@@ -132,8 +130,7 @@ class Searching:
         factor_batches: of those from which scaling factors learn.
         config: how to search.
         engine: device, precision, processes.
-        measures: of our blocks; None: the exact counts.
-        leading: the measure that the plan of our blocks is about.
+        supernet: of our blocks; None: one whose multiply-adds are planned.
         ratio: weight steps for each factor step.
         seed: of what the network draws, such as dropout.
     """
@@ -147,29 +144,23 @@ class Searching:
         factor_batches: Batches,
         config: SearchConfig,
         engine: Engine,
-        measures: Measures | None = None,
-        leading: str = "macs",
+        supernet: BlockSupernet | None = None,
         ratio: int = 1,
         seed: int = 0,
     ) -> None:
-        measures = measures or exact_measures()
         self.network, self.config, self.engine, self.seed = network, config, engine, seed
         self.weight_batches, self.factor_batches = weight_batches, factor_batches
         self.num_epochs = config.epochs
         self.kinds = alternation(len(weight_batches), len(factor_batches), ratio)
         self.num_batches = len(self.kinds)
         self.schedule = config.learning_rate(self.num_batches)
-        self.supernet: Any = (
-            network.supernet
-            if isinstance(network, ChoiceNetwork)
-            else BlockSupernet(network, config, measures[leading], measures.get("latency_ms"))
-        )
+        own = isinstance(network, Network)
+        self.supernet: Any = supernet or BlockSupernet(network, config) if own else network.supernet
         steps = max(1, self.num_epochs * self.kinds.count("factors"))
-        is_trained = isinstance(self.supernet, ScaledSupernet)
         self.searcher: Searcher[Any] = Searcher(
             self.supernet,
             steps=steps,
-            config=gentle(config, steps) if is_trained else config,
+            config=config,
             processes=engine.processes,
         )
         self.weight_optimizer = sgd(network.weights(), config.lr, config.weight_decay, MOMENTUM)
@@ -348,11 +339,12 @@ def search(
     torch.manual_seed(derive_seed(seed, "supernet"))
     network = Network(space.complete(), scaled=True, recompute=config.recompute)
     engine.place(network)
+    measures = measures or exact_measures()
+    leading = measures[(budget or Budget()).leading]
     stage = search_network(
         network,
         data,
-        measures=measures,
-        leading=(budget or Budget()).leading,
+        supernet=BlockSupernet(network, config, leading, measures.get("latency_ms")),
         seed=seed,
         factor_split=factor_split,
         pretrain=pretrain,
@@ -369,8 +361,7 @@ def search_network(
     network: Network | ChoiceNetwork,
     data: ImageData,
     *,
-    measures: Measures | None = None,
-    leading: str = "macs",
+    supernet: BlockSupernet | None = None,
     seed: int = 0,
     factor_split: float = 0.5,
     pretrain: PretrainConfig | None = None,
@@ -383,8 +374,8 @@ def search_network(
     """Pretrain and search a supernet that is on its device; see ``search``.
 
     Args:
-        network: our blocks, or a model with choices or a traced one, which bring their budget.
-        leading: the measure that the plan of our blocks is about.
+        network: our blocks, or a model with choices or a traced one, which bring their supernet.
+        supernet: of our blocks; see ``Searching``.
 
     Returns:
         The stage of the search, done.
@@ -418,8 +409,7 @@ def search_network(
         batches(1, config.batch_size, "factors"),
         config,
         engine,
-        measures,
-        leading,
+        supernet,
         weight_steps_per_factor_step(factor_split),
         seed,
     )

@@ -1,70 +1,104 @@
-"""What a ``Searcher`` can search: which kind of supernet a model is."""
+"""What a search needs to know of a supernet: the base of the three kinds."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
-from torch import fx, nn
+import torch
+from torch import Tensor, nn
 
-from dsonas.cost import Budget, exact_measures
-from dsonas.nn import Network
-from dsonas.search.block_supernet import BlockSupernet
-from dsonas.search.choice_supernet import ChoiceSupernet
-from dsonas.search.scaled_supernet import ScaledSupernet
-from dsonas.search.search_config import SearchConfig
-from dsonas.sparse import choices_of, scaling_factors, unwrap
+from dsonas.sparse import Choices, ProximalNAG
+
+S = TypeVar("S")
 
 
-def supernet_of(
-    model: Any,
-    example: Any,
-    budget: Budget | None,
-    config: SearchConfig,
-    cost: Callable[[Any], float] | None,
-    seed: int,
-) -> Any:
-    """Make the ``Supernet`` of a model, or take the one that is given.
+class Supernet(Protocol[S]):
+    """A module with scaling factors; ``S`` is a structure of it, an immutable value.
 
-    Raises:
-        ValueError: if it is none, or a budget is given for our own blocks.
+    Attributes:
+        model: the module that is trained.
+        live: the structure now.
+        judged: the part of a search after which what goes is judged, once, by the gradients until
+            then; in it nothing is pressed, and factors hardly move. None: at every rebuild.
+        travel: how far a factor without gradient moves in all over a search with the penalty that
+            is taken if none is given.
     """
-    if not isinstance(model, nn.Module):
-        return model
-    model = unwrap(model)
-    cost = cost and _numbers(cost)
-    if choices_of(model):
-        return ChoiceSupernet(model, example, budget, config, cost, seed)
-    if isinstance(model, Network):
-        if budget is not None and budget.given:
-            raise ValueError(
-                f"budget.{budget.leading} of our own blocks is met by their width, which a search "
-                "leaves as it is: give none here, then dsonas.fit_width(result.structure, budget)"
-            )
-        return BlockSupernet(model, config, cost or exact_measures()["macs"])
-    if isinstance(model, fx.GraphModule) and scaling_factors(model):
-        return ScaledSupernet(model, example, budget, config, cost)
-    raise ValueError(
-        "model must have something to choose, but has neither LayerChoice nor InputChoice nor "
-        "scaling factors: see dsonas.LayerChoice and dsonas.scale_connections"
-    )
 
+    model: nn.Module
+    live: S
+    judged: float | None = None
+    travel: float = 3.0
 
-def _numbers(cost: Callable[[Any], float]) -> Callable[[Any], float]:
-    """A user's cost function that refuses what is no number, rather than bound nothing by it."""
+    def vectors(self) -> list[nn.Parameter]:
+        """List the vectors of scaling factors; they keep their lengths, dead entries are 0."""
+        ...
 
-    def number(structure: Any) -> float:
-        given = cost(structure)
-        try:
-            found = float(given)
-        except (TypeError, ValueError, RuntimeError):
-            found = math.nan
-        if math.isnan(found):
-            raise ValueError(
-                f"cost must give a number for every structure, got {given!r} for {structure}: "
-                "return one in all cases"
-            )
-        return found
+    def logged_factors(self) -> list[nn.Parameter]:
+        """List the vectors whose course is logged."""
+        return self.vectors()
 
-    return number
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """List all parameters that are left, in an order that no removal changes."""
+        return self.model.parameters()
+
+    def flags(self, structure: S) -> list[Sequence[bool]]:
+        """Tell for every factor of every vector whether a structure has it."""
+        ...
+
+    def penalties(self, gamma: float) -> list[Tensor | float]:
+        """Compute Gamma of every vector, from what is live."""
+        ...
+
+    def normalise(self, optimizer: ProximalNAG, staying: S) -> None:
+        """Take out the scale of factors that is free, and the momenta along it.
+
+        Args:
+            optimizer: of the factors.
+            staying: what is not being pressed to 0; a sum of which nothing stays is left alone.
+        """
+        ...
+
+    def alive(self, planned: S | None = None) -> S:
+        """Find what is left of the live structure, cleaned, without the factors at 0.
+
+        What is ``planned`` stays though its factors may be 0.
+        """
+        ...
+
+    def planned(self, progress: float, ranks: Sequence[Tensor]) -> S | None:
+        """Find what the plan leaves of the live structure; None: there is no plan.
+
+        Args:
+            progress: part of the search, in [0, 1].
+            ranks: what to rank factors by, shaped as ``vectors()``.
+        """
+        ...
+
+    def remove(self, structure: S, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        """Remove physically what a structure lacks; weights and their momenta go on."""
+        ...
+
+    def cost(self, structure: S) -> float:
+        """Compute the cost of a structure in the measure that the budget bounds first."""
+        ...
+
+    def measured(self) -> dict[str, float]:
+        """Count what is left and what it costs, for the log."""
+        ...
+
+    def final(self) -> nn.Module:
+        """Make the final network of the live structure, with copies of the weights."""
+        ...
+
+    def choices(self) -> Choices:
+        """Name what is left, by label."""
+        ...
+
+    def to_state(self, structure: S) -> Any:
+        """Turn a structure into plain values; the inverse of ``from_state``."""
+        return structure
+
+    def from_state(self, state: Any) -> S:
+        """Read ``to_state``; a ValueError if it is of another supernet."""
+        return state

@@ -77,17 +77,14 @@ class Choice(nn.Module):
         """Remove candidates physically."""
         self.live = tuple(name for name in self.live if name not in names)
 
-    def factor(self, name: str) -> float:
-        """Read the scaling factor of a candidate."""
-        return float(self.factors.detach()[self.names.index(name)])
-
     def final(self) -> nn.Module:
         """Build an ordinary module that computes what is left."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
         """Show the choice in ``print(model)``."""
-        factors = (f"{name}: {self.factor(name):.3g}" for name in self.live)
+        pairs = zip(self.names, self.factors.tolist(), strict=True)
+        factors = (f"{name}: {value:.3g}" for name, value in pairs if name in self.live)
         return ", ".join([*([f"label={self.label!r}"] if self.label else []), *factors])
 
 

@@ -110,14 +110,10 @@ class ProximalNAG(Optimizer):
             self._update_together(found)
         else:
             for param, group in found:
-                self._update(param, group)
+                penalty = group["penalty"]
+                penalty = penalty.to(param) if isinstance(penalty, Tensor) else penalty
+                _proximal_step(param, param.grad, self._momentum(param), penalty, group)
         return loss
-
-    def _update(self, param: Tensor, group: dict[str, Any]) -> None:
-        penalty = group["penalty"]
-        if isinstance(penalty, Tensor):
-            penalty = penalty.to(param)
-        _proximal_step(param, param.grad, self._momentum(param), penalty, group)
 
     def _update_together(self, found: list[tuple[Tensor, dict[str, Any]]]) -> None:
         """Do the same for many small vectors as for one long one: a few calls in all."""

@@ -216,8 +216,6 @@ def _restore_tensors(root: nn.Module, saved: dict[str, Any], weights: dict[str, 
         made[name] = value
         if about["kind"] == "buffer" and key not in parent._buffers:
             parent.register_buffer(key, value)  # what a dead sum has left
-        elif about["kind"] == "parameter" and key not in parent._parameters:
-            parent.register_parameter(key, value)  # type: ignore[arg-type]
         else:
             setattr(parent, key, value)
 

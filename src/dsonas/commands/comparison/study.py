@@ -35,6 +35,7 @@ from dsonas.search import (
     alternation,
     first_accepted,
     hand_made,
+    planned_cost,
     random_architectures,
     random_plan_result,
     weight_steps_per_factor_step,
@@ -197,7 +198,7 @@ class Study:
         config = self.space_config(space).search
         cost = exact_measures()[self.config.budgets[0].leading]
         seed, found = derive_seed(self.seed, "study", space, "random-factors"), []
-        for index in range(0 if config.plan is None else self.config.random_factors):
+        for index in range(0 if config.keep_cost is None else self.config.random_factors):
             generator = torch.Generator().manual_seed(derive_seed(seed, index))
             options = self.spaces[space], config, generator, cost
             found.append(first_accepted(partial(random_plan_result, *options), self.meets))
@@ -237,8 +238,8 @@ class Study:
         for epoch in range(search.epochs):
             rebuilt = epoch // search.rebuild_every * search.rebuild_every
             macs = whole
-            if search.plan is not None:
-                macs = search.plan.allowed(rebuilt / search.epochs, supernet)
+            if search.keep_cost is not None:
+                macs = planned_cost(search, rebuilt / search.epochs, supernet)
             total += round(PASSES * images * macs)
         return total
 
