@@ -146,11 +146,7 @@ def _as_json(found: Forecast, data: ImageData) -> dict[str, Any]:
 
 
 def forecast(config: RunConfig, data: ImageData) -> Forecast:
-    """Time a few steps of a run here, and follow the plan of its search.
-
-    Args:
-        config: of the run.
-        data: of the size of its data; the pixels do not matter.
+    """Time a few steps of a run here, and follow the plan of its search; pixels do not matter.
 
     Raises:
         ValueError: if the run would be refused: batches too large, a budget out of reach.
@@ -279,19 +275,13 @@ class _Meter:
         return [Line("pretrain", "weight steps", steps, work, timed.memory_bytes, seconds)]
 
     def searching(self, chain: Sequence[Architecture], rebuilding: float) -> list[Line]:
-        """Step 2.
-
-        Args:
-            chain: see ``planned_chain``.
-            rebuilding: seconds of all rebuilds.
-        """
+        """Step 2 along a planned chain; ``rebuilding`` are the seconds of all rebuilds."""
         config, size = self.config.search, self.config.search.batch_size
         macs = [architecture_cost(member).macs for member in chain]
         half = min(macs, key=lambda value: abs(value - (macs[0] + macs[-1]) / 2))
-        timed = {
-            value: self._timed_search(chain[macs.index(value)])
-            for value in sorted({macs[0], half, macs[-1]})
-        }
+        timed: dict[int, _Timed] = {}
+        for value in sorted({macs[0], half, macs[-1]}):
+            timed[value] = self._timed_search(chain[macs.index(value)])
         memory = max(one.memory_bytes for one in timed.values())
         ratio = weight_steps_per_factor_step(self.config.data.factor_split)
         kinds = alternation(self.parts[0] // size, self.parts[1] // size, ratio)

@@ -93,11 +93,7 @@ def add_front_options(parser: OptionParser) -> None:
 
 
 def asked_front(values: Namespace) -> FrontConfig | None:
-    """The front that the options ask for; None if they ask for none.
-
-    Raises:
-        ValueError: if a value breaks its rule.
-    """
+    """The front that the options ask for; None if they ask for none."""
     count, largest = values.get("pareto"), values.get("pareto_to")
     if count is None:
         if largest is not None:
@@ -130,10 +126,9 @@ def front_networks(
     ``first`` network is that of the first budget.
     """
     found = {first: budgets[0]}
-    for budget in budgets[1:]:
-        point = replace(config, budget=budget)
-        fitted = fit_to_budget(chain, point, measures, at_full_width=True)
-        found.setdefault(fitted, budget)
+    for one in budgets[1:]:
+        point = replace(config, budget=one)
+        found.setdefault(fit_to_budget(chain, point, measures, at_full_width=True), one)
     return found
 
 

@@ -50,15 +50,8 @@ def add_size_options(parser: OptionParser) -> None:
 
 
 def stated_run(values: Namespace) -> tuple[RunConfig, ImageData]:
-    """The run, and blank data of its size; stated images need no place.
-
-    Args:
-        values: of a parser with all groups of a run and with ``add_size_options``.
-
-    Raises:
-        DataError: if the images are neither known nor stated nor there.
-    """
-    if values.images and values.data.name in PLACED:
+    """The run of a parser with ``add_size_options``, and blank data; see ``blank_data``."""
+    if values.images and values.data.name in PLACED:  # stated images need no place
         values.data.name += f":{_PLACE}"
     config = to_config(values)
     return config, blank_data(config.data, values.images, values.test_images, values.classes)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dsonas._utils import write_atomically
@@ -146,9 +147,7 @@ def _mistakes(outcome: Outcome, images: ImageSet) -> list[Mistake]:
 
 def _thumbnail(pixels: Tensor) -> tuple[str, int]:
     """An image, uint8 (1 or 3, side, side), as a data URI of at most 64 pixels; and its side."""
-    from torchvision.transforms.v2.functional import to_pil_image
-
-    image, buffer = to_pil_image(pixels), io.BytesIO()
+    image, buffer = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy()), io.BytesIO()
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(), image.width
