@@ -13,8 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dsonas.cost import Place
-from dsonas.graph import Architecture, BlockGraph
+from dsonas.graph import Architecture, BlockGraph, Place
 from dsonas.search.block_supernet import BlockSupernet
 from dsonas.search.choice_supernet import JUDGED
 from dsonas.search.removal import Factors

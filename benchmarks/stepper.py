@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from dsonas.commands.forecast import high_water
-from dsonas.cost import architecture_cost, without_connection
+from dsonas.cost import architecture_cost
 from dsonas.graph import PAPER_OPERATIONS, Architecture, Skeleton, doubled_channels
 from dsonas.nn import Network
 from dsonas.sparse import ProximalNAG
@@ -83,7 +83,7 @@ class BenchConfig:
         for lost in Random(0).sample(range(count), count):
             if architecture_cost(architecture).macs <= limit:
                 break
-            smaller = without_connection(architecture, (0, lost))
+            smaller = architecture.without_connection((0, lost))
             architecture = smaller if smaller.blocks[0].kept_nodes else architecture
         return architecture
 

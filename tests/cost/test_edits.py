@@ -6,14 +6,6 @@ from random import Random
 from hypothesis import given, settings, strategies as st
 
 from dsonas.cost.costs import Cost, architecture_cost
-from dsonas.cost.edits import (
-    branch_places,
-    connection_places,
-    operation_places,
-    without_branch,
-    without_connection,
-    without_operation,
-)
 from dsonas.graph.architecture import Architecture
 from dsonas.graph.block import BlockGraph
 from helpers.builders import random_architecture, random_skeleton
@@ -30,11 +22,11 @@ def costs_of(architecture: Architecture, places, without) -> dict[tuple[int, int
 
 
 def connection_costs(architecture: Architecture) -> dict[tuple[int, int], Cost]:
-    return costs_of(architecture, connection_places, without_connection)
+    return costs_of(architecture, Architecture.connection_places, Architecture.without_connection)
 
 
 def operation_costs(architecture: Architecture) -> dict[tuple[int, int], Cost]:
-    return costs_of(architecture, operation_places, without_operation)
+    return costs_of(architecture, Architecture.operation_places, Architecture.without_operation)
 
 
 def case(seed: int) -> tuple[Architecture, bool]:
@@ -107,10 +99,10 @@ def test_removed_one_by_one_marginal_costs_sum_to_the_whole_difference(seed: int
     while costs := connection_costs(current):
         if rng.random() < 0.5 and (nodes := operation_costs(current)):
             place = rng.choice(sorted(nodes))
-            total, current = total + nodes[place], without_operation(current, place)
+            total, current = total + nodes[place], current.without_operation(place)
         else:
             place = rng.choice(sorted(costs))
-            total, current = total + costs[place], without_connection(current, place)
+            total, current = total + costs[place], current.without_connection(place)
     assert current.num_live == sum(map(sum, current.reductions))
     assert total == architecture_cost(start) - architecture_cost(current)
 
@@ -145,7 +137,7 @@ def test_in_a_share_space_the_parts_of_all_blocks_go_together(seed: int):
 @given(seeds)
 def test_a_reduction_block_keeps_one_branch(seed: int):
     architecture, _ = case(seed)
-    costs = costs_of(architecture, branch_places, without_branch)
+    costs = costs_of(architecture, Architecture.branch_places, Architecture.without_branch)
     before = architecture_cost(architecture)
     for stage, live in enumerate(architecture.reductions):
         for branch in range(2):

@@ -279,6 +279,9 @@ class TestWhatIsRefused:
         model, x = make("written")
         with pytest.raises(ValueError, match=r"budget\.macs must be at least \d+.*got 100"):
             dsonas.compress(model, x[:1], budget=100, fit=never)
+        timed = dsonas.Budget(macs="50%", latency_ms=1)
+        with pytest.raises(ValueError, match=r"budget\.latency_ms is not counted"):
+            dsonas.compress(model, x[:1], budget=timed, fit=never)
 
     def test_without_torch_pruning(self, monkeypatch) -> None:
         monkeypatch.setitem(sys.modules, "torch_pruning", None)

@@ -33,13 +33,6 @@ from .costs import (
     reduction_cost as reduction_cost,
     stem_cost as stem_cost,
 )
-from .edits import (
-    Place as Place,
-    connection_places as connection_places,
-    operation_places as operation_places,
-    without_connection as without_connection,
-    without_operation as without_operation,
-)
 from .graph_costs import GraphCosts as GraphCosts, Links as Links, count_model as count_model
 from .latency import LatencyMeter as LatencyMeter, measure_table as measure_table
 from .latency_table import latency_from_table as latency_from_table, read_table as read_table

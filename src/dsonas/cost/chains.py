@@ -23,14 +23,6 @@ from dsonas.cost.budgets import (
     fit_width,
     with_width,
 )
-from dsonas.cost.edits import (
-    branch_places,
-    connection_places,
-    operation_places,
-    without_branch,
-    without_connection,
-    without_operation,
-)
 from dsonas.graph import Architecture, ArchitectureError, read_list, read_mapping
 
 MAX_REMOVALS = 4  # of single connections, for the fine adjustment
@@ -146,8 +138,8 @@ def _thinned(member: Architecture, use: Callable[[Architecture], float]) -> Iter
     """
     for _ in range(MAX_REMOVALS):
         whole, smaller = use(member), {}
-        for place in connection_places(member):
-            rest = without_connection(member, place)
+        for place in member.connection_places():
+            rest = member.without_connection(place)
             left = use(rest)
             if left < whole and rest.cells[place[0]].kept_nodes:
                 smaller.setdefault(left, rest)
@@ -170,10 +162,10 @@ def _slimmer(
         while rests:
             smaller = min(rests, key=use)
             yield smaller
-            places = operation_places(smaller)
-            rests = [without_operation(smaller, place) for place in places]
+            places = smaller.operation_places()
+            rests = [smaller.without_operation(place) for place in places]
             rests = [rest for rest in rests if all(graph.kept_nodes for graph in rest.blocks)]
-            rests += [without_branch(smaller, place) for place in branch_places(smaller)]
+            rests += [smaller.without_branch(place) for place in smaller.branch_places()]
 
 
 def chain_to_json(chain: Sequence[Architecture]) -> str:

@@ -3,6 +3,7 @@ from .architecture import (
     REDUCTION_OPERATIONS as REDUCTION_OPERATIONS,
     SHARINGS as SHARINGS,
     Architecture as Architecture,
+    Place as Place,
     Skeleton as Skeleton,
     doubled_channels as doubled_channels,
     scale_channels as scale_channels,

@@ -30,6 +30,8 @@ MAX_FILE_NODES = 1000  # of a block in a file, so that a wrong number is refused
 REDUCTION_OPERATIONS = ("conv1x1", "conv3x3")
 STEMS = ("cifar", "imagenet")
 SHARINGS = ("share", "full")
+Place = tuple[int, int]
+"""One of ``Architecture.cells`` and in it a node, or a connection's number in packed order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +175,34 @@ class Architecture:
     def with_cell(self, place: int, graph: BlockGraph) -> Architecture:
         """Return the architecture with another structure in one of ``cells``."""
         return self.with_cells(graph if i == place else old for i, old in enumerate(self.cells))
+
+    def operation_places(self) -> list[Place]:
+        """List every kept operation."""
+        return [(i, node) for i, cell in enumerate(self.cells) for node in cell.kept_nodes]
+
+    def connection_places(self) -> list[Place]:
+        """List every live connection of the blocks."""
+        cells = enumerate(self.cells)
+        return [(place, i) for place, cell in cells for i, alive in enumerate(cell.live) if alive]
+
+    def branch_places(self) -> list[tuple[int, int]]:
+        """List every branch, by both numbers, of a reduction block that has two."""
+        pairs = [stage for stage, live in enumerate(self.reductions) if all(live)]
+        return [(stage, branch) for stage in pairs for branch in range(len(REDUCTION_OPERATIONS))]
+
+    def without_operation(self, place: Place) -> Architecture:
+        """Remove an operation and what is cut off with it."""
+        return self.with_cell(place[0], self.cells[place[0]].without_node(place[1]))
+
+    def without_connection(self, place: Place) -> Architecture:
+        """Remove a connection and what is cut off with it."""
+        return self.with_cell(place[0], self.cells[place[0]].without_connection(place[1]))
+
+    def without_branch(self, place: tuple[int, int]) -> Architecture:
+        """Remove one of the two branches of a reduction block."""
+        flags = [list(live) for live in self.reductions]
+        flags[place[0]][place[1]] = False
+        return replace(self, reductions=tuple(map(tuple, flags)))
 
     @property
     def operations(self) -> tuple[str, ...]:

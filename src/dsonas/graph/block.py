@@ -160,6 +160,10 @@ class BlockGraph:
         """Remove an operation and what is cut off with it."""
         return self.prune([node not in connection for connection in self.connections]).clean()
 
+    def without_connection(self, number: int) -> BlockGraph:
+        """Remove a connection, by its number in packed order, and what is cut off with it."""
+        return self.prune([i != number for i in range(len(self.live))]).clean()
+
     def to_dict(self) -> dict[str, Any]:
         """JSON value: the sources of every kept operation, and of the output."""
         return {

@@ -77,11 +77,8 @@ class ScalingFactors(nn.Module):
     ) -> Architecture:
         """What is left of the supernet: live connections with a positive factor, cleaned.
 
-        A reduction block whose factors are all 0 keeps its first live convolution.
-
-        Args:
-            supernet: what is live.
-            kept: connections of it that stay even at factor 0, with all reduction blocks.
+        A reduction block whose factors are all 0 keeps its first live convolution. What is in
+        ``kept``, with all reduction blocks, stays even at factor 0.
         """
         stays = [cell.live for cell in (kept or supernet.without_blocks()).cells]
         cells = [
@@ -124,10 +121,7 @@ def normalise_targets(
     points along the vector: no gradient does, and a vector pulled down by it would fall faster each
     time it is scaled up.
 
-    Args:
-        vector: packed scaling factors, shape (connections of the graph,).
-        graph: its live connections.
-        optimizer: the one that steps them.
+    ``vector`` has the shape (connections of the graph,), ``optimizer`` steps it.
     """
     sums = _target_sums(vector, graph)
     squares, counts = sums(vector.square()), sums(torch.ones_like(vector))

@@ -14,13 +14,7 @@ import torch
 from torch import nn
 
 from dsonas._utils import derive_seed
-from dsonas.cost import (
-    CostFunction,
-    connection_places,
-    operation_places,
-    without_connection,
-    without_operation,
-)
+from dsonas.cost import CostFunction
 from dsonas.graph import Architecture, SearchSpace
 from dsonas.nn import BatchNorm, DepthwiseConv, register_operation
 from dsonas.search.removal import MACS, Factors, follow_plan
@@ -138,13 +132,13 @@ def _random_cost(space: SearchSpace, generator: torch.Generator, share: float) -
     limit = share * blocks_macs(current)
     while blocks_macs(current) > limit:
         options = [
-            *((without_connection, place) for place in connection_places(current)),
-            *((without_operation, place) for place in operation_places(current)),
+            *((current.without_connection, place) for place in current.connection_places()),
+            *((current.without_operation, place) for place in current.operation_places()),
         ]
         options.sort(key=lambda option: option[1][0])  # by cell
         while options:
             without, place = options.pop(int(torch.randint(len(options), (), generator=generator)))
-            smaller = without(current, place)
+            smaller = without(place)
             if any(graph.kept_nodes for graph in smaller.cells):
                 current = smaller
                 break

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from dsonas.cost import CostFunction, block_cost, operation_cost, without_connection
+from dsonas.cost import CostFunction, block_cost, operation_cost
 from dsonas.graph import Architecture, BlockGraph
 
 Rows = list[list[float]]
@@ -60,7 +60,7 @@ def adaptive_latency(supernet: Architecture, live: Architecture, latency: CostFu
     """
     without = [
         [
-            latency(without_connection(live, (place, i))) if alive else None
+            latency(live.without_connection((place, i))) if alive else None
             for i, alive in enumerate(cell.live)
         ]
         for place, cell in enumerate(live.cells)

@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from dsonas.cost import CostFunction, Place, exact_measures, without_operation
-from dsonas.graph import Architecture, BlockGraph
+from dsonas.cost import CostFunction, exact_measures
+from dsonas.graph import Architecture, BlockGraph, Place
 from dsonas.search.search_config import SearchConfig
 
 MACS = exact_measures()["macs"]
@@ -160,7 +160,7 @@ def _without_least(
     """
     found = []
     for place, score in criterion.scores(current, factors).items():
-        smaller = without_operation(current, place)
+        smaller = current.without_operation(place)
         if any(cell.kept_nodes for cell in smaller.cells):
             found.append((not smaller.cells[place[0]].kept_nodes, score, place, smaller))
     return min(found, key=lambda one: one[:3])[3] if found else None
@@ -182,7 +182,7 @@ def _drop_connections(
         if excess <= 0:
             break
         cell = cells[place]
-        smaller = cell.prune([j != i for j in range(len(cell.live))]).clean()
+        smaller = cell.without_connection(i)
         if smaller.kept_nodes == cell.kept_nodes:
             excess -= cell.num_live - smaller.num_live
             cells[place] = smaller

@@ -248,11 +248,8 @@ class ScaledSupernet(Supernet[Structure]):
             savings = self.link_savings(links, counts, nothing)
             for unit, _ in sorted(savings, key=lambda found: -found[1][self.leading]):
                 fewer = _without(links, unit)
-                saves = (
-                    self.totals(fewer, counts)[self.leading]
-                    < self.totals(links, counts)[self.leading]
-                )
-                links = fewer if self.graph_costs.is_live(fewer) and saves else links
+                now, then = (self.totals(some, counts)[self.leading] for some in (links, fewer))
+                links = fewer if then < now and self.graph_costs.is_live(fewer) else links
         first = [tuple(j == 0 for j in range(len(flags))) for flags in structure[self._count :]]
         return (*links, *first)
 

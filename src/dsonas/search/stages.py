@@ -126,10 +126,8 @@ class Searching:
 
     Args:
         network: our blocks with scaling factors, a model with choices, or a traced one.
-        weight_batches: of the images from which weights learn.
-        factor_batches: of those from which scaling factors learn.
-        config: how to search.
-        engine: device, precision, processes.
+        weight_batches, factor_batches: of the images from which each kind learns.
+        config, engine: how and where to search.
         supernet: of our blocks; None: one whose multiply-adds are planned.
         ratio: weight steps for each factor step.
         seed: of what the network draws, such as dropout.
@@ -158,10 +156,7 @@ class Searching:
         self.supernet: Any = supernet or BlockSupernet(network, config) if own else network.supernet
         steps = max(1, self.num_epochs * self.kinds.count("factors"))
         self.searcher: Searcher[Any] = Searcher(
-            self.supernet,
-            steps=steps,
-            config=config,
-            processes=engine.processes,
+            self.supernet, steps=steps, config=config, processes=engine.processes
         )
         self.weight_optimizer = sgd(network.weights(), config.lr, config.weight_decay, MOMENTUM)
         self.searcher.optimizers.add(self.weight_optimizer)

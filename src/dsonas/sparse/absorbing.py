@@ -166,10 +166,8 @@ class Absorber:
     def scale_readers(self, node: fx.Node, factors: Tensor, sums: dict[fx.Node, Any]) -> bool:
         """Let all that reads a value scale it; False if something cannot, and nothing has changed.
 
-        Args:
-            node: the value.
-            factors: one, or one for each channel (dimension 1); not 0.
-            sums: scaled sums and concatenations not yet written, whose factors can change.
+        ``factors``, not 0, are one, or one for each channel (dimension 1); those of ``sums``, not
+        yet written, can change.
         """
         changes = self._scaling(node, factors, sums)
         for change in changes or []:
