@@ -21,7 +21,6 @@ from PIL import Image
 
 import fuzz_cases as cases
 import fuzz_folders
-from dsonas._utils import STAGES
 from dsonas.commands.cli import main as dsonas
 from dsonas.commands.configuring import config_parser
 from dsonas.data.decoding import UnreadableImageError, decode, read_header
@@ -29,6 +28,7 @@ from dsonas.graph.jsonvalues import ArchitectureError
 from dsonas.run.interrupts import StopSignal
 from dsonas.run.recipes import recipe_names, recipe_path
 from dsonas.run.runs import RunError, load_chain
+from dsonas.train import STAGES
 from dsonas.train.checkpoints import MAGIC, CheckpointError, read_checkpoint
 
 TINY = shlex.split(

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from dsonas._utils import STAGES
+from dsonas.train import STAGES
 from dsonas.train.checkpoints import read_checkpoint
 from small_study import Study
 

@@ -26,7 +26,7 @@ def test_no_file_name_twice():
 def test_the_steps_of_a_run_are_named_in_one_file():
     texts = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
     named = [path.name for path, text in texts.items() if '"pretrain", "search", "train"' in text]
-    assert named == ["_utils.py"]
+    assert named == ["world.py"]
 
 
 def past_the_face(room: str, path: Path) -> list[str]:

@@ -49,6 +49,15 @@ def test_importing_every_module_has_no_side_effects(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_help_needs_neither_torch_nor_a_parser_of_options():
+    code = "import sys, dsonas.commands.cli as c; c.main(['--help']); "
+    code += "sys.exit(bool({'torch', 'jsonargparse'} & {*sys.modules}))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode
+        == 0
+    )
+
+
 def test_the_public_names_are_there():
     assert dsonas.__all__
     assert all(getattr(dsonas, name) is not None for name in dsonas.__all__)

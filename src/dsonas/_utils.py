@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.util import module_from_spec, spec_from_file_location
@@ -58,7 +60,6 @@ else:
     # far more end a process without a message
     Threads = restricted_number_type("Threads", int, [(">=", 1), ("<=", 1024)])
 
-STAGES = ("pretrain", "search", "train")  # of a run, in order; also the groups of their settings
 FEW_BYTES = 2**14  # of a tensor, up to which gathering is faster than gloo's sum (measured)
 
 
@@ -66,22 +67,11 @@ def derive_seed(seed: int, *parts: int | str) -> int:
     """Derive the seed of one random decision from the run's seed and the name of the decision.
 
     A pure function: it keeps no state, so that a resumed run draws what the uninterrupted run
-    would have drawn. Different ``parts`` give independent seeds; ``1`` and ``"1"`` differ.
-
-    Args:
-        seed: the seed of the run, any integer.
-        *parts: what the seed is for, such as ``"order", epoch``.
-
-    Returns:
-        An integer in ``[0, 2**63)``, for ``torch.Generator.manual_seed`` or
-        ``numpy.random.default_rng``.
-
-    Raises:
-        TypeError: if ``seed`` or a part is neither an integer nor a string.
+    would have drawn. Different ``parts``, which say what the seed is for, give independent seeds;
+    ``1`` and ``"1"`` differ. Returns an integer in ``[0, 2**63)``; a TypeError if something is
+    neither an integer nor a string.
 
     Example:
-        >>> derive_seed(0, "order", 3) == derive_seed(0, "order", 3)
-        True
         >>> derive_seed(0, "order", 3) == derive_seed(0, "order", 4)
         False
     """
@@ -93,13 +83,8 @@ def derive_seed(seed: int, *parts: int | str) -> int:
 def check_settings(config: Any, group: str) -> None:
     """Hold the fields of a frozen dataclass to their types; numbers become plain ones.
 
-    Args:
-        config: a dataclass with fields of jsonargparse's restricted numbers, ``Literal``, tuples
-            of them, and None.
-        group: what its fields are called in a message.
-
-    Raises:
-        ValueError: naming the field, its rule, its value and its default.
+    Types are jsonargparse's restricted numbers, ``Literal``, tuples of them, and None. A ValueError
+    names the field as one of a group, its rule, its value and its default.
 
     Example:
         >>> from dataclasses import field, make_dataclass
@@ -139,20 +124,22 @@ def rule_of(hint: Any) -> str:
     if hint in plain:
         return plain[hint]
     kind = "a whole number" if issubclass(hint, int) else "a number"
-    bounds = (f"{symbol} {bound:g}" for symbol, bound in _bounds(hint))
-    return f"{kind} {' and '.join(bounds)}".rstrip()
-
-
-def _bounds(hint: Any) -> list[tuple[str, float]]:
     symbols = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    return [(symbols[test.__name__], bound) for test, bound in getattr(hint, "_restrictions", ())]
+    rules = getattr(hint, "_restrictions", ())
+    bounds = (f"{symbols[test.__name__]} {bound:g}" for test, bound in rules)
+    return f"{kind} {' and '.join(bounds)}".rstrip()
 
 
 def _held_to(hint: Any, value: Any) -> Any:
     """The value as a plain one; ValueError or TypeError if it is not of the type."""
     if isinstance(hint, UnionType):
-        kinds = [kind for kind in get_args(hint) if kind is not NoneType]
-        return None if value is None and len(kinds) < len(get_args(hint)) else _first(kinds, value)
+        *others, last = [kind for kind in get_args(hint) if kind is not NoneType]
+        if value is None and NoneType in get_args(hint):
+            return None
+        for kind in others:
+            with contextlib.suppress(TypeError, ValueError):
+                return _held_to(kind, value)
+        return _held_to(last, value)
     if get_origin(hint) is Literal and value in get_args(hint):
         return value
     if get_origin(hint) is tuple and isinstance(value, list | tuple):
@@ -167,22 +154,11 @@ def _held_to(hint: Any, value: Any) -> Any:
     return number(hint(value))
 
 
-def _first(kinds: list[Any], value: Any) -> Any:
-    for kind in kinds[:-1]:
-        with contextlib.suppress(TypeError, ValueError):
-            return _held_to(kind, value)
-    return _held_to(kinds[-1], value)
-
-
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on a device.
+    """A CPU tensor on a device; if that is the CPU, the tensor itself.
 
     ``torch.tensor(..., device="cuda")`` and indexing by a list copy from pageable memory, which
     waits until the device has done all its work; a copy from pinned memory is only queued.
-
-    Args:
-        tensor: on the CPU.
-        device: where it is wanted; if that is the CPU, the tensor itself is returned.
 
     Example:
         >>> import torch
@@ -205,6 +181,13 @@ def mask_like(live: Sequence[bool], like: Tensor) -> Tensor:
     import torch
 
     return send(torch.tensor(live, dtype=like.dtype), like.device)
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Write rows as lines of CSV that end as on Unix."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
 
 
 def read_json(path: Path) -> Any:
@@ -239,25 +222,19 @@ def readable_json(value: Any, depth: int, indent: str = "\n") -> str:
     return f"{begin}{inner}{f',{inner}'.join(rows)}{indent}{end}"
 
 
+_SPACE = "free some space and repeat the command"
 _REMEDIES = {
-    errno.ENOSPC: "free some space and repeat the command",
-    errno.EDQUOT: "free some space and repeat the command",
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
     errno.EFBIG: "lift the limit on the size of files and repeat the command",
 }
-
-
 _IMPORTED = "dsonas_import:"
 
 
 def import_file(path: Path, option: str) -> ModuleType:
     """Import a Python file of the user's, once in a process.
 
-    Args:
-        path: the file.
-        option: what has named it, for the errors.
-
-    Raises:
-        ValueError: if it is missing, or fails; naming the line.
+    A ValueError if it is missing, or fails: it names the line, and the option that named the file.
     """
     if not (path.is_file() and path.suffix == ".py"):
         raise ValueError(f"{option} must name a Python file (NAME.py) that exists, got {path}")
@@ -320,7 +297,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_names(path.parent)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            _sync_names(path.parent)
     except OSError as error:  # a full disk is reported without the name of a file
         _remove(temporary)
         reason = error.strerror or str(error)
@@ -334,8 +312,6 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def _sync_names(folder: Path) -> None:
     """Bring the names in a folder to the disk, so that a power cut does not undo a rename."""
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

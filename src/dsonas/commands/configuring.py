@@ -18,7 +18,6 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._actions import ActionConfigFile
 
 from dsonas._utils import (
-    STAGES,
     BatchSize,
     NonNegativeInt,
     PositiveInt,
@@ -28,6 +27,7 @@ from dsonas._utils import (
 )
 from dsonas.data import short_name
 from dsonas.run import RunConfig, read_settings, renamed, upgraded
+from dsonas.train import STAGES
 
 KINDS = {name: kind for name, kind in get_type_hints(RunConfig).items() if name != "seed"}
 GROUPS = tuple(KINDS)

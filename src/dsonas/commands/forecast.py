@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dsonas._utils import STAGES
 from dsonas.commands.charts import readable_time
 from dsonas.commands.configuring import GROUPS, config_parser, parse
 from dsonas.commands.size_options import add_size_options, stated_run
@@ -40,7 +39,7 @@ from dsonas.search import (
     follow_epochs,
     weight_steps_per_factor_step,
 )
-from dsonas.train import MEASUREMENTS, WARM, Engine, Training
+from dsonas.train import MEASUREMENTS, STAGES, WARM, Engine, Training
 
 TIMED, LEAST_SECONDS = 10, 1.0  # steps of each kind after one that does not count; for a second
 PATIENCE, LEAST_TIMED = 6.0, 2  # seconds after which so many long steps are enough

@@ -9,11 +9,11 @@ from dataclasses import asdict, replace
 from rich.console import Console
 from rich.progress import Progress
 
-from dsonas._utils import STAGES
 from dsonas.commands.configuring import OptionParser, UsageError, add_groups, parse, to_config
 from dsonas.commands.size_options import blank_data
 from dsonas.data import DataConfig, FolderCheck, check_folder, write_shards
 from dsonas.run import RunConfig, StopSignal
+from dsonas.train import STAGES
 
 MOST_SHOWN = 20  # of each list, as text; --json has all
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from dsonas._utils import STAGES, absolute_path, absolute_place
+from dsonas._utils import absolute_path, absolute_place
 from dsonas.commands.configuring import (
     GROUPS,
     SUBJECTS,
@@ -42,7 +42,7 @@ from dsonas.run import (
     transferred,
 )
 from dsonas.search import EPOCHS, FACTOR_LR
-from dsonas.train import DivergedError, Interrupted, current_world, require_single
+from dsonas.train import STAGES, DivergedError, Interrupted, current_world, require_single
 
 DESCRIPTIONS = {
     "run": "The whole job: pretrain and search the supernet, fit the width to the budget, train "

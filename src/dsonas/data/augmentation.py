@@ -176,9 +176,7 @@ def transform_each(images: Tensor, place: str, seeds: Iterable[int]) -> Tensor:
 
     The random numbers that it draws from torch, NumPy and ``random`` follow from the seeds, one for
     each image, so that a resumed run sees the same images; the global states are left as they were.
-
-    Raises:
-        DataError: if there is no such function, it fails, or returns another shape or type.
+    A DataError if there is no such function, it fails, or returns another shape or type.
     """
     function = load_function(place)
     before, numpy_before = random.getstate(), np.random.get_state()

@@ -76,37 +76,39 @@ class Batches:
         data: ImageData,
         *,
         batch_size: int,
-        augmentation: Augmentation | None,
-        shuffle: bool,
-        drop_last: bool,
-        seed: int,
+        augmentation: Augmentation | None = None,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
         device: torch.device | str = "cpu",
         workers: int = 0,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        _check_sizes(len(images), batch_size, drop_last)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}: use 64, say")
+        if len(images) < 1:
+            raise DataError("images must be at least 1, got 0: use a data set that is not empty")
+        if drop_last and len(images) < batch_size:
+            raise DataError(
+                "fewer images than a batch: batch_size must be at most the number of images in "
+                f"this part, {len(images)}, got {batch_size}: lower batch_size, or use more images"
+            )
         if drop_last and batch_size % share[1]:
             raise DataError(
                 f"batch_size must be a multiple of the {share[1]} processes that share a batch, "
                 f"got {batch_size}"
             )
-        self._mean, self._std = data.mean, data.std
-        self._augmentation, self._seed = augmentation, seed
+        if augmentation and augmentation.transform:
+            load_function(augmentation.transform)  # what is wrong with it is said now
+        self._mean, self._std, self._augmentation = data.mean, data.std, augmentation
         self._device, self._share = torch.device(device), share
         self._workers = 0 if images.in_memory else workers
         self._idle: list[_Readers] = []
-        if augmentation and augmentation.transform:
-            load_function(augmentation.transform)  # what is wrong with it is said now
-        rounding = 0 if drop_last else batch_size - 1
-        self.num_batches = (len(images) + rounding) // batch_size
+        self.labels = images.labels  # the class of each image, in the order of the images
+        self.num_batches = (len(images) + (0 if drop_last else batch_size - 1)) // batch_size
+        varied = augmentation or Augmentation()
         self._plan = _Plan(
-            images=images,
-            batch_size=batch_size,
-            num_batches=self.num_batches,
-            shuffle=shuffle,
-            balanced=data.balanced,
-            augmentation=augmentation or Augmentation(),
-            seed=seed,
+            images, batch_size, self.num_batches, shuffle, data.balanced, varied, seed
         )
 
     def __len__(self) -> int:
@@ -129,11 +131,6 @@ class Batches:
             )
         return self._iterate(epoch, start)
 
-    @property
-    def labels(self) -> Tensor:
-        """The class of each image, in the order of the images."""
-        return self._plan.images.labels
-
     def places(self, epoch: int) -> list[Tensor]:
         """For each batch of an epoch which images it has: this process's part of them."""
         return [part_of(batch, *self._share) for batch in self._plan.batches(epoch)]
@@ -150,9 +147,8 @@ class Batches:
             yield from self._plan.read(epoch, start, *self._share)
             return
         # readers of an epoch that is not read to its end end with it, at once
-        readers = (
-            self._idle.pop() if self._idle else _Readers(self._plan, self._share, self._workers)
-        )
+        idle = self._idle
+        readers = idle.pop() if idle else _Readers(self._plan, self._share, self._workers)
         yield from readers.read(epoch, start)
         self._idle.append(readers)
 
@@ -162,7 +158,7 @@ class Batches:
         if self._augmentation is None:
             return normalise(pixels, self._mean, self._std)
         # drawn for the whole batch and on the CPU, so that every process and device sees the same
-        seed = derive_seed(self._seed, "augmentation", epoch, position)
+        seed = derive_seed(self._plan.seed, "augmentation", epoch, position)
         generator = torch.Generator().manual_seed(seed)
         shape = torch.Size((num_images, *pixels.shape[1:]))
         places = part_of(torch.arange(num_images), *self._share)
@@ -175,19 +171,7 @@ class Batches:
         return cut_out(normalise(varied, self._mean, self._std), offsets, self._augmentation)
 
 
-def _check_sizes(num_images: int, batch_size: int, drop_last: bool) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}: use 64, say")
-    if num_images < 1:
-        raise DataError("images must be at least 1, got 0: use a data set that is not empty")
-    if drop_last and num_images < batch_size:
-        raise DataError(
-            f"fewer images than a batch: batch_size must be at most the number of images in this "
-            f"part, {num_images}, got {batch_size}: lower batch_size, or use more images"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Plan:
     """Which images each batch of an epoch has, and how each is varied while it is fetched."""
 
@@ -229,10 +213,7 @@ class _Plan:
 
 
 class _Readers:
-    """Processes that each fetch a part of every batch; they stay for the next epoch.
-
-    ``share`` is the number of the part of every batch that they fetch together, and of how many.
-    """
+    """Processes that each fetch a part of the share of every batch; they stay for all epochs."""
 
     def __init__(self, plan: _Plan, share: tuple[int, int], number: int) -> None:
         self._number, self._plan = number, plan

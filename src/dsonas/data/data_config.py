@@ -148,15 +148,16 @@ class DataConfig:
         if os.path.isdir(self.name) or "/" in self.source:
             hint = f"did you mean folder:{self.name}?"
         self._check(self.source in SOURCE_NAMES, "name", f"one of {', '.join(known)}", hint)
-        if self.source in PLACED:
-            rule, remedy = f"{self.source} with a path", f"give {self.source}:PATH"
-            self._check(self.location is not None, "name", rule, remedy)
-        if self.source == "digits":
-            remedy = "they come with scikit-learn, leave the place out"
-            self._check(self.name == "digits", "name", "digits without a place", remedy)
-        if self.source == "shards":
-            rule, remedy = "a path or a URL", "shards:s3://bucket/folder, say"
-            self._check(not str(self.location).startswith("pipe:"), "name", rule, remedy)
+        rules = (
+            (self.source not in PLACED or self.location is not None,
+             f"{self.source} with a path", f"give {self.source}:PATH"),
+            (self.source != "digits" or self.name == "digits", "digits without a place",
+             "they come with scikit-learn, leave the place out"),
+            (self.source != "shards" or not str(self.location).startswith("pipe:"),
+             "a path or a URL", "shards:s3://bucket/folder, say"),
+        )  # fmt: skip
+        for valid, rule, remedy in rules:
+            self._check(valid, "name", rule, remedy)
 
     def _check(self, valid: bool, name: str, rule: str, remedy: str) -> None:
         if not valid:

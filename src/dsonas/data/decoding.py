@@ -70,14 +70,9 @@ def decode(
 ) -> np.ndarray:
     """Decode an image file, given by its path or content, as ``read_pixels`` does.
 
-    Args:
-        name: what errors call it; None: its path.
-        fit: see ``DataConfig.fit``.
-        crop: which rectangle, in training; None: as ``fit`` says.
-        position: of the image in its set, for ``crop``.
-
-    Raises:
-        UnreadableImageError: if the file is not an image, is damaged, truncated or unsupported.
+    ``name`` is what errors call it (None: its path); ``crop`` the rectangle for the image at a
+    ``position`` of its set, in training (None: as ``fit`` says, see ``DataConfig.fit``). An
+    UnreadableImageError if the file is no image, is damaged, truncated or unsupported.
     """
     source, kind = BytesIO(file) if isinstance(file, bytes) else file, fit.partition(":")[0]
     share, box = crop_share(fit), None
@@ -108,9 +103,9 @@ def shrink_image(content: bytes, side: int, name: str) -> tuple[bytes, str]:
             upright = to_8bit(image)
             plain = upright.convert("L" if _is_grey(upright) else "RGB")
             factor = min(1.0, side / min(plain.size))
-            size = tuple(max(1, round(factor * length)) for length in plain.size)
+            width, height = (max(1, round(factor * length)) for length in plain.size)
             buffer = BytesIO()
-            resized = plain.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+            resized = plain.resize((width, height), Image.Resampling.BICUBIC)
             resized.save(buffer, "JPEG" if is_jpeg else "PNG", quality=95)
             return buffer.getvalue(), "jpg" if is_jpeg else "png"
     except Exception as error:

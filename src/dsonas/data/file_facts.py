@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dsonas._utils import write_atomically
+from dsonas._utils import read_json, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +30,8 @@ def told_by_files(
 ) -> dict[str, Any]:
     """Read files, or recall what they told before if they have not changed since.
 
-    Args:
-        kind: what is read, and by which rules.
-        paths: of the files.
-        read: reads one; called by several threads. What it returns JSON can hold; None is left
-            out, and asked for again.
-        num_threads: how many, >= 1; None: as many as suit the machine.
+    ``kind`` says what is read, and by which rules; ``read`` is called by ``num_threads`` (None: as
+    suits the machine), returns what JSON can hold, or None, which is left out and asked for again.
     """
     place = _place(kind, paths) if len(paths) >= MANY else None
     before = _load(place) if place else {}
@@ -52,10 +48,8 @@ def told_by_files(
 
     pool = ThreadPoolExecutor(num_threads)
     try:
-        for _ in pool.map(
-            recall, [paths[at : at + AT_ONCE] for at in range(0, len(paths), AT_ONCE)]
-        ):
-            pass
+        groups = [paths[at : at + AT_ONCE] for at in range(0, len(paths), AT_ONCE)]
+        list(pool.map(recall, groups))
     finally:  # after Ctrl-C too
         pool.shutdown(cancel_futures=True)
         if place:
@@ -83,10 +77,8 @@ def _stamp(path: str) -> list[int]:
 
 def _load(place: Path) -> _Told:
     try:
-        return {
-            path: (stamp, value) for path, (stamp, value) in json.loads(place.read_bytes()).items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # damaged or none
+        return {path: (stamp, value) for path, (stamp, value) in read_json(place).items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # damaged or none
         return {}
 
 

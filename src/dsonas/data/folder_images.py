@@ -20,7 +20,7 @@ from . import sources
 from .data_config import DataConfig, DataError, with_share
 from .decoding import ImageHeader, UnreadableImageError, decode, read_header
 from .file_facts import told_by_files
-from .folder_layout import first
+from .folder_layout import first, say
 from .folders import Contents, list_contents, list_images
 from .images import FileImages, ImageSet, normalise
 from .sources import SPLIT_SEED, SourceData
@@ -35,9 +35,6 @@ def read_folder(config: DataConfig, seed: int) -> SourceData:
 
     Files that cannot be read are left out. Sets beyond ``MEMORY_LIMIT`` are not decoded now but
     when they are used. The seed is that of the subset ``config.max_train_images``.
-
-    Raises:
-        DataError: if the folder is unsuitable, or colours are not as ``config.color`` demands.
     """
     contents = list_contents(config)
     headers, reasons = {}, {}
@@ -59,14 +56,13 @@ def read_folder(config: DataConfig, seed: int) -> SourceData:
     good = {part: listing.without(reasons) for part, listing in contents.parts.items()}
     for part in ("test", "val"):
         kept = set(good[part].labels.tolist())
-        if lost := sorted(set(contents.parts[part].labels.tolist()) - kept):
-            told = "no %s image of %d classes can be read: %s"
-            logger.warning(told, part, len(lost), first([contents.class_names[k] for k in lost]))
+        lost = sorted(set(contents.parts[part].labels.tolist()) - kept)
+        names = [contents.class_names[label] for label in lost]
+        say("no %s image of %d classes can be read: %s", names, part)
     heads = [headers[path] for path in good["train"].paths]
     size = config.image_size or choose_image_size([head.short_side for head in heads])
-    if several := sorted(contents.name(path) for path, head in headers.items() if head.several):
-        told = "%d files hold several images, of which the first is used: %s"
-        logger.warning(told, len(several), first(several))
+    several = sorted(contents.name(path) for path, head in headers.items() if head.several)
+    say("%d files hold several images, of which the first is used: %s", several)
     grey = [path for path, head in headers.items() if head.grey]
     channels = choose_channels(config, len(grey), len(headers), "".join(grey[:1]))
     seeds = {"train": derive_seed(seed, "max_train_images"), "test": SPLIT_SEED}
@@ -199,9 +195,8 @@ def read_test_images(
     good = listing.without(reasons).sample(config.max_test_images, SPLIT_SEED)
     images = _file_images(contents, good, config.image_size, channels, config.fit)
     loaded = _load({"test": images}, config.workers, reasons)["test"]
-    if reasons:
-        bad = [f"{contents.name(path)} ({reason})" for path, reason in reasons.items()]
-        logger.warning("%d unreadable image files skipped: %s", len(bad), first(bad))
+    bad = [f"{contents.name(path)} ({reason})" for path, reason in reasons.items()]
+    say("%d unreadable image files skipped: %s", bad)
     if not len(loaded):
         raise DataError(f"{config.root} has no image to measure: give a folder of test images")
     return loaded
@@ -235,11 +230,15 @@ def _measured(contents: Contents, split: Split | None, named: bool) -> Listing:
             names[path] for path, label in zip(paths, labels, strict=True)
             if names[path] in held_out and split.rows[names[path]].label != label
         }  # fmt: skip
-        _say(contents, "test images of the run are gone", held_out - found)
-        _say(contents, "test images of the run are of another class now", relabelled)
-        _say(contents, "test images of the run have other content now", changed)
-        _say(contents, "images are new and not measured", found - set(split.rows))
-        _say(contents, _LEARNED, tests & set(used))
+        noticed = {
+            "test images of the run are gone": held_out - found,
+            "test images of the run are of another class now": relabelled,
+            "test images of the run have other content now": changed,
+            "images are new and not measured": found - set(split.rows),
+            _LEARNED: tests & set(used),
+        }
+        for what, some in noticed.items():
+            say(f"%s: %d {what}: %s", sorted(some), contents.root)
         return everything.where(torch.tensor([names[path] in held_out for path in paths]).bool())
     contents_used = {row.digest for row in used.values()} - {""}
     chosen = test if test.paths else everything
@@ -247,7 +246,7 @@ def _measured(contents: Contents, split: Split | None, named: bool) -> Listing:
         path for path in chosen.paths
         if contents.digests[path] in contents_used or (path in known and names[path] in used)
     }  # fmt: skip
-    _say(contents, _LEARNED, {names[path] for path in seen})
+    say(f"%s: %d {_LEARNED}: %s", sorted(names[path] for path in seen), contents.root)
     return chosen.without(seen)
 
 
@@ -256,11 +255,6 @@ def _is_same(contents: Contents, path: str, row: Row | None) -> bool:
     if row is None or not row.digest:  # older runs know the sizes alone
         return row is not None and row.num_bytes == num_bytes(path)
     return row.digest == contents.digests[path]
-
-
-def _say(contents: Contents, what: str, names: set[str]) -> None:
-    if names:
-        logger.warning("%s: %d %s: %s", contents.root, len(names), what, first(sorted(names)))
 
 
 def load_images(
@@ -288,11 +282,8 @@ def load_images(
         skipped: takes the name of each file that cannot be read, and why, before the batch in which
             it would have been is given.
 
-    Returns:
-        Normalised tensors, each with the names of its files.
-
-    Raises:
-        DataError: if a path does not exist, a folder has no images, or no file can be read.
+    Returns normalised tensors, each with the names of its files; a DataError if a path does not
+    exist, a folder has no images, or no file can be read.
     """
     files, bad = list_files(paths), {} if skipped is None else skipped
     decoded = _decode_files(files, image_size, input_channels, with_share(fit, crop), bad)
@@ -306,11 +297,7 @@ def load_images(
 
 
 def list_files(paths: Sequence[str | PathLike[str]]) -> list[str]:
-    """The image files that paths of files and folders stand for, in order.
-
-    Raises:
-        DataError: if a path does not exist, a folder has no images, or there are none.
-    """
+    """The image files that paths of files and folders stand for, in order; a DataError if none."""
     files = []
     for path in map(Path, paths):
         if path.is_dir():

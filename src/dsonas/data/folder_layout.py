@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import unicodedata
@@ -15,6 +16,8 @@ from PIL import Image
 
 from . import decoding as decoding  # which makes Pillow read what is installed
 from .data_config import DataError, plain_name
+
+logger = logging.getLogger(__name__)
 
 SYSTEM_NAMES = frozenset((
     "@eadir", "__macosx", "__pycache__", "#recycle", "#snapshot", "@recycle", "$recycle.bin",
@@ -48,6 +51,12 @@ class Layout:
 def first(names: Sequence[str], most: int = 3) -> str:
     """The first few of some names, for a message."""
     return ", ".join(map(plain_name, names[:most])) + (", ..." if len(names) > most else "")
+
+
+def say(told: str, names: Collection[str], *about: object) -> None:
+    """Warn of some files or classes, if there are any: what about, how many, the first few."""
+    if names:
+        logger.warning(told, *about, len(names), first(list(names)))
 
 
 def class_name(name: str) -> str:

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from .folder_layout import (
     is_image,
     is_readable,
     loose_images,
+    say,
     subfolders,
     walk_files,
 )
@@ -114,11 +115,8 @@ def list_contents(config: DataConfig, *, trains: bool = True) -> Contents:
     is taken, then that for validation.
 
     If the folder ``trains``, its images are to be learned: there must be two classes with images,
-    the test part has no others, and where there is no test part one is held out.
-
-    Raises:
-        DataError: if the folder is missing or unsuitable, or if it is not clear what its folders
-            mean.
+    the test part has no others, and where there is no test part one is held out. A DataError if
+    the folder is missing or unsuitable, or it is not clear what its folders mean.
     """
     root = config.root
     assert root is not None, "DataConfig demands a path for folders"
@@ -199,11 +197,11 @@ def _leave_out_rest(
     file = os.path.basename(config.labels)
     known = {real for part in found.values() for files in part.values() for _, real in files}
     unknown = [path for path, real in walk_files(root) if real not in known and is_image(path)]
-    if unknown:
-        names = [os.path.relpath(path, root) for path in unknown]
+    names = [os.path.relpath(path, root) for path in unknown]
+    if names:
         told = "%s: %d images without a class in %s left out: %s"
-        logger.warning(told, root, len(unknown), file, first(names))
-        ignored |= dict.fromkeys(unknown, f"no class in {file}")
+        logger.warning(told, root, len(names), file, first(names))
+    ignored |= dict.fromkeys(unknown, f"no class in {file}")
 
 
 def _given_part(
@@ -260,17 +258,16 @@ def _list_classes(folder: Path, ignored: dict[str, str], aside: Collection[str] 
     _say_others(folder, others)
     ignored |= others
     _leave_out_loose(folder, ignored)
-    if empty := [name for name, files in classes.items() if not files]:
-        told = "%s: %d folders without images ignored: %s"
-        logger.warning(told, folder, len(empty), first(empty))
+    empty = [name for name, files in classes.items() if not files]
+    say("%s: %d folders without images ignored: %s", empty, folder)
     return classes
 
 
 def _leave_out_loose(folder: Path, ignored: dict[str, str]) -> None:
-    if loose := loose_images(folder):
-        told = "%s: %d images beside the class folders left out: %s"
-        logger.warning(told, folder, len(loose), first([Path(path).name for path in loose]))
-        ignored |= dict.fromkeys(loose, "beside the class folders")
+    loose = loose_images(folder)
+    names = [os.path.basename(path) for path in loose]
+    say("%s: %d images beside the class folders left out: %s", names, folder)
+    ignored |= dict.fromkeys(loose, "beside the class folders")
 
 
 def _say_not_held_out(part: str, held: tuple[Listing, Listing], names: Sequence[str]) -> None:
@@ -304,8 +301,7 @@ def _take_once(found: dict[str, Classes], root: Path, ignored: dict[str, str]) -
                     repeated[path] = real
             part[name] = kept
     names = [os.path.relpath(path, root) for path in repeated]
-    told = "%s: %d files are linked or named more than once and taken once: %s"
-    logger.warning(told, root, len(names), first(names))
+    say("%s: %d files are linked or named more than once and taken once: %s", names, root)
     ignored |= {path: f"the file is {taken[real]}" for path, real in repeated.items()
                 if path != taken[real]}  # fmt: skip
 
@@ -387,13 +383,12 @@ def without_copies(contents: Contents) -> Contents:
             if labels[other] != label:
                 contradictions.append((path, other))
         kept[part] = listing.without(copies)
-    told = "%d images are left out of training, as exact copies of test or validation images: %s"
-    _say_copies(contents.name, told, [(path, other) for path, (other, _) in copies.items()])
-    told = "%d images are exact copies of images of another class: %s"
-    _say_copies(contents.name, told, contradictions)
+    told = {
+        "left out of training, as exact copies of test or validation images":
+            [(path, other) for path, (other, _) in copies.items()],
+        "exact copies of images of another class": contradictions,
+    }  # fmt: skip
+    for what, pairs in told.items():
+        names = [f"{contents.name(path)} = {contents.name(other)}" for path, other in pairs]
+        say(f"%d images are {what}: %s", names)
     return replace(contents, parts=kept, copies=copies)
-
-
-def _say_copies(name: Callable[[str], str], told: str, pairs: Iterable[tuple[str, str]]) -> None:
-    if names := [f"{name(path)} = {name(other)}" for path, other in pairs]:
-        logger.warning(told, len(names), first(names))

@@ -104,10 +104,9 @@ class ImageSet(ABC):
         return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
 
     def split(self, fraction: float, seed: int) -> tuple[Self, Self]:
-        """Divide in two, stratified by class; the second has ``fraction`` of the images.
+        """Divide in two, stratified by class; the second has ``fraction`` of the images, in (0, 1).
 
-        Raises:
-            ValueError: if ``fraction`` is not in (0, 1), or so near its ends that a part is empty.
+        A ValueError if it is so near its ends that a part is empty.
         """
         if not 0 < fraction < 1:
             raise ValueError(f"fraction must be above 0 and below 1, got {fraction}: try 0.5")
@@ -135,9 +134,6 @@ class TensorImages(ImageSet):
         labels: int64 tensor, class of each image.
         rows: int64 tensor, the row of ``images`` of each image; None for all in order.
         names: of ``images``; None: they have none.
-
-    Raises:
-        ValueError: if the tensors do not fit together.
     """
 
     in_memory = True

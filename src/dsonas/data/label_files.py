@@ -28,10 +28,8 @@ Classes = dict[str, list[tuple[str, str]]]  # by class its files, and their real
 def read_labels(file: Path, root: Path) -> dict[str, Classes]:
     """The classes of each part by a file of paths in ``root``, classes and perhaps parts.
 
-    Commas, tabs or semicolons are between them; lines without a part are of the training part.
-
-    Raises:
-        DataError: if it cannot be read, names no file that is there, or contradicts itself.
+    Commas, tabs or semicolons are between them; lines without a part are of the training part. A
+    DataError if it cannot be read, names no file that is there, or contradicts itself.
     """
     whole = _whole_lines(file, root)
     parts: dict[str, Classes] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,17 +14,10 @@ import torch
 from .augmentation import Augmentation
 from .data_config import PLACED, DataConfig, DataError, with_share
 from .folder_images import read_folder, read_test_images
-from .folder_layout import first
+from .folder_layout import say
 from .images import ImageSet, channel_statistics
 from .shards import ShardImages, read_shards
-from .sources import (
-    SPLIT_SEED,
-    SourceData,
-    read_cifar10,
-    read_cifar100,
-    read_digits,
-    read_fashion_mnist,
-)
+from .sources import SPLIT_SEED, Parts, SourceData, read_cifar, read_digits, read_fashion_mnist
 from .splitting import Split
 
 logger = logging.getLogger(__name__)
@@ -33,30 +26,22 @@ SKEWED = 5  # images of the largest class over those of the smallest, from which
 SOURCES: dict[str, Callable[[DataConfig, int], SourceData]] = {
     "digits": read_digits,
     "fashion-mnist": read_fashion_mnist,
-    "cifar10": read_cifar10,
-    "cifar100": read_cifar100,
+    "cifar10": read_cifar,
+    "cifar100": read_cifar,
     "folder": read_folder,
     "shards": read_shards,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageData:
+class ImageData(Parts):
     """A data set ready for use."""
 
-    train: ImageSet  # the training images, both parts of a search together
-    test: ImageSet  # the test images, the same whatever the run's seed
-    # those by which step 3 chooses the epoch whose network it keeps; None: the last is kept
-    val: ImageSet | None = None
-    class_names: tuple[str, ...]  # names of the classes in the order of their labels
     mean: tuple[float, ...]  # mean of every channel in units of 0..1
     std: tuple[float, ...]  # standard deviation of every channel in units of 0..1, > 0
     train_augmentation: Augmentation  # crop, flip and cutout, for step 3
-    skipped: tuple[str, ...] = ()  # files that could not be read, relative to the image folder
     fit: str = "crop"  # how image files become squares, see ``DataConfig.fit``
     balanced: bool = False  # whether training draws from all classes equally often
-    layout: str = ""  # how the folders of an image folder were understood, in one line
-    split: Split | None = None  # which files of an image folder are for what; None for other data
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -115,9 +100,6 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
         seed: chooses the subset of ``config.max_train_images``. The test images do not depend on
             it, so that results of runs with different seeds are comparable.
 
-    Returns:
-        The training and test images, and what belongs to them.
-
     Raises:
         DataError: if the data are missing, damaged or unsuitable; the message says what to do.
 
@@ -127,29 +109,21 @@ def load_data(config: DataConfig, seed: int = 0) -> ImageData:
         (1438, 359, 10, 8)
     """
     source = SOURCES[config.source](config, seed)
-    if source.skipped:
-        rows = source.split.rows if source.split else {}
-        told = [f"{n} ({rows[n].reason})" if n in rows else n for n in source.skipped]
-        logger.warning("%d unreadable image files skipped: %s", len(told), first(told))
+    rows = source.split.rows if source.split else {}
+    told = [f"{n} ({rows[n].reason})" if n in rows else n for n in source.skipped]
+    say("%d unreadable image files skipped: %s", told)
     if source.val is None and config.val:
         train, val = source.train.split(float(config.val), SPLIT_SEED)
         source = replace(source, train=train, val=val)
     _say_unused(config)
     _check_counts(source, config)
     mean, std = source.statistics or channel_statistics(source.train)
+    size = source.train.image_shape[1]
     return ImageData(
-        train=source.train,
-        test=source.test,
-        val=source.val,
-        class_names=source.class_names,
+        **{entry.name: getattr(source, entry.name) for entry in fields(Parts)},
         mean=mean,
         std=std,
-        train_augmentation=resolve_augmentation(
-            config, source.train.image_shape[1], source.crop_padding, source.flip
-        ),
-        skipped=source.skipped,
-        layout=source.layout,
-        split=source.split,
+        train_augmentation=resolve_augmentation(config, size, source.crop_padding, source.flip),
         fit=config.fit if config.source in PLACED else "crop",
         balanced=config.balance,
     )
@@ -172,10 +146,8 @@ def load_test(
     """Load the images on which a finished network is to be measured, as its ``test``.
 
     Those of its run's data set or another one; all other arguments are those of the network and its
-    run, see ``read_pixels``, ``read_test_images`` and ``ImageData.shards``.
-
-    Raises:
-        DataError: if the data are missing or have other classes.
+    run, see ``read_pixels``, ``read_test_images`` and ``ImageData.shards``. A DataError if the data
+    are missing or have other classes.
     """
     color = "grey" if input_channels == 1 else "auto"
     fit = with_share(fit, crop)

@@ -29,7 +29,7 @@ from dsonas._utils import ImageSize, PositiveInt, derive_seed, write_atomically
 from .data_config import DataConfig, DataError
 from .decoding import read_header, shrink_image
 from .folder_images import choose_channels, choose_image_size, scan
-from .folder_layout import first
+from .folder_layout import say
 from .folders import list_contents
 from .images import DecodedImages, FileImages, channel_statistics
 from .sources import SPLIT_SEED, SourceData, Statistics
@@ -154,9 +154,7 @@ def write_shards(
         skipped = tuple(map(contents.name, damaged))
         if not headers:
             raise DataError(f"no image can be read, as {skipped[0]}: check that they are complete")
-        if skipped:
-            told = "%d unreadable image files skipped: %s"
-            logger.warning(told, len(skipped), first(skipped))
+        say("%d unreadable image files skipped: %s", skipped)
         groups = _groups(len(headers), images_per_shard)
         shards: list[Shard] = []
         with ThreadPoolExecutor(workers) as pool:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +26,35 @@ FASHION_MNIST_CLASSES = (
 )  # fmt: skip
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 FASHION_MNIST_STATISTICS = ((0.2860,), (0.3530,))
-CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-CIFAR100_STATISTICS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+CIFAR: dict[str, tuple[str, Statistics]] = {  # names of torchvision
+    "cifar10": ("CIFAR10", ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))),
+    "cifar100": ("CIFAR100", ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))),
+}
 _CHUNK = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceData:
+class Parts:
+    """The parts of a data set, and what its files have told."""
+
+    train: ImageSet  # the training images, both parts of a search together
+    test: ImageSet  # the test images, the same whatever the run's seed
+    # those by which step 3 chooses the epoch whose network it keeps; None: the last is kept
+    val: ImageSet | None = None
+    class_names: tuple[str, ...]  # names of the classes in the order of their labels
+    skipped: tuple[str, ...] = ()  # files that could not be read, relative to the image folder
+    layout: str = ""  # how the folders of an image folder were understood, in one line
+    split: Split | None = None  # which files of an image folder are for what; None for other data
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceData(Parts):
     """What a source delivers; None means: to be derived from the training part."""
 
-    train: ImageSet  # the training part
-    test: ImageSet  # the test part
-    val: ImageSet | None = None  # the validation part, if the source has one of its own
-    class_names: tuple[str, ...]  # names of the classes, in the order of their labels
     # means and standard deviations, one of each per channel, in 0..1
     statistics: Statistics | None = None
     crop_padding: int | None = None  # default padding of random crops in pixels
     flip: bool = True  # whether mirroring is sensible
-    skipped: tuple[str, ...] = ()  # files that could not be read
-    layout: str = ""  # how the folders were understood, in one line
-    split: Split | None = None  # which files of a folder are for what
 
 
 def read_digits(config: DataConfig, seed: int) -> SourceData:
@@ -126,41 +133,37 @@ def _read_idx(path: Path, num_dimensions: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(sizes).copy()
 
 
-def _read_cifar(kind: str, statistics: Statistics, config: DataConfig, seed: int) -> SourceData:
-    train, test = (_open_cifar(kind, config, train=part) for part in (True, False))
+def read_cifar(config: DataConfig, seed: int) -> SourceData:
+    """Read CIFAR-10 or CIFAR-100 from the unpacked files of its authors."""
+    from torchvision import datasets  # a second, for this only
+
+    name, statistics = CIFAR[config.source]
+    reader, roots, found = getattr(datasets, name), _data_roots(config), list[Any]()
+    for root in roots:
+        try:
+            found = [reader(root, train=train, download=False) for train in (True, False)]
+            break
+        except RuntimeError:  # torchvision: files missing, or their checksums are wrong
+            continue
+    if not found:
+        raise DataError(
+            f"{config.source} not found, or damaged, in {', '.join(map(str, roots))}: download "
+            f"{reader.url} and unpack it with `tar -xf` so that the folder "
+            f"{roots[0] / reader.base_folder} exists"
+        )
+    pixels = [torch.from_numpy(part.data.transpose(0, 3, 1, 2)).contiguous() for part in found]
+    train, test = (
+        TensorImages(images, torch.tensor(part.targets))
+        for images, part in zip(pixels, found, strict=True)
+    )
     source = SourceData(
-        train=_cifar_images(train.data, train.targets),
-        test=_cifar_images(test.data, test.targets),
-        class_names=tuple(train.classes),
+        train=train,
+        test=test,
+        class_names=tuple(found[0].classes),
         statistics=statistics,
         crop_padding=4,
     )
     return _adapt(source, config, seed)
-
-
-def _open_cifar(kind: str, config: DataConfig, *, train: bool) -> Any:
-    from torchvision import datasets  # a second, for this only
-
-    reader, roots = getattr(datasets, kind), _data_roots(config)
-    for root in roots:
-        try:
-            return reader(root, train=train, download=False)
-        except RuntimeError:  # torchvision: files missing, or their checksums are wrong
-            continue
-    raise DataError(
-        f"{config.source} not found, or damaged, in {', '.join(map(str, roots))}: download "
-        f"{reader.url} and unpack it with `tar -xf` so that the folder "
-        f"{roots[0] / reader.base_folder} exists"
-    )
-
-
-read_cifar10 = partial(_read_cifar, "CIFAR10", CIFAR10_STATISTICS)
-read_cifar100 = partial(_read_cifar, "CIFAR100", CIFAR100_STATISTICS)
-
-
-def _cifar_images(pixels: np.ndarray, labels: Sequence[int]) -> TensorImages:
-    channels_first = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-    return TensorImages(torch.from_numpy(channels_first), torch.tensor(labels))
 
 
 def _adapt(source: SourceData, config: DataConfig, seed: int) -> SourceData:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dsonas._utils import derive_seed
+from dsonas._utils import csv_text, derive_seed
 
 from .data_config import DataError
 from .file_facts import told_by_files
@@ -102,14 +102,11 @@ class Split:
 
     def to_csv(self, *, ignored: bool = True) -> str:
         """Write the split as text, with the files that are not used or without them."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(("path", "class", "part", "bytes", "reason", "digest"))
         rows = dict(self.rows)
         if ignored:
             rows |= {name: Row("", IGNORED, 0, reason) for name, reason in self.ignored.items()}
-        writer.writerows((path, *row) for path, row in sorted(rows.items()))
-        return buffer.getvalue()
+        head = ("path", "class", "part", "bytes", "reason", "digest")
+        return csv_text([head, *((path, *row) for path, row in sorted(rows.items()))])
 
     @classmethod
     def from_csv(cls, text: str) -> Split:
@@ -137,12 +134,10 @@ class Split:
             'classes gone: cat; classes new: dog; 1 files gone: cat/1.png; 1 files new: dog/1.png'
         """
         classes, others = ({row.label for row in split.rows.values()} for split in (self, now))
-        kept = sorted(self.rows.keys() & now.rows.keys())
-        files = {
-            "gone": sorted(self.rows.keys() - now.rows.keys()),
-            "new": sorted(now.rows.keys() - self.rows.keys()),
-            "changed": [path for path in kept if self.rows[path] != now.rows[path]],
-        }
+        old, new = self.rows, now.rows
+        changed = [path for path in sorted(old.keys() & new.keys()) if old[path] != new[path]]
+        gone, added = sorted(old.keys() - new.keys()), sorted(new.keys() - old.keys())
+        files = {"gone": gone, "new": added, "changed": changed}
         said = [
             f"classes {word}: {', '.join(sorted(names))}"
             for word, names in (("gone", classes - others), ("new", others - classes))

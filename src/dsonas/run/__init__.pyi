@@ -1,16 +1,11 @@
-from .console import (
-    Reporter as Reporter,
-    readable_count as readable_count,
-)
+from .console import Reporter as Reporter, readable_count as readable_count
 from .fitting import (
     final_latency as final_latency,
     fit_to_budget as fit_to_budget,
     run_measures as run_measures,
     transferred as transferred,
 )
-from .interrupts import (
-    StopSignal as StopSignal,
-)
+from .interrupts import StopSignal as StopSignal
 from .measuring import (
     EVALUATION_BATCH as EVALUATION_BATCH,
     Prediction as Prediction,
@@ -19,13 +14,8 @@ from .measuring import (
     predict_images as predict_images,
     test_data as test_data,
 )
-from .network_files import (
-    FinishedNetwork as FinishedNetwork,
-    Shape as Shape,
-)
-from .pipeline import (
-    Job as Job,
-)
+from .network_files import FinishedNetwork as FinishedNetwork, Shape as Shape
+from .pipeline import Job as Job
 from .recipes import (
     read_settings as read_settings,
     recipe_names as recipe_names,
@@ -50,14 +40,6 @@ from .runs import (
     load_chain as load_chain,
     versions as versions,
 )
-from .tracking import (
-    Tracking as Tracking,
-)
-from .user_jobs import (
-    ChoiceJob as ChoiceJob,
-    CompressJob as CompressJob,
-)
-from .user_models import (
-    CHOICES_FILE as CHOICES_FILE,
-    choices_from_json as choices_from_json,
-)
+from .tracking import Tracking as Tracking
+from .user_jobs import ChoiceJob as ChoiceJob, CompressJob as CompressJob
+from .user_models import CHOICES_FILE as CHOICES_FILE, choices_from_json as choices_from_json

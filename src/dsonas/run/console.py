@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -26,12 +27,9 @@ class Reporter:
     Args:
         console: where to print.
         silent: print nothing; for all but one of the processes of a run.
-
-    Attributes:
-        unit: what scaling factors belong to.
     """
 
-    unit = "connections"
+    unit = "connections"  # what scaling factors belong to
 
     def __init__(self, console: Console | None = None, *, silent: bool = False) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True, quiet=silent)
@@ -46,7 +44,7 @@ class Reporter:
             transient=True,
             disable=not self.console.is_terminal,
         )
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Reporter:
         self._progress.start()
@@ -61,18 +59,18 @@ class Reporter:
 
     def step(self, stage: Stage, epoch: int, batch: int, row: Row | None) -> None:
         """The hook of ``Journal.report``."""
+        title = _TITLES.get(stage.name, stage.name)
         if stage.name not in self._tasks:
             total = stage.num_epochs * stage.num_batches
-            title = _TITLES.get(stage.name, stage.name)
             self._tasks[stage.name] = self._progress.add_task(title, total=total, note="")
         task = self._tasks[stage.name]
-        self._progress.update(task, completed=epoch * stage.num_batches + batch)  # type: ignore[arg-type]
+        self._progress.update(task, completed=epoch * stage.num_batches + batch)
         if row is None:
             return
-        self._progress.update(task, note=_short_note(row, self.unit))  # type: ignore[arg-type]
+        left = f", {row['live_connections']} {self.unit}" if "live_connections" in row else ""
+        self._progress.update(task, note=f"error {row['error']:.2f} %{left}")  # in 80 columns
         every = math.ceil(stage.num_epochs / LINES_PER_STAGE)
         if (epoch + 1) % every == 0 or epoch + 1 == stage.num_epochs:
-            title = _TITLES.get(stage.name, stage.name)
             self.say(f"{title:<11} {epoch + 1:>4}/{stage.num_epochs}  {_note(row, self.unit)}")
 
 
@@ -89,17 +87,6 @@ def _note(row: Row, unit: str) -> str:
     return "  ".join(parts)
 
 
-def _short_note(row: Row, unit: str) -> str:
-    """What fits beside the bar in 80 columns."""
-    text = f"error {row['error']:.2f} %"
-    if "live_connections" in row:
-        text += f", {row['live_connections']} {unit}"
-    return text
-
-
-_UNITS = ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
-
-
 def readable_count(value: float | int | str) -> str:
     """A count in three digits.
 
@@ -108,7 +95,7 @@ def readable_count(value: float | int | str) -> str:
         ('1.48 G', '900', '1 G')
     """
     number = float(value)
-    for size, suffix in _UNITS:
+    for size, suffix in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if float(f"{number / size:.3g}") >= 1:  # 999.9 k is 1 M
             return f"{number / size:.3g}{suffix}"
     return f"{number:.0f}"

@@ -30,11 +30,9 @@ LEAST_USE = 0.9  # of a budget; where it is less, the cap on the width is the re
 
 def final_latency(config: RunConfig, engine: Engine | None = None) -> CostFunction:
     """Milliseconds of whole networks: by the table of another device, or measured on this one."""
-    settings = config.engine
-    if settings.latency_table is not None:
-        return latency_from_table(read_table(settings.latency_table))
-    device = str((engine or Engine(settings)).device)
-    return LatencyMeter(device)
+    if config.engine.latency_table is not None:
+        return latency_from_table(read_table(config.engine.latency_table))
+    return LatencyMeter(str((engine or Engine(config.engine)).device))
 
 
 def parts_table(config: RunConfig, engine: Engine, supernet: Architecture) -> dict[str, float]:
@@ -51,11 +49,7 @@ def run_measures(config: RunConfig, latency: CostFunction) -> Measures:
 
 
 def check_known(architecture: Architecture, config: RunConfig, measures: Measures) -> None:
-    """Refuse a latency table that lacks parts of a network, or does not reach its channels.
-
-    Raises:
-        ValueError: saying what to do.
-    """
+    """Refuse a latency table that lacks parts of a network, or does not reach its channels."""
     table = config.engine.latency_table
     latency = measures.get("latency_ms")
     if table is None or latency is None:
@@ -82,11 +76,8 @@ def fit_to_budget(
 ) -> Architecture:
     """Find the member of a chain and its width for a budget, see ``fit_chain``; say a large rest.
 
-    Budget, channel multiple and, if they are not given, measures are those of ``config``.
-
-    Raises:
-        InfeasibleBudgetError: if no member meets the budget.
-        ValueError: if a latency table does not reach the channels of the chain.
+    Budget, channel multiple and, if they are not given, measures are those of ``config``. An
+    InfeasibleBudgetError if no member meets it; see ``check_known``.
     """
     measures = measures or run_measures(config, final_latency(config))
     check_known(chain[0], config, measures)
@@ -123,15 +114,9 @@ class TransferError(ValueError):
 def transfer(architecture: Architecture, skeleton: Skeleton) -> Architecture:
     """Put the block of an architecture at every place of another skeleton.
 
-    A reduction block of the result has each convolution that any reduction block of the source
-    has kept, or both if the source has none.
-
-    Args:
-        architecture: one whose blocks are all the same, as the share space gives.
-        skeleton: stem, stages, channels and head of the network wanted.
-
-    Raises:
-        TransferError: if the blocks differ, or are empty.
+    All blocks of the architecture must be the same, as the share space gives, and not empty. A
+    reduction block of the result has each convolution that any reduction block of the source has
+    kept, or both if the source has none.
 
     Example:
         >>> from dsonas.graph.spaces import cifar_space, imagenet_space
@@ -173,11 +158,7 @@ def transferred(
     """Make the network that ``network.transfer`` asks for; its width meets the budget.
 
     A run that goes on is about the architecture ``held``, whose width stays: a latency that is
-    measured again would lead to another one.
-
-    Raises:
-        TransferError: if the block cannot be transferred.
-        InfeasibleBudgetError: if the fewest channels are too much already.
+    measured again would lead to another one. See ``transfer`` and ``fit_width``.
     """
     whole = transfer(architecture, config.space(data).skeleton)
     if held is not None and held.with_channels(whole.skeleton.channels) == whole:

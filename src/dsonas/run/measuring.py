@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
 
-from dsonas._utils import derive_seed
-from dsonas.data import (
-    Batches,
-    DataConfig,
-    ImageData,
-    ImageSet,
-    list_files,
-    load_images,
-    load_test,
-)
+from dsonas._utils import csv_text, derive_seed
+from dsonas.data import Batches, DataConfig, ImageData, ImageSet, list_files, load_images, load_test
 from dsonas.run.network_files import FinishedNetwork, RunError, Shape
 from dsonas.run.run_config import RunConfig
 from dsonas.run.runs import RunFolder
@@ -51,9 +41,6 @@ def test_data(
 
     Of an image folder these are the test images of the run, by its ``split.csv``; that shards are
     not those of the run is said; see ``load_test``. Class names are those of the network.
-
-    Raises:
-        ValueError: if the images cannot be had; the message says why.
     """
     _, preprocessing, shape = finished
     known = {"class_names": preprocessing.class_names, **preprocessing.pixels(shape)}
@@ -65,26 +52,13 @@ def held_out_batches(
     data: ImageData, engine: Engine, workers: int = 0, images: ImageSet | None = None
 ) -> Batches:
     """The test images in order, or others."""
-    return Batches(
-        data.test if images is None else images,
-        data,
-        batch_size=EVALUATION_BATCH,
-        augmentation=None,
-        shuffle=False,
-        drop_last=False,
-        seed=0,
-        device=engine.device,
-        workers=workers,
-        share=engine.processes.share,
-    )
+    place = {"device": engine.device, "workers": workers, "share": engine.processes.share}
+    chosen = data.test if images is None else images
+    return Batches(chosen, data, batch_size=EVALUATION_BATCH, **place)
 
 
 def evaluate_run(folder: RunFolder, finished: FinishedNetwork, config: RunConfig) -> dict[str, Any]:
-    """Measure the network of a run on the test images of its data set; see ``class_metrics``.
-
-    Raises:
-        RunError: if the network is not for these images.
-    """
+    """Measure the network of a run on the test images of its data set; see ``class_metrics``."""
     engine, data = Engine(config.engine), test_data(folder, finished, config.data, config.seed)
     found = classify_test(folder, finished, data, engine)
     measured = {"test_error": round(found.error, 6), "test_loss": round(found.loss, 6)}
@@ -96,8 +70,7 @@ def classify_test(
 ) -> Outcome:
     """Classify the test images, normalised as the network of a run expects, on a device.
 
-    Raises:
-        RunError: if the network is not for these images.
+    A RunError if the network is not for these images.
     """
     network, preprocessing, shape = finished
     if preprocessing.class_names != data.class_names:
@@ -113,11 +86,7 @@ def classify_test(
 
 
 def check_fits(wanted: Shape, data: ImageData) -> None:
-    """Refuse a network that is not for images and classes like those of a data set.
-
-    Raises:
-        RunError: if size, channels or classes differ.
-    """
+    """Refuse a network that is not for images and classes like those of a data set."""
     given = Shape.of(data)
     if wanted != given:
         raise RunError(
@@ -199,11 +168,9 @@ def class_metrics(outcome: Outcome, class_names: Sequence[str]) -> dict[str, Any
 
 def predictions_csv(outcome: Outcome, data: ImageData) -> str:
     """The text of ``predictions.csv``: file (or number), class, prediction of each test image."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(("file", "class", "predicted", "probability"))
+    rows = [("file", "class", "predicted", "probability")]
     values = (outcome.labels.tolist(), outcome.predicted.tolist(), outcome.probability.tolist())
     for at, (label, predicted, probability) in enumerate(zip(*values, strict=True)):
         names = data.class_names[label], data.class_names[predicted]
-        writer.writerow((data.test.name(at) or at, *names, f"{probability:.6f}"))
-    return buffer.getvalue()
+        rows.append((data.test.name(at) or str(at), *names, f"{probability:.6f}"))
+    return csv_text(rows)

@@ -58,9 +58,8 @@ class Preprocessing:
 
     def pixels(self, shape: Shape | Skeleton) -> dict[str, Any]:
         """How an image file becomes an input of a network: arguments of ``load_images``."""
-        values = {"mean": self.mean, "std": self.std, "crop": self.crop, "fit": self.fit}
-        size, channels = shape.image_size, shape.input_channels
-        return {"image_size": size, "input_channels": channels, **values}
+        shaped = {"image_size": shape.image_size, "input_channels": shape.input_channels}
+        return {**shaped, "mean": self.mean, "std": self.std, "crop": self.crop, "fit": self.fit}
 
     def settings(self, shape: Shape | Skeleton) -> dict[str, Any]:
         """The same as settings of a run."""
@@ -75,11 +74,7 @@ class Preprocessing:
         return {"class_names": self.class_names, **self.pixels(shape), "resize": RESIZE}
 
     def check(self, shape: Shape | Skeleton) -> None:
-        """Refuse what does not fit a network.
-
-        Raises:
-            ValueError: if a number or a name is missing, or out of range.
-        """
+        """Refuse what does not fit a network, by a ValueError: a missing name, a wrong number."""
         numbers = [*self.mean, *self.std]
         named = all(isinstance(name, str) for name in self.class_names)
         if len(self.class_names) != shape.num_classes or not named:
@@ -107,10 +102,7 @@ def write_weights(
 ) -> None:
     """Write the weights of a network, without an auxiliary head, and what it expects.
 
-    ``notes`` are what else its reader must know.
-
-    Raises:
-        RunError: if what it expects does not fit its shape.
+    ``notes`` are what else its reader must know. Refused if what it expects does not fit its shape.
     """
     try:
         preprocessing.check(shape)
@@ -144,12 +136,9 @@ def _in_order(content: bytes) -> bytes:
 def read_network(
     path: Path, build: Callable[[Shape, dict[str, Any]], nn.Module], shape: Shape | None = None
 ) -> FinishedNetwork:
-    """Read what ``write_weights`` wrote.
+    """Read what ``write_weights`` wrote; a RunError if it is damaged, or not of this network.
 
     The network is built for a shape (None: as the file says) and the notes of the file.
-
-    Raises:
-        RunError: if the file is damaged, or not of this network.
     """
     with _telling_damage(path):
         with safe_open(path, framework="pt") as file:

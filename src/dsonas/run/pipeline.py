@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsonas._utils import STAGES, derive_seed
+from dsonas._utils import derive_seed
 from dsonas.cost import (
     CostFunction,
     architecture_cost,
@@ -19,16 +19,10 @@ from dsonas.cost import (
     latency_from_table,
 )
 from dsonas.data import ImageData, load_data
-from dsonas.graph import Architecture, SearchSpace, draw_architecture
+from dsonas.graph import Architecture, draw_architecture
 from dsonas.nn import AuxiliaryHead, Network
 from dsonas.run.console import Reporter, readable_count
-from dsonas.run.fitting import (
-    check_known,
-    final_latency,
-    fit_to_budget,
-    parts_table,
-    run_measures,
-)
+from dsonas.run.fitting import check_known, final_latency, fit_to_budget, parts_table, run_measures
 from dsonas.run.measuring import (
     check_fits,
     class_metrics,
@@ -43,6 +37,7 @@ from dsonas.run.tracking import Tracking
 from dsonas.search import search
 from dsonas.train import (
     MEASUREMENTS,
+    STAGES,
     Engine,
     Journal,
     Outcome,
@@ -145,9 +140,6 @@ class Job:
         """Refuse, before anything is written, what cannot work; lower batches that are too large.
 
         An architecture is what is to be trained, if it is not to be searched.
-
-        Raises:
-            ValueError: saying what does not fit.
         """
         self.config, told = self.config.with_fitting_batches(self.data, stages, self.world.size)
         if told:
@@ -178,7 +170,12 @@ class Job:
         if "architecture" in self._extras:
             return Architecture.from_json(self._extras["architecture"])
         space = self.config.space(self.data)
-        self._describe(space)
+        supernet, cost = space.complete(), architecture_cost(space.complete())
+        self._describe_search(
+            f"{supernet.num_live} connections, {space.num_factors} scaling "
+            f"factors ({space.sharing}), {readable_count(cost.macs)} multiply-adds, "
+            f"{readable_count(cost.params)} parameters"
+        )
         result = search(
             space,
             self.data,
@@ -211,14 +208,6 @@ class Job:
             "workers": config.data.workers,
         }
 
-    def _describe(self, space: SearchSpace) -> None:
-        cost = architecture_cost(space.complete())
-        self._describe_search(
-            f"{space.complete().num_live} connections, {space.num_factors} scaling "
-            f"factors ({space.sharing}), {readable_count(cost.macs)} multiply-adds, "
-            f"{readable_count(cost.params)} parameters"
-        )
-
     def _describe_search(self, supernet: str) -> None:
         """Say what is searched, on which images."""
         self.reporter.say(f"data      {self.data.summary}\nsupernet  {supernet}")
@@ -240,11 +229,7 @@ class Job:
         return Network(found, auxiliary=train.auxiliary > 0, dropout=train.dropout)
 
     def train(self, found: Any) -> dict[str, Any]:
-        """Step 3; the metrics, which are also written with the network.
-
-        Args:
-            found: what ``search`` returns.
-        """
+        """Step 3, of what ``search`` returns; the metrics, also written with the network."""
         found = self.engine.processes.decide(lambda: found)
         network = self._take(found)
         config, seed = self.config, self.config.seed
@@ -264,18 +249,14 @@ class Job:
         self.outcome = classify(network, test, self.engine)
         return self._finish(found, network, best)
 
-    def _latency(self, architecture: Architecture) -> dict[str, float]:
-        if self.config.budget.latency_ms is None:
-            return {}
-        return {"latency_ms": round(self.latency(architecture), 4)}
-
     def _costs(self, found: Any) -> dict[str, Any]:
         """What the network costs, and how much of the supernet it is."""
         skeleton = found.skeleton
         supernet = Architecture.complete(skeleton, found.operations, found.num_levels)
+        timed = self.config.budget.latency_ms is not None
         return {
             **asdict(architecture_cost(found)),
-            **self._latency(found),
+            **({"latency_ms": round(self.latency(found), 4)} if timed else {}),
             "live_connections": found.num_live,
             "supernet_connections": supernet.num_live,
             "channels": list(skeleton.channels),

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from dsonas._utils import (
-    STAGES,
-    NonNegativeInt,
-    PositiveInt,
-    absolute_place,
-    check_settings,
-    derive_seed,
-)
+from dsonas._utils import NonNegativeInt, PositiveInt, absolute_place, check_settings, derive_seed
 from dsonas.cost import Budget
 from dsonas.data import DataConfig, DataError, ImageData, split_for_search
-from dsonas.graph import (
-    MAX_FILE_NODES,
-    PAPER_OPERATIONS,
-    SearchSpace,
-    Skeleton,
-    doubled_channels,
-)
+from dsonas.graph import MAX_FILE_NODES, PAPER_OPERATIONS, SearchSpace, Skeleton, doubled_channels
 from dsonas.nn import operation_names
 from dsonas.search import PretrainConfig, SearchConfig
-from dsonas.train import EngineConfig, TrainConfig
+from dsonas.train import STAGES, EngineConfig, TrainConfig
 
 IMAGENET_STEM_FROM = 96
 GROWTH = 4.0  # channels of a final network over those of its supernet, at most
@@ -146,9 +133,6 @@ class NetworkConfig:
             that meets the budget.
         supernet: ``FILE.py:FUNCTION`` of your own, which returns a model with ``LayerChoice`` or
             ``InputChoice`` in place of our blocks; the other options of the network do not count.
-
-    Raises:
-        ValueError: if a value breaks its rule.
     """
 
     levels: PositiveInt = 4
@@ -199,9 +183,6 @@ class LogConfig:
         trackers: names out of ``tensorboard``, ``wandb`` and ``mlflow``: a list, or a text with
             commas.
 
-    Raises:
-        ValueError: if a name is unknown.
-
     Example:
         >>> LogConfig(trackers="wandb,mlflow").trackers
         ('wandb', 'mlflow')
@@ -214,10 +195,9 @@ class LogConfig:
         names = given.strip("[] ").split(",") if isinstance(given, str) else given
         cleaned = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
         object.__setattr__(self, "trackers", cleaned)
-        for name in cleaned:
-            if name not in TRACKERS:
-                known = ", ".join(TRACKERS)
-                raise ValueError(f"log.trackers must be names out of {known}, got {name!r}")
+        if unknown := [name for name in cleaned if name not in TRACKERS]:
+            known = ", ".join(TRACKERS)
+            raise ValueError(f"log.trackers must be names out of {known}, got {unknown[0]!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,24 +233,18 @@ class RunConfig:
 
     def groups(self) -> dict[str, Any]:
         """All values, nested as in a YAML file; the seed first."""
-        names = sorted((entry.name for entry in fields(self)), key=lambda name: name != "seed")
-        values = asdict(self)
-        return {name: values[name] for name in names}
+        return {"seed": self.seed, **asdict(self)}
 
     def settings(self) -> dict[str, Any]:
         """All values by their dotted names."""
-        flat: dict[str, Any] = {}
-        for group, values in self.groups().items():
-            named = values.items() if isinstance(values, dict) else ()
-            flat.update({f"{group}.{name}": value for name, value in named} or {group: values})
-        return flat
+        groups = self.groups()
+        seed = {"seed": groups.pop("seed")}
+        return seed | {
+            f"{k}.{name}": value for k, own in groups.items() for name, value in own.items()
+        }
 
     def require_blocks(self) -> None:
-        """Refuse a supernet of the user's own where our blocks are needed.
-
-        Raises:
-            ValueError: if there is one.
-        """
+        """Refuse a supernet of the user's own where our blocks are needed, by a ValueError."""
         if self.network.supernet is not None:
             raise ValueError(
                 f"network.supernet {self.network.supernet} has no blocks of ours, which this "
@@ -278,18 +252,12 @@ class RunConfig:
             )
 
     def space(self, data: ImageData) -> SearchSpace:
-        """The search space of our blocks for a data set.
-
-        Raises:
-            ValueError: see ``require_blocks``.
-        """
+        """The search space of our blocks for a data set; see ``require_blocks``."""
         self.require_blocks()
         network = self.network
-        stem = network.stem
-        if stem == "auto":
-            stem = "imagenet" if data.image_size >= IMAGENET_STEM_FROM else "cifar"
+        fitting = "imagenet" if data.image_size >= IMAGENET_STEM_FROM else "cifar"
         skeleton = Skeleton(
-            stem=stem,
+            stem=fitting if network.stem == "auto" else network.stem,
             input_channels=data.input_channels,
             image_size=data.image_size,
             num_classes=data.num_classes,
@@ -378,15 +346,9 @@ def part_sizes(config: RunConfig, num_train: int) -> tuple[int, int]:
 def changed_settings(
     before: Mapping[str, Any], after: Mapping[str, Any], begun: str | None
 ) -> Iterator[str]:
-    """What keeps a run from being resumed: settings that its work so far has used, now different.
+    """Describe what keeps a run from being resumed: settings, by dotted name, now different.
 
-    Args:
-        before: settings of the run, by dotted name.
-        after: settings of the command.
-        begun: the last step of the run that has begun; None if none has.
-
-    Returns:
-        Iterator over descriptions.
+    Those count that its work so far has used: ``begun`` is the last step that has; None: none has.
 
     Example:
         >>> before = {"seed": 0, "train.lr": 9.0}
@@ -395,15 +357,11 @@ def changed_settings(
     """
     own = any(after.get(name) is not None for name in ("network.supernet", "model"))
     for key in sorted({*before, *after}):
+        group = key.split(".")[0]
+        first = _FIRST_USE.get(key) or _FIRST_USE.get(group, STAGES[0])
+        if own and key.startswith("budget."):
+            first = "search"  # which chooses within it; our blocks meet it by their width, later
         old, new = before.get(key), after.get(key)
-        if old != new and _is_fixed(key, begun, own):
+        used = begun is not None and STAGES.index(first) <= STAGES.index(begun)
+        if old != new and used and key not in _NEVER_FIXED:
             yield f"{key} was {old!r} and is {new!r}"
-
-
-def _is_fixed(key: str, begun: str | None, own: bool) -> bool:
-    if begun is None or key in _NEVER_FIXED:
-        return False
-    first = _FIRST_USE.get(key) or _FIRST_USE.get(key.split(".")[0], STAGES[0])
-    if own and key.startswith("budget."):
-        first = "search"  # which chooses within it; our blocks meet it by their width, afterwards
-    return STAGES.index(first) <= STAGES.index(begun)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +16,7 @@ import yaml
 from filelock import FileLock, Timeout
 from torch import nn
 
-from dsonas._utils import STAGES, is_imported, read_json, readable_json, write_atomically
+from dsonas._utils import csv_text, is_imported, read_json, readable_json, write_atomically
 from dsonas.cost import chain_from_json, is_chain
 from dsonas.data import Split
 from dsonas.graph import Architecture, ArchitectureError, BlockGraph
@@ -39,7 +37,7 @@ from dsonas.run.user_models import (
     choices_from_json,
     named_model,
 )
-from dsonas.train import Row, StageCheckpoints
+from dsonas.train import STAGES, Row, StageCheckpoints
 
 STUDY_FILES = ("attempts.json", "given.json", "lock", "output.txt", "task.json")  # of a job
 JOBS_FILE = "jobs.json"  # of a study
@@ -87,10 +85,8 @@ class FolderInUseError(ValueError):
 class RunFolder:
     """The files of a run: all written atomically, so that none is ever half there.
 
-    Args:
-        path: the folder; it is made when the first file is written.
-        writes: whether this process does; of several that train together only one should. Without,
-            whatever would write does nothing.
+    The folder is made when the first file is written. Of several processes that train together only
+    one ``writes``; in the others whatever would write does nothing.
     """
 
     def __init__(self, path: str | Path, *, writes: bool = True) -> None:
@@ -152,11 +148,7 @@ class RunFolder:
                     folder.rmdir()
 
     def require_outside(self, images: Path) -> None:
-        """Refuse to lie among the images: a folder of a run is no class, nor what is in it.
-
-        Raises:
-            RunError: if this folder is in that of the images, or is it.
-        """
+        """Refuse to lie among the images: a folder of a run is no class, nor what is in it."""
         if self.path.resolve().is_relative_to(images.resolve()):
             raise RunError(
                 f"--out must be outside of the image folder {images}, got {self.path}: choose "
@@ -164,11 +156,7 @@ class RunFolder:
             )
 
     def require_images(self, now: Split | None) -> None:
-        """Refuse other files of images than those that this folder's ``split.csv`` tells of.
-
-        Raises:
-            RunError: saying what has changed.
-        """
+        """Refuse other files of images than those that this folder's ``split.csv`` tells of."""
         before = self.split
         if before and now and (what := before.changes(now)):
             raise RunError(
@@ -194,11 +182,7 @@ class RunFolder:
             )
 
     def require_kind(self, kind: str) -> None:
-        """Refuse the folder of a study (``dsonas compare``) for a run, and that of a run for one.
-
-        Raises:
-            RunError: if it holds the other kind.
-        """
+        """Refuse the folder of a study (``dsonas compare``) for a run, or that of a run for one."""
         held = "study" if (self.path / JOBS_FILE).exists() else "run" if self.begun else kind
         if held != kind:
             raise RunError(f"{self.path} is the folder of a {held}: a {kind} needs another --out")
@@ -223,27 +207,15 @@ class RunFolder:
         return Architecture.load(path) if finished else None
 
     def refuse(self, differences: Iterable[str]) -> None:
-        """Refuse to go on with another run than the folder's.
-
-        Args:
-            differences: what is not the same, a short description each.
-
-        Raises:
-            RunError: if there is a difference.
-        """
-        first = list(islice(differences, 3))
-        if first:
-            raise RunError(
-                f"{self.path} holds a run with other settings ({'; '.join(first)}): "
-                f"{self._remedy(first)}"
-            )
-
-    def _remedy(self, differences: Sequence[str]) -> str:
-        chain = self.path / "chain.json"
-        if chain.exists() and all(text.startswith("budget.") for text in differences):
+        """Refuse to go on with another run than the folder's, given differences in a few words."""
+        first, chain = list(islice(differences, 3)), self.path / "chain.json"
+        remedy = "choose another --out, or delete that folder"
+        if chain.exists() and all(text.startswith("budget.") for text in first):
             config = self.path / "config.yaml"
-            return f"train from its search: dsonas train --config {config} --architecture {chain}"
-        return "choose another --out, or delete that folder"
+            remedy = f"train from its search: dsonas train --config {config} --architecture {chain}"
+        if first:
+            told = f"{self.path} holds a run with other settings ({'; '.join(first)}): {remedy}"
+            raise RunError(told)
 
     @property
     def held(self) -> Architecture | None:
@@ -252,11 +224,7 @@ class RunFolder:
         return Architecture.from_json(text) if text else self.found
 
     def require_architecture(self, architecture: Architecture) -> None:
-        """Refuse to train another architecture than the one that the folder's run is about.
-
-        Raises:
-            RunError: if its search is not finished, or has found another one.
-        """
+        """Refuse to train another architecture than the one that the folder's run is about."""
         if self.begun is not None and self.held != architecture:
             raise RunError(
                 f"{self.path} holds a run that is not about this architecture: "
@@ -291,27 +259,21 @@ class RunFolder:
 
     def write_log(self, rows: Sequence[Row]) -> None:
         """Write ``log.csv``: one line per epoch of every stage."""
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        self.write("log.csv", buffer.getvalue())
+        lines = [[row.get(name, "") for name in COLUMNS] for row in rows]
+        self.write("log.csv", csv_text([COLUMNS, *lines]))
 
     def write_factors(self, graph: BlockGraph, history: Sequence[Sequence[list[float]]]) -> None:
         """Write ``factors.csv``: the scaling factors that are not 0 after each search epoch.
 
         A history holds for each epoch the packed factors of each block, or one list for all.
         """
-        lines = ["epoch,block,source,target,factor"]
-        for epoch, blocks in enumerate(history, 1):
-            for place, factors in enumerate(blocks, 1):
-                block = "all" if len(blocks) == 1 else place
-                lines += [
-                    f"{epoch},{block},{source},{target},{factor:.6g}"
-                    for (source, target), factor in zip(graph.connections, factors, strict=True)
-                    if factor
-                ]
-        self.write("factors.csv", "\n".join(lines) + "\n")
+        rows = [
+            (epoch, "all" if len(blocks) == 1 else block, *connection, factor)
+            for epoch, blocks in enumerate(history, 1)
+            for block, factors in enumerate(blocks, 1)
+            for connection, factor in zip(graph.connections, factors, strict=True)
+        ]
+        self._write_factors(("epoch", "block", "source", "target", "factor"), rows)
 
     def write_choice_factors(
         self, names: Mapping[str, Sequence[str]], history: Sequence[Sequence[list[float]]]
@@ -320,23 +282,22 @@ class RunFolder:
 
         Epoch 0, where all factors are 1, is added.
         """
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(("epoch", "choice", "candidate", "factor"))
         start = [[1.0] * len(candidates) for candidates in names.values()]
-        for epoch, vectors in enumerate([start, *history]):
-            for (label, candidates), factors in zip(names.items(), vectors, strict=True):
-                rows = zip(candidates, factors, strict=True)
-                writer.writerows((epoch, label, c, f"{factor:.6g}") for c, factor in rows if factor)
-        self.write("factors.csv", buffer.getvalue())
+        rows = [
+            (epoch, label, candidate, factor)
+            for epoch, vectors in enumerate([start, *history])
+            for (label, candidates), factors in zip(names.items(), vectors, strict=True)
+            for candidate, factor in zip(candidates, factors, strict=True)
+        ]
+        self._write_factors(("epoch", "choice", "candidate", "factor"), rows)
+
+    def _write_factors(self, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+        live = [(*place, f"{factor:.6g}") for *place, factor in rows if factor]
+        self.write("factors.csv", csv_text([columns, *live]))
 
     @property
     def metrics(self) -> dict[str, Any] | None:
-        """What ``metrics.json`` holds; None if the run is not finished.
-
-        Raises:
-            RunError: if it is damaged.
-        """
+        """What ``metrics.json`` holds; None if the run is not finished; refused if damaged."""
         return self._metrics_with("test_error")
 
     def _metrics_with(self, *names: str) -> dict[str, Any] | None:
@@ -351,11 +312,7 @@ class RunFolder:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The metrics, with every number of ``SUMMARY``; None if the run is not finished.
-
-        Raises:
-            RunError: if one is missing.
-        """
+        """The metrics, with every number of ``SUMMARY``; None if the run is not finished."""
         return self._metrics_with(*SUMMARY)
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
@@ -422,11 +379,7 @@ class RunFolder:
 
 
 def compressed_from_json(path: Path) -> dict[str, Any]:
-    """Read ``compressed.json``: the model, its costs, and what is left of each part.
-
-    Raises:
-        RunError: if it is something else.
-    """
+    """Read ``compressed.json``: the model, its costs, what is left of each part; or a RunError."""
     value = read_json(path)
     left = value.get("left") if isinstance(value, dict) else None
     rows = left.values() if isinstance(left, dict) else [None]
@@ -437,12 +390,7 @@ def compressed_from_json(path: Path) -> dict[str, Any]:
 
 
 def load_architecture(path: str | Path) -> Architecture:
-    """Read an architecture file.
-
-    Raises:
-        RunError: if there is none.
-        ArchitectureError: if it is malformed.
-    """
+    """Read an architecture file; see ``load_chain``."""
     return load_chain(path)[-1]
 
 

@@ -35,11 +35,8 @@ logger = logging.getLogger(__name__)
 class Tracker(Protocol):
     """A place that shows runs.
 
-    Args:
-        folder: of the run.
-        settings: its whole configuration, by dotted name.
-        id: by which the tracker knows the run; None if it does not know it yet.
-        rows: how many rows of the log it has.
+    It is made of the folder of a run, its settings by dotted name, the ``id`` by which it knows the
+    run (None: it does not yet), and the number of rows of the log that it has.
     """
 
     id: str
@@ -183,14 +180,7 @@ TOOLS: dict[str, type[Tracker]] = {
 
 
 def require_trackers(config: LogConfig) -> None:
-    """Refuse a tracker whose package is not installed.
-
-    Raises:
-        ValueError: naming the extra that brings it.
-
-    Example:
-        >>> require_trackers(LogConfig())
-    """
+    """Refuse a tracker whose package is not installed, by a ValueError that names the extra."""
     for name in config.trackers:
         spec = find_spec(name)
         if spec is None or spec.origin is None:  # a folder of that name is not the package
@@ -205,14 +195,8 @@ class Tracking:
 
     ``RUN/trackers.json`` keeps under which id each knows the run, how many rows of the log it has,
     and whether all: a resumed run goes on in the same place, and one that is added later gets all.
-
-    Args:
-        config: of the run.
-        folder: of the run.
-        writes: whether this process does; of several that train together only one should.
-
-    Raises:
-        ValueError: if the package of a tracker is not installed.
+    Of several processes that train together only one ``writes``. A ValueError if the package of a
+    tracker is not installed.
     """
 
     def __init__(self, config: RunConfig, folder: RunFolder, *, writes: bool = True) -> None:
@@ -232,16 +216,13 @@ class Tracking:
         self.close(finished=kind is None)
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Bring every tracker up to date.
-
-        Args:
-            rows: the whole log so far.
-        """
+        """Bring every tracker up to date with the whole log so far."""
         for name in tuple(self.names):
             with self._guarded(name):
                 tracker, known = self._tracker(name, len(rows))
                 for step in range(known["rows"] + 1, len(rows) + 1):
-                    tracker.log(step, row_values(rows[step - 1]))
+                    row = rows[step - 1]
+                    tracker.log(step, numbers_of(str(row["stage"]), row))
                 self._remember(name, tracker.id, len(rows))
 
     def complete(self) -> None:
@@ -254,21 +235,16 @@ class Tracking:
             pass
 
     def close(self, *, finished: bool) -> None:
-        """End the work of all trackers.
-
-        Args:
-            finished: whether the command has come to its end; then results and files follow.
-        """
-        files = [self._folder.path / name for name in FILES]
+        """End the work of all trackers; if the command has ``finished``, with results and files."""
+        files = [path for name in FILES if (path := self._folder.path / name).is_file()]
         for name in tuple(self.names):
             with self._guarded(name):
-                if finished and (values := final_values(self._folder.metrics or {})):
+                if finished and (values := numbers_of("final", self._folder.metrics or {})):
                     tracker, known = self._tracker(name)
                     tracker.log(known["rows"] + 1, values)
                 if name in self._live:
-                    kept = [path for path in files if finished and path.is_file()]
                     tracker = self._live.pop(name)
-                    tracker.close(kept, finished=finished)
+                    tracker.close(files if finished else (), finished=finished)
                     self._remember(name, tracker.id, self._known(name)["rows"], whole=finished)
 
     def _tracker(self, name: str, rows: int | None = None) -> tuple[Tracker, dict[str, Any]]:
@@ -303,30 +279,16 @@ class Tracking:
             self._live.pop(name, None)
 
 
-def row_values(row: Row) -> dict[str, float]:
-    """Name the numbers of a row of the log after its stage.
+def numbers_of(group: str, values: Mapping[str, Any]) -> dict[str, float]:
+    """Name the numbers of a row of the log, or of ``metrics.json``; settings are no results.
 
     Example:
-        >>> row_values({"stage": "search", "epoch": 2, "loss": 0.5, "lr": ""})
-        {'search/epoch': 2, 'search/loss': 0.5}
+        >>> numbers_of("search", {"stage": "search", "epoch": 2, "lr": "", "seed": 0})
+        {'search/epoch': 2}
     """
     return {
-        f"{row['stage']}/{name}": value
-        for name, value in row.items()
-        if isinstance(value, int | float)
-    }
-
-
-def final_values(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Pick the numbers of ``metrics.json`` that are results.
-
-    Example:
-        >>> final_values({"test_error": 2.5, "seed": 0, "device": "cpu"})
-        {'final/test_error': 2.5}
-    """
-    return {
-        f"final/{name}": value
-        for name, value in metrics.items()
+        f"{group}/{name}": value
+        for name, value in values.items()
         if isinstance(value, int | float) and name not in _SETTINGS
     }
 

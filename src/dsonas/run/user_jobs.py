@@ -27,13 +27,7 @@ from dsonas.run.user_models import (
     give_weights,
     named_model,
 )
-from dsonas.search import (
-    ChoiceNetwork,
-    ChoiceSupernet,
-    ScaledSupernet,
-    scale_model,
-    search_network,
-)
+from dsonas.search import ChoiceNetwork, ChoiceSupernet, ScaledSupernet, scale_model, search_network
 from dsonas.sparse import load_model, save_model
 
 COUNTED = ("macs", "params")  # what is counted for a model of the user's

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
@@ -44,11 +45,7 @@ class OwnModel:
 
     @classmethod
     def of(cls, place: str) -> Self:
-        """Read ``FILE.py:FUNCTION``.
-
-        Raises:
-            RunError: if it is something else.
-        """
+        """Read ``FILE.py:FUNCTION``; a RunError if it is something else."""
         path, _, function = place.rpartition(":")
         if not path or not function.isidentifier():
             raise RunError(f"{cls.option} must be FILE.py:FUNCTION, got {place!r}")
@@ -57,9 +54,8 @@ class OwnModel:
     def model(self, shape: Shape) -> nn.Module:
         """Call the function, and the model once, with images of zeros.
 
-        Raises:
-            RunError: if there is no such function, it fails, or what it returns is no model for
-                images and classes of this shape.
+        A RunError if there is no such function, it fails, or what it returns is no model for images
+        and classes of this shape.
         """
         try:
             found = getattr(import_file(self.path, self.option), self.function, None)
@@ -145,21 +141,15 @@ class OwnSpace(OwnModel):
     def supernet(
         self, shape: Shape, budget: Budget | None, config: SearchConfig, seed: int
     ) -> ChoiceSupernet:
-        """Make the supernet, whose costs are those of one image.
+        """Make the supernet, whose costs are those of one image; see ``model``.
 
-        Raises:
-            RunError: see ``model``.
-            ValueError: if its choices contradict each other, or nothing keeps the budget.
+        A ValueError if its choices contradict each other, or nothing keeps the budget.
         """
         example = torch.zeros(1, shape.input_channels, shape.image_size, shape.image_size)
         return ChoiceSupernet(self.model(shape), example, budget, config, seed=seed)
 
     def final(self, shape: Shape, choices: Mapping[str, Sequence[str]]) -> nn.Module:
-        """Make the network that choices leave of a fresh model.
-
-        Raises:
-            RunError: if the choices are not those of the model.
-        """
+        """Make the network that choices leave of a fresh model, which must have them."""
         try:
             network = apply_choices(self.model(shape), choices)
         except ValueError as error:
@@ -174,11 +164,7 @@ def contiguous(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, 
 
 
 def choices_from_json(path: Path) -> dict[str, list[str]]:
-    """Read ``choices.json``: the names that are left, by label.
-
-    Raises:
-        RunError: if it is something else.
-    """
+    """Read ``choices.json``: the names that are left, by label; a RunError if it has others."""
     value = read_json(path)
     lists = value.values() if isinstance(value, dict) else [None]
     if not all(isinstance(some, list) and all(isinstance(n, str) for n in some) for some in lists):
@@ -202,37 +188,25 @@ class LibraryModel:
             ...
             dsonas.run.network_files.RunError: --model torchvision:resnet8 is not known ...
         """
-        library = self._known()
+        of_timm = self.library == "timm"
+        try:  # both take a second
+            library: Any = import_module("timm" if of_timm else "torchvision.models")
+        except ImportError:
+            raise self._error("needs timm: python -m pip install timm") from None
+        names = library.list_models() if of_timm else library.list_models(module=library)
+        if self.name not in names:
+            near = get_close_matches(self.name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"{self.library}.list_models() has all"
+            raise self._error(f"is not known to {self.library}: {hint}")
         if shape.input_channels != 3:
             raise self._error(
                 f"takes images of 3 channels, but the data have {shape.input_channels}: save the "
                 "images as RGB"
             )
-        if self.library == "timm":
-            model = library.create_model(self.name, num_classes=shape.num_classes)
-        else:
-            model = library.get_model(self.name, weights=None, num_classes=shape.num_classes)
+        make = library.create_model if of_timm else partial(library.get_model, weights=None)
+        model = make(self.name, num_classes=shape.num_classes)
         check_output(model, shape, self._error)
         return model
-
-    def _known(self) -> Any:
-        """The library, which has a model of this name."""
-        if self.library == "timm":
-            try:
-                library: Any = import_module("timm")
-            except ImportError:
-                raise self._error("needs timm: python -m pip install timm") from None
-            names = library.list_models()
-        else:
-            import torchvision  # a second, for this only
-
-            library = torchvision.models
-            names = library.list_models(module=library)
-        if self.name not in names:
-            near = get_close_matches(self.name, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"{self.library}.list_models() has all"
-            raise self._error(f"is not known to {self.library}: {hint}")
-        return library
 
     def __str__(self) -> str:
         return f"{self.library}:{self.name}"
@@ -269,12 +243,9 @@ def fingerprint(path: Path) -> str:
 
 
 def give_weights(model: nn.Module, path: Path, num_classes: int) -> None:
-    """Load a file of a ``state_dict`` into a model, every tensor of it.
+    """Load a file of a ``state_dict`` into a model made for ``num_classes``, every tensor of it.
 
-    ``num_classes`` are those of the data, for which the model was made.
-
-    Raises:
-        RunError: if the file is none, or its keys or shapes are not those of the model.
+    A RunError if the file is none, or its keys or shapes are not those of the model.
     """
     given, wanted = _read_weights(path), model.state_dict()
     missing = [key for key in wanted if key not in given]

@@ -30,4 +30,9 @@ from .training import (
     classify as classify,
     evaluate as evaluate,
 )
-from .world import World as World, current_world as current_world, require_single as require_single
+from .world import (
+    STAGES as STAGES,
+    World as World,
+    current_world as current_world,
+    require_single as require_single,
+)

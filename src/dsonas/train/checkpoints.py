@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsonas._utils import STAGES, write_atomically
+from dsonas._utils import write_atomically
+from dsonas.train.world import STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,6 @@ VERSION = 1
 MAGIC = b"dsonas-checkpoint\n"
 KEPT = 2
 _NAME = re.compile(r"checkpoint-(\d{8})\.pt")
-_DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 class CheckpointError(ValueError):
@@ -39,7 +39,7 @@ class CheckpointFolder:
     """
 
     def __init__(
-        self, folder: str | Path, check: Callable[[dict[str, Any]], None] | None = None
+        self, folder: str | Path, check: Callable[[dict[str, Any]], None] = lambda state: None
     ) -> None:
         self.folder = Path(folder)
         self._check = check
@@ -67,23 +67,20 @@ class CheckpointFolder:
         problem = None
         for _, path in reversed(self._files()):
             try:
-                return self._read(path)
+                state = read_checkpoint(path)
             except CheckpointError as error:
-                logger.warning("%s; trying the one before", error)
-                self._unusable.add(path)
-                problem = error
+                problem = str(error)
+            else:
+                try:
+                    self._check(state)
+                    return state
+                except CheckpointError as error:
+                    problem = f"checkpoint {path} cannot be used: {error}"
+            logger.warning("%s; trying the one before", problem)
+            self._unusable.add(path)
         if problem is not None:
             raise CheckpointError(f"no usable checkpoint in {self.folder}: last problem: {problem}")
         return None
-
-    def _read(self, path: Path) -> dict[str, Any]:
-        state = read_checkpoint(path)
-        if self._check is not None:
-            try:
-                self._check(state)
-            except CheckpointError as error:
-                raise CheckpointError(f"checkpoint {path} cannot be used: {error}") from None
-        return state
 
     def _files(self) -> list[tuple[int, Path]]:
         if not self.folder.is_dir():
@@ -98,10 +95,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from None
-    head, body = content[: len(MAGIC)], content[len(MAGIC) + _DIGEST_SIZE :]
+    end = len(MAGIC) + hashlib.sha256().digest_size
+    head, digest, body = content[: len(MAGIC)], content[len(MAGIC) : end], content[end:]
     if head != MAGIC:
         raise CheckpointError(f"checkpoint {path} is not a dsonas checkpoint")
-    if hashlib.sha256(body).digest() != content[len(MAGIC) : len(MAGIC) + _DIGEST_SIZE]:
+    if hashlib.sha256(body).digest() != digest:
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match")
     try:
         value = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
@@ -165,17 +163,10 @@ class StageCheckpoints:
             shutil.rmtree(self.folder / stage, ignore_errors=True)
 
 
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "epoch": int,
-    "batch": int,
-    "images": int,
-    "loss": Tensor,
-    "errors": Tensor,
-    "rows": list,
-    "seconds": dict,
-    "state": dict,
-    "extras": dict,
-}
+_KINDS = {
+    **dict.fromkeys(("epoch", "batch", "images"), int), "loss": Tensor, "errors": Tensor,
+    "rows": list, **dict.fromkeys(("seconds", "state", "extras"), dict),
+}  # fmt: skip
 
 
 def _check(state: dict[str, Any], stage: str) -> None:
@@ -186,8 +177,8 @@ def _check(state: dict[str, Any], stage: str) -> None:
         value = state.get(name)
         if not isinstance(value, kind) or (isinstance(value, int) and value < 0):
             raise CheckpointError(f"its {name!r} is not what a run saves")
-    text = state["extras"].get("architecture", "")
-    plain = all(map(_is_row, state["rows"])) and isinstance(text, str)
+    plain = all(map(_is_row, state["rows"]))
+    plain = plain and isinstance(state["extras"].get("architecture", ""), str)
     timed = all(isinstance(seconds, int | float) for seconds in state["seconds"].values())
     if not (plain and timed and state["loss"].numel() == state["errors"].numel() == 1):
         raise CheckpointError("it does not hold what a run saves")
@@ -195,9 +186,6 @@ def _check(state: dict[str, Any], stage: str) -> None:
 
 def _is_row(row: Any) -> bool:
     """Whether a value is a line of the log."""
-    return (
-        isinstance(row, dict)
-        and row.get("stage") in STAGES
-        and isinstance(row.get("epoch"), int)
-        and all(isinstance(value, int | float | str) for value in row.values())
-    )
+    known = isinstance(row, dict) and row.get("stage") in STAGES
+    known = known and isinstance(row.get("epoch"), int)
+    return known and all(isinstance(value, int | float | str) for value in row.values())

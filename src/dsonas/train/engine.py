@@ -99,12 +99,12 @@ class Engine:
         """What runs the passes of a search step at once; None: they run call by call."""
         if wish == "off" or self.device.type != "cuda":
             return None
-        if self.synchronises:  # they exchange sums in the middle of a pass
-            if self.processes.is_first:
-                told = "engine.graphs: steps without CUDA graphs, which are for one process alone"
-                logger.warning(told)
-            return None
-        return StepGraphs(CudaCapture(self.device))
+        if not self.synchronises:
+            return StepGraphs(CudaCapture(self.device))
+        if self.processes.is_first:  # they exchange sums in the middle of a pass
+            told = "engine.graphs: steps without CUDA graphs, which are for one process alone"
+            logger.warning(told)
+        return None
 
     def place(self, module: nn.Module) -> nn.Module:
         """Move a module to the device, ours in a fast format; make it equal in all processes."""

@@ -11,9 +11,8 @@ that gradients are finite, removal.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -47,11 +46,9 @@ class CudaCapture:
     def capture(self, run: Callable[[], Found]) -> tuple[Found, Callable[[], None]]:
         """Take down what a function asks the device to do, without doing it.
 
-        One graph may overwrite what another has left: nobody replays it before that is read.
-
-        Returns:
-            The tensors that it gives, still without values, and a function that does it all again
-            in the same memory.
+        Returns the tensors that it gives, still without values, and a function that does it all
+        again in the same memory. One graph may overwrite what another has left: nobody replays it
+        before that is read.
         """
         graph = torch.cuda.CUDAGraph()
         pool = next((other.pool() for other in self._graphs), None)
@@ -61,8 +58,7 @@ class CudaCapture:
         return found, graph.replay
 
 
-@dataclass(frozen=True)
-class _Shape:
+class _Shape(NamedTuple):
     """What must stay for a graph to stay right."""
 
     network: nn.Module
@@ -73,8 +69,7 @@ class _Shape:
         return self.network is other.network and self.structure is other.structure
 
 
-@dataclass(frozen=True)
-class _Graph:
+class _Graph(NamedTuple):
     """A captured step: its input, what it finds, and the gradients that it leaves."""
 
     shape: _Shape
@@ -126,8 +121,10 @@ class StepGraphs:
             return passes(images, labels)
         if self._repeats(part, shape) <= WARM:
             return self._capture.aside(lambda: passes(images, labels))
-        graph = self._captured(part, shape, network, passes, images, labels)
-        return graph.run(images, labels) if graph else passes(images, labels)
+        parameters = network.weights() if part == "weights" else network.factors()
+        if graph := self._captured(part, shape, parameters, passes, images.clone(), labels.clone()):
+            return graph.run(images, labels)
+        return passes(images, labels)
 
     def forget(self) -> None:
         """Free all graphs, at the end of a search: they hold the memory of a whole step."""
@@ -145,16 +142,14 @@ class StepGraphs:
         self,
         part: str,
         shape: _Shape,
-        network: ScaledModule,
+        parameters: Sequence[nn.Parameter],
         passes: Passes,
         images: Tensor,
         labels: Tensor,
     ) -> _Graph | None:
         """A graph of a step; None if there can be none."""
         self._graphs.pop(part, None)
-        parameters = network.weights() if part == "weights" else network.factors()
         _forget_gradients(parameters)  # a graph that found some would add to them
-        images, labels = images.clone(), labels.clone()
         try:
             found, replay = self._capture.capture(lambda: passes(images, labels))
         except RuntimeError as error:

@@ -77,39 +77,7 @@ class Journal:
     save_every: float = 20.0
 
 
-@dataclass
-class _Meters:
-    """Sums over an epoch, kept on the device so that no step waits for it."""
-
-    loss: Tensor
-    errors: Tensor
-    images: int = 0
-
-    @classmethod
-    def zero(cls, device: torch.device) -> _Meters:
-        return cls(torch.zeros((), device=device), torch.zeros((), device=device))
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self.loss += loss.float() * len(labels)
-        self.errors += (logits.argmax(1) != labels).sum()
-        self.images += len(labels)
-
-    def over(self, processes: Processes) -> _Meters:
-        """The sums over all processes."""
-        if processes.world.size == 1:
-            return self
-        images = self.loss.new_tensor(self.images)
-        values = torch.stack([self.loss, self.errors, images]).double()
-        loss, errors, images = processes.sum(values)
-        return _Meters(loss.float(), errors.float(), int(images))
-
-    def row(self) -> Row:
-        loss, errors = torch.stack([self.loss, self.errors]).tolist()
-        images = max(1, self.images)
-        return {"loss": loss / images, "error": 100 * errors / images}
-
-
-CHECK_EVERY = 25
+CHECK_EVERY = 25  # steps between two looks at the loss
 LEAST_AGE = 20  # times what the last checkpoint took, so that all take 5 % of the time at most
 
 
@@ -137,129 +105,120 @@ def run_stage(
         DivergedError: if the loss is not finite; nothing is saved then.
         CheckpointError: if the checkpoint does not fit the stage.
     """
-    processes = processes or Processes()
-    meters, epoch, start = _Meters.zero(device), 0, 0
-    if resume is not None:
-        meters, epoch, start = _restore(stage, resume, device)
-        if not processes.is_first:  # the sums so far are kept by one of them
-            meters = _Meters.zero(device)
-    clock = _Clock(journal, stage.name)
+    loop = _Loop(stage, journal, device, processes or Processes())
+    epoch, start = loop.restore(resume) if resume is not None else (0, 0)
     while epoch < stage.num_epochs:  # which the stage may lower at the end of an epoch
-        current = epoch
-        _steps(stage, journal, clock, processes, meters, current, start)
-        start, epoch = 0, epoch + 1
-        totals = _totals(meters, processes, stage, current)
-        row: Row = {"stage": stage.name, "epoch": current + 1, **totals.row()}
-        row.update(stage.end_epoch(current))
-        clock.tick()
+        loop.steps(epoch, start)
+        row: Row = {"stage": stage.name, "epoch": epoch + 1, **loop.end_epoch(epoch)}
+        row.update(stage.end_epoch(epoch))
+        loop.tick()
         journal.rows.append({**row, "seconds": round(journal.seconds[stage.name], 3)})
-        meters = _Meters.zero(device)
         if journal.report:
-            journal.report(stage, current, stage.num_batches, journal.rows[-1])
-        if clock.due() or epoch >= stage.num_epochs:
-            _save(stage, journal, clock, meters, epoch, 0)
+            journal.report(stage, epoch, stage.num_batches, journal.rows[-1])
+        start, epoch = 0, epoch + 1
+        if loop.is_due() or epoch >= stage.num_epochs:
+            loop.save(epoch, 0)
 
 
-def _steps(
-    stage: Stage,
-    journal: Journal,
-    clock: _Clock,
-    processes: Processes,
-    meters: _Meters,
-    epoch: int,
-    start: int,
-) -> None:
-    """The steps of an epoch from a batch on, with the checkpoints that fall due."""
-    for index, batch in enumerate(stage.batches(epoch, start), start):
-        meters.add(*stage.step(batch, epoch, index))
-        if journal.report:
-            journal.report(stage, epoch, index + 1, None)
-        stopping, due = processes.any(journal.stop(), clock.due())
-        if stopping or due or (index + 1) % CHECK_EVERY == 0:
-            totals = _totals(meters, processes, stage, epoch)
-            if stopping or due:
-                _save(stage, journal, clock, totals, epoch, index + 1)
-        if stopping:
-            raise Interrupted
+class _Loop:
+    """A stage at work: the sums over the epoch so far, and the clock of the checkpoints.
 
+    The sums are kept on the device, so that no step waits for it.
+    """
 
-def _restore(
-    stage: Stage, resume: dict[str, Any], device: torch.device
-) -> tuple[_Meters, int, int]:
-    try:
-        stage.load_state_dict(resume["state"])
-        meters = _Meters(resume["loss"].to(device), resume["errors"].to(device), resume["images"])
-        return meters, resume["epoch"], resume["batch"]
-    except torch.OutOfMemoryError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"the checkpoint of {stage.name} does not fit this run ({reason}): delete the folder "
-            f"checkpoints/{stage.name} of the run to do this step again"
-        ) from None
-
-
-class _Clock:
-    """Adds wall time to the journal and knows when a checkpoint is due."""
-
-    def __init__(self, journal: Journal, name: str) -> None:
-        self.journal, self.name = journal, name
+    def __init__(
+        self, stage: Stage, journal: Journal, device: torch.device, processes: Processes
+    ) -> None:
+        self.stage, self.journal, self.device, self.processes = stage, journal, device, processes
         self.last = self.saved = time.perf_counter()
-        self.cost = 0.0
-        journal.seconds.setdefault(name, 0.0)
+        self.cost = 0.0  # seconds that the last checkpoint took
+        journal.seconds.setdefault(stage.name, 0.0)
+        self._forget()
+
+    def _forget(self) -> None:
+        zero = torch.zeros((), device=self.device)
+        self.loss, self.errors, self.images = zero, zero.clone(), 0
+
+    def steps(self, epoch: int, start: int) -> None:
+        """The steps of an epoch from a batch on, with the checkpoints that fall due."""
+        for index, batch in enumerate(self.stage.batches(epoch, start), start):
+            loss, logits, labels = self.stage.step(batch, epoch, index)
+            self.loss += loss.float() * len(labels)
+            self.errors += (logits.argmax(1) != labels).sum()
+            self.images += len(labels)
+            if self.journal.report:
+                self.journal.report(self.stage, epoch, index + 1, None)
+            stopping, due = self.processes.any(self.journal.stop(), self.is_due())
+            if stopping or due or (index + 1) % CHECK_EVERY == 0:
+                totals = self._totals(epoch)
+                if stopping or due:
+                    self.save(epoch, index + 1, totals)
+            if stopping:
+                raise Interrupted
+
+    def _totals(self, epoch: int) -> tuple[Tensor, Tensor, int]:
+        """The sums over all processes; refused if the loss is not finite."""
+        loss, errors, images = self.loss, self.errors, self.images
+        if self.processes.world.size > 1:
+            values = torch.stack([loss, errors, loss.new_tensor(images)]).double()
+            loss, errors, count = self.processes.sum(values)
+            loss, errors, images = loss.float(), errors.float(), int(count)
+        if not math.isfinite(found := loss.item()):
+            raise DivergedError(
+                f"the loss became {found} in epoch {epoch + 1} of {self.stage.name}: lower "
+                f"--{self.stage.name}.lr, or check the images for extreme values",
+                self.stage.name,
+            )
+        return loss, errors, images
+
+    def end_epoch(self, epoch: int) -> Row:
+        """What an epoch comes to: mean loss, and error in percent; the next begins from 0."""
+        loss, errors, images = self._totals(epoch)
+        self._forget()
+        count = max(1, images)
+        return {"loss": loss.item() / count, "error": 100 * errors.item() / count}
+
+    def restore(self, resume: dict[str, Any]) -> tuple[int, int]:
+        """Go on from a checkpoint; returns its epoch and batch."""
+        try:
+            self.stage.load_state_dict(resume["state"])
+            if self.processes.is_first:  # the sums so far are kept by one of them
+                self.loss, self.errors = (resume[k].to(self.device) for k in ("loss", "errors"))
+                self.images = resume["images"]
+            return resume["epoch"], resume["batch"]
+        except torch.OutOfMemoryError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"the checkpoint of {self.stage.name} does not fit this run ({reason}): delete the "
+                f"folder checkpoints/{self.stage.name} of the run to do this step again"
+            ) from None
 
     def tick(self) -> None:
+        """Add the time since the last call to the journal."""
         now = time.perf_counter()
-        self.journal.seconds[self.name] += now - self.last
+        self.journal.seconds[self.stage.name] += now - self.last
         self.last = now
 
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         """Whether the last checkpoint is old enough, and its cost small beside its age."""
         if self.journal.save is None:
             return False
-        least = self.journal.save_every
-        if least:
-            least = max(least, LEAST_AGE * self.cost)
+        least = self.journal.save_every and max(self.journal.save_every, LEAST_AGE * self.cost)
         return time.perf_counter() - self.saved >= least
 
-    def done(self, began: float) -> None:
-        """A checkpoint has been written."""
+    def save(self, epoch: int, batch: int, sums: tuple[Tensor, Tensor, int] | None = None) -> None:
+        """Write a checkpoint, with sums over all processes; None: the epoch has not begun."""
+        journal = self.journal
+        if journal.save is None:
+            return
+        self.tick()
+        begin = time.perf_counter()
+        loss, errors, images = sums or (self.loss, self.errors, self.images)
+        done = {"stage": self.stage.name, "epoch": epoch, "batch": batch}
+        found = {"loss": loss.cpu(), "errors": errors.cpu(), "images": images}
+        kept = {"rows": journal.rows, "seconds": journal.seconds}
+        journal.save({**done, **found, **kept, "state": self.stage.state_dict()})
         self.saved = time.perf_counter()
-        self.cost = self.saved - began
-
-
-def _totals(meters: _Meters, processes: Processes, stage: Stage, epoch: int) -> _Meters:
-    """The sums over all processes; refused if the loss is not finite."""
-    totals = meters.over(processes)
-    loss = totals.loss.item()
-    if not math.isfinite(loss):
-        raise DivergedError(
-            f"the loss became {loss} in epoch {epoch + 1} of {stage.name}: lower "
-            f"--{stage.name}.lr, or check the images for extreme values",
-            stage.name,
-        )
-    return totals
-
-
-def _save(
-    stage: Stage, journal: Journal, clock: _Clock, meters: _Meters, epoch: int, batch: int
-) -> None:
-    if journal.save is None:
-        return
-    clock.tick()
-    began = time.perf_counter()
-    journal.save(
-        {
-            "stage": stage.name,
-            "epoch": epoch,
-            "batch": batch,
-            "loss": meters.loss.cpu(),
-            "errors": meters.errors.cpu(),
-            "images": meters.images,
-            "rows": journal.rows,
-            "seconds": journal.seconds,
-            "state": stage.state_dict(),
-        }
-    )
-    clock.done(began)
+        self.cost = self.saved - begin

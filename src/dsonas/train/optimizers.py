@@ -32,15 +32,10 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def restore(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load what ``optimizer.state_dict()`` gave, after the checks that torch leaves out.
+    """Load into a fresh optimizer what ``state_dict()`` gave, after checks that torch leaves out.
 
-    Args:
-        optimizer: a fresh one, for parameters of the same shapes.
-        state: its groups, and the momenta of its parameters.
-
-    Raises:
-        ValueError: if a momentum has not the shape of its parameter, or a value is of a kind that
-            no optimizer keeps.
+    A ValueError if a momentum has not the shape of its parameter, or a value is of a kind that no
+    optimizer keeps.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for group, fresh in zip(

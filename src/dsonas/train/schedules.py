@@ -120,35 +120,5 @@ def linear(
     return schedule
 
 
-def poly(
-    lr: float,
-    lr_max: float,
-    warmup_epochs: int,
-    total_epochs: int,
-    steps_per_epoch: int,
-    *,
-    power: float = 2.0,
-) -> Schedule:
-    """A linear warm-up from ``lr`` to ``lr_max``, then a polynomial fall to 0.
-
-    With W warm-up updates of T, the n-th update (from 1) has ``lr + n (lr_max - lr) / W`` for
-    n <= W, then ``lr_max ((T - n) / (T - W)) ** power``, after T 0. W is less than T.
-
-    Example:
-        >>> schedule = poly(0.1, 0.4, warmup_epochs=3, total_epochs=5, steps_per_epoch=1)
-        >>> [round(schedule(update), 3) for update in range(5)]
-        [0.2, 0.3, 0.4, 0.1, 0.0]
-    """
-    warmup, total = warmup_epochs * steps_per_epoch, total_epochs * steps_per_epoch
-
-    def schedule(update: int) -> float:
-        number = update + 1
-        if number <= warmup:
-            return lr + number * (lr_max - lr) / warmup
-        return lr_max * (max(0, total - number) / (total - warmup)) ** power
-
-    return schedule
-
-
 def _half_cosine(lr_max: float, lr_min: float, progress: float) -> float:
     return lr_min + (lr_max - lr_min) * (1 + math.cos(math.pi * progress)) / 2

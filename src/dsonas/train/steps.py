@@ -24,10 +24,8 @@ def weight_step(
     """Update the weights of a supernet in training mode; scaling factors get no gradient.
 
     Args:
-        network: the supernet.
-        optimizer: of ``network.weights()``.
-        images: (B, C, H, W), normalised.
-        labels: (B,) class numbers.
+        network, optimizer: the supernet, and that of its weights.
+        images, labels: (B, C, H, W), normalised; (B,) class numbers.
         clip: gradients are clipped to [-clip, clip] elementwise; None does not clip.
         engine: knows the processes that share a batch, and in how many parts to take it; None: one
             process, and the whole batch at once.

@@ -88,10 +88,8 @@ class Training:
     Args:
         network: a network without scaling factors; any module of images to logits, unless
             ``config`` asks for an auxiliary head, drop path or dropout.
-        train: batches of all training images.
-        test: batches for measuring the error.
-        config: how to train.
-        engine: device and precision.
+        train, test: batches of all training images, and for measuring the error.
+        config, engine: how to train; device and precision.
         seed: of what the network draws, such as dropout.
         measurements: about how often the test error is measured; no choice is made by it.
         val: batches by which the best epoch is chosen, see ``keep_best``.
@@ -155,9 +153,9 @@ class Training:
         """The error on the validation part; that on the test part, if it is due."""
         row: Row = {"lr": self.schedule((epoch + 1) * self.num_batches - 1)}
         if self.val is not None:
-            found = evaluate(self.network, self.val, self.engine)
-            row |= {"val_error": found["test_error"], "val_loss": found["test_loss"]}
-            self._compare(epoch, (found["test_error"], found["test_loss"]))
+            found = classify(self.network, self.val, self.engine)
+            row |= {"val_error": found.error, "val_loss": found.loss}
+            self._compare(epoch, (found.error, found.loss))
         if (epoch + 1) % self.measured_every == 0 or epoch + 1 == self.num_epochs:
             row |= evaluate(self.network, self.test, self.engine)
         return row

@@ -1,10 +1,12 @@
-"""Which of the processes that train together this one is, as its launcher tells it."""
+"""What the command line knows of training before torch is there: its steps, its processes."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+STAGES = ("pretrain", "search", "train")  # of a run, in order; also the groups of their settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +41,9 @@ class World:
 def current_world(environment: Mapping[str, str] | None = None) -> World:
     """Read the place of this process from its environment, or other variables.
 
-    Raises:
-        ValueError: if a variable of the launcher is missing or no number.
+    A ValueError if a variable of the launcher is missing or no number.
 
     Example:
-        >>> current_world({})
-        World(rank=0, size=1, local_size=1, launcher='')
         >>> variables = {"WORLD_SIZE": "8", "RANK": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
         >>> current_world(variables).num_nodes
         2

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
-from dsonas._utils import STAGES
 from dsonas.cost import MEASURES, Budget, Cost, architecture_cost
 from dsonas.graph import Architecture, block_connections, doubled_channels
 from dsonas.run import (
@@ -23,6 +22,7 @@ from dsonas.run import (
     compressed_from_json,
     upgraded,
 )
+from dsonas.train import STAGES
 
 Factors = list[list[float]]  # packed factors of each block, or one list for all blocks
 Candidate = tuple[str, str]  # label and name

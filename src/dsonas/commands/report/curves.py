@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dsonas._utils import STAGES
 from dsonas.commands.charts import NUM_COLOURS, Dot, Line, lines, scatter, text_of
 from dsonas.commands.report.collect import Epoch, RunRecord, cost_of
 from dsonas.commands.report.drawings import colour, node_name
 from dsonas.graph import BlockGraph, readable_operation
+from dsonas.train import STAGES
 
 Points = list[tuple[float, float]]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from dsonas._utils import STAGES
+from dsonas.train import STAGES
 
 _FOLDER = Path(__file__).parent
 
@@ -39,13 +39,8 @@ class _Loader(yaml.SafeLoader):
 def read_settings(name: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read the settings of a recipe or YAML file; those of its ``base`` come first.
 
-    Args:
-        name: a recipe, or a file; a ``base`` is sought from the file that names it.
-        above: the files that lead here by their ``base``.
-
-    Raises:
-        ValueError: if there is no such recipe or file, it is not one of settings, or its bases
-            lead back to it.
+    A ``base`` is sought from the file that names it; the files ``above`` lead here by theirs. A
+    ValueError if there is no such file, it is not one of settings, or its bases lead back to it.
 
     Example:
         >>> read_settings("cifar100-full")["data"]
