@@ -30,7 +30,7 @@ from dsonas.cost.costs import architecture_cost
 from dsonas.run.run_config import NetworkConfig
 from dsonas.run.runs import load_chain
 from dsonas.search.baselines import blocks_macs
-from dsonas.search.penalties import adaptive_macs
+from dsonas.search.penalties import AdaptiveMacs
 from small_study import Study, mean_and_spread, silent_job, study_config, study_parser
 
 KINDS = ("uniform", "adaptive_macs", "adaptive_memory")
@@ -76,7 +76,7 @@ def try_penalty(
         chain = load_chain(Path(folder) / "search" / "chain.json")
         supernet, found = chain[0], chain[-1]
         # the penalty of eq. 9 is the share that a block has kept
-        shares = [row[0] for row in adaptive_macs(supernet, found)]
+        shares = [row[0] for row in AdaptiveMacs().weights(supernet, found)]
         row = {
             "penalty": penalty,
             "kept": shares,

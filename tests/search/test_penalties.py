@@ -7,7 +7,7 @@ import pytest
 
 from dsonas.cost.costs import architecture_cost, operation_cost
 from dsonas.graph.architecture import Architecture, Skeleton
-from dsonas.search.penalties import adaptive_macs, penalty_of, uniform
+from dsonas.search.penalties import AdaptiveMacs, Uniform, penalty_of
 
 SKELETON = Skeleton(image_size=8, blocks=(1, 2), channels=(4, 8))
 OPERATIONS = ("separable_conv3x3", "max_pool3x3")
@@ -26,11 +26,11 @@ def values(rows: list[list[float]]) -> list[float]:
 @pytest.mark.parametrize(("whole", "sets"), [(SHARED, 1), (WHOLE, 3)])
 def test_uniform_is_1_and_a_complete_network_gets_1(whole: Architecture, sets: int):
     empty = replace(whole, blocks=(EMPTY,) * 3)
-    assert values(uniform(whole, empty)) == [1.0] * sets
-    found = adaptive_macs(whole, whole)
+    assert values(Uniform().weights(whole, empty)) == [1.0] * sets
+    found = AdaptiveMacs().weights(whole, whole)
     assert [len(row) for row in found] == [len(EMPTY.live)] * sets
     assert values(found) == pytest.approx([1.0] * sets)
-    assert values(adaptive_macs(whole, empty)) == [0.0] * sets
+    assert values(AdaptiveMacs().weights(whole, empty)) == [0.0] * sets
 
 
 def test_adaptive_is_in_proportion_to_the_live_cost():
@@ -44,13 +44,13 @@ def test_adaptive_is_in_proportion_to_the_live_cost():
 
     current = replace(WHOLE, blocks=(HALF, WHOLE.blocks[0], EMPTY))
     shares = [of_block(g, i) / of_block(WHOLE.blocks[0], i) for i, g in enumerate(current.blocks)]
-    found = values(adaptive_macs(WHOLE, current))
+    found = values(AdaptiveMacs().weights(WHOLE, current))
     assert found == pytest.approx(shares)
     assert 0 < shares[0] < 1
     halves = replace(SHARED, blocks=(HALF,) * 3)
     now = sum(of_block(HALF, i) for i in range(3))
     whole = sum(of_block(WHOLE.blocks[0], i) for i in range(3))
-    assert values(adaptive_macs(SHARED, halves)) == pytest.approx([now / whole])
+    assert values(AdaptiveMacs().weights(SHARED, halves)) == pytest.approx([now / whole])
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -71,7 +71,7 @@ def test_with_many_channels_adaptive_is_the_published_count_of_units(seed: int):
     convolutions = sum(graph.operation(node).startswith("separable") for node in kept)
     outputs = len(current.inputs[graph.output_node])
     published = (2 + convolutions + outputs + 1) / (6 * levels + 1)
-    (found,) = values(adaptive_macs(whole, replace(whole, blocks=(current,))))
+    (found,) = values(AdaptiveMacs().weights(whole, replace(whole, blocks=(current,))))
     assert found == pytest.approx(published, abs=1 / (6 * levels + 1))
 
 
@@ -84,7 +84,7 @@ def test_memory_penalties_are_the_published_constants():
     skeleton = Skeleton(image_size=16, blocks=(1,), channels=(96,))
     whole = Architecture.complete(skeleton, names, 2, "share")
     graph = whole.blocks[0]
-    (row,) = penalty_of("adaptive_memory")(whole, whole)
+    (row,) = penalty_of("adaptive_memory").weights(whole, whole)
     published = dict(zip(range(5, 9), (0.986, 1.0, 0.447, 0.447), strict=True))
     for value, (_, target) in zip(row, graph.connections, strict=True):
         if target < graph.output_node:
@@ -94,7 +94,7 @@ def test_memory_penalties_are_the_published_constants():
 
 
 def test_memory_penalties_of_the_full_space_compare_all_blocks():
-    rows = penalty_of("adaptive_memory")(WHOLE, WHOLE)
+    rows = penalty_of("adaptive_memory").weights(WHOLE, WHOLE)
     target = WHOLE.blocks[0].target_index[0]
     name = WHOLE.blocks[0].operation(target)
     bytes_ = [operation_cost(name, c, s).memory_bytes for c, s in ((4, 8), (8, 4), (8, 4))]
@@ -107,7 +107,7 @@ def test_the_connection_whose_removal_saves_most_time_is_punished_most():
         return architecture_cost(architecture).macs
 
     current = replace(SHARED, blocks=(HALF,) * 3)
-    (row,) = penalty_of("adaptive_latency", latency)(SHARED, current)
+    (row,) = penalty_of("adaptive_latency", latency).weights(SHARED, current)
     live = [i for i, alive in enumerate(HALF.live) if alive]
     assert all(row[i] == 1.0 for i in range(len(row)) if i not in live)
 

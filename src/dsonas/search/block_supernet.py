@@ -79,7 +79,7 @@ class BlockSupernet(Supernet[Architecture]):
         branches = [gamma if alone else 0.0] * len(self.scaling.reductions)
         if self.live == self.whole and self.config.penalty_kind != "adaptive_memory":
             return [*[gamma] * len(self.scaling.blocks), *branches]
-        rows = self._penalty(self.whole, self.live)
+        rows = self._penalty.weights(self.whole, self.live)
         return [
             vector.new_tensor([gamma * weight for weight in row])
             for vector, row in zip(self.scaling.blocks, rows, strict=True)
