@@ -63,10 +63,12 @@ def compare(command: str, arguments: list[str], stop: StopSignal) -> int:
     """Run a study, or one of its jobs, in a folder until done or interrupted."""
     values = parse(_parser(command), arguments)
     path = Path(values.out or f"runs/compare-{run_name(values)}").absolute()
-    imports = [f"{IMPORT}={file}" for file in values.get("import") or ()]
+    user_code = [f"{IMPORT}={file}" for file in values.get("import") or ()]  # a file never runs any
+    if ".py:" in values.data.augment:
+        user_code.append(f"--data.augment={values.data.augment}")
     if values.job:
         task = read_task(path, values.job)
-        return do_job(path, task, stored_config(path, resumes=True)[0], imports, stop)
+        return do_job(path, task, stored_config(path, resumes=True)[0], user_code, stop)
     jobs = JobsConfig(**{key: value for key, value in values.jobs.items() if value is not None})
     folder, config = RunFolder(path), _study_config(values)
     folder.require_kind("study")
@@ -86,11 +88,11 @@ def compare(command: str, arguments: list[str], stop: StopSignal) -> int:
         folder.require_images(split)
         if split is not None:
             folder.write("split.csv", split.to_csv())
-        return _do_study(study, path, jobs, imports, stop)
+        return _do_study(study, path, jobs, user_code, stop)
 
 
 def _do_study(
-    study: Study, path: Path, jobs: JobsConfig, imports: list[str], stop: StopSignal
+    study: Study, path: Path, jobs: JobsConfig, user_code: list[str], stop: StopSignal
 ) -> int:
     console = Console(highlight=False, soft_wrap=True)
     _refuse_other_study(path, study.config)
@@ -104,7 +106,7 @@ def _do_study(
     def say(text: str) -> None:
         console.print(text, markup=False)
 
-    command = [*program, "compare", *imports, "--out", str(path), "--job"]
+    command = [*program, "compare", *user_code, "--out", str(path), "--job"]
     pool = Pool(study.units, path, command, jobs, say)
     interrupted = pool.run(stop)
     value = comparison(study, path, pool.failed)

@@ -81,12 +81,12 @@ def read_task(path: Path, name: str) -> Task:
 
 
 def do_job(
-    path: Path, task: Task, config: RunConfig, imports: Sequence[str], stop: StopSignal
+    path: Path, task: Task, config: RunConfig, user_code: Sequence[str], stop: StopSignal
 ) -> int:
     """Do a job of the study in a folder, or go on with it, up to its ``result.json``.
 
-    If another process does it, left by a study that was killed, this waits for its end. Returns
-    the exit code.
+    If another process does it, left by a study that was killed, this waits for its end. Options
+    that run ``user_code`` stand in no file, so they are given. Returns the exit code.
     """
     file, code = result_file(path, task["name"]), 1
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def do_job(
         if file.exists():
             return 0
         try:
-            code = _work(path, task, config, imports, stop)
+            code = _work(path, task, config, user_code, stop)
         finally:
             seconds = _record_attempt(file.with_name("attempts.json"), code)
         if code == 0:
@@ -115,7 +115,7 @@ def _record_attempt(file: Path, code: int) -> float:
 
 
 def _work(
-    path: Path, task: Task, config: RunConfig, imports: Sequence[str], stop: StopSignal
+    path: Path, task: Task, config: RunConfig, user_code: Sequence[str], stop: StopSignal
 ) -> int:
     from dsonas.commands import working
 
@@ -138,7 +138,7 @@ def _work(
         given = [f"--search.space={task['space']}", *bounds]
     given += ["--out", str(run), "--seed", str(task["seed"])]
     config_file = ["--config", str(path / "config.yaml")]
-    return working.run(kind, [*imports, *config_file, *given], stop, RunFolder(path))
+    return working.run(kind, [*user_code, *config_file, *given], stop, RunFolder(path))
 
 
 def write_given(path: Path, task: Task, config: RunConfig) -> None:
