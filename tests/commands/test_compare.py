@@ -144,8 +144,8 @@ def test_a_killed_study_goes_on_and_ends_with_the_comparison(dsonas, start, tiny
 def test_an_own_augmentation_is_that_of_all_jobs(dsonas, tiny, tmp_path):
     (tmp_path / "own.py").write_text("def flip(image):\n    return image.flip(-1)\n")
     out, augment = tmp_path / "study", f"{tmp_path / 'own.py'}:flip"
-    few = ["--random_searches", "1", "--trial_epochs", "1", "--jobs.number", "1", "--out", out]
-    ended = dsonas("compare", *tiny, *SMALL, *few, "--data.augment", augment)
+    given = ["--jobs.number", "1", "--out", out, "--data.augment", augment]
+    ended = dsonas("compare", *tiny, *SMALL, *given)
     assert ended.code == 0, ended
     for config in (out / "jobs").glob("*/config.yaml"):
         assert f"augment: {augment}" in config.read_text()

@@ -329,7 +329,7 @@ def test_penalties_by_memory_access_hold_from_the_first_step(data):
     engine = Engine(EngineConfig(device="cpu", threads=1))
     stage = Searching(network, batches_of(data), batches_of(data, 1), config, engine)
     whole = network.architecture
-    (weights,) = penalty_of("adaptive_memory")(whole, whole)
+    (weights,) = penalty_of("adaptive_memory").weights(whole, whole)
     expected = [0.5 * weight for weight in weights]
     assert len(set(expected)) > 1
     assert stage.searcher.optimizer.param_groups[0]["penalty"].tolist() == pytest.approx(expected)

@@ -280,7 +280,10 @@ def stored_config(
             "exported and reported, not resumed; choose another --out"
         )
     subjects = {name: current.pop(name, None) for name in SUBJECTS}
-    if not resumes and ".py:" in current.get("data", {}).get("augment", ""):
+    for name in KINDS:
+        if not isinstance(current.get(name, {}), Mapping):
+            raise UsageError(f"{path}: {name} must hold options, got {current[name]!r}")
+    if not resumes and ".py:" in str(current.get("data", {}).get("augment")):
         current["data"]["augment"] = "none"  # nothing trains, and a file never runs code
     parser = config_parser("run", "", ())
     try:
