@@ -8,7 +8,7 @@
 # DATA holds train/CLASS/*.jpg and test/CLASS/*.jpg, or is that of cifar10: (cifar-10-batches-py/ in it).
 # OPTIONS such as "--spaces share --seeds 2" do a part of it: its jobs are kept, and count when the whole
 # is done; table and picture in benchmarks/results/ and docs/ are only those of the whole.
-# IMAGE_SIZE=16 before the command: the same with images of 16x16 pixels and 0.5 M, a fifth of the time.
+# IMAGE_SIZE=16 before the command: the same with images of 16x16 pixels and 0.5 M, a quarter of the work.
 set -euo pipefail
 data=$(realpath "${1:?the folder of CIFAR-10, as images or as its own files}")
 cd "$(dirname "$0")/.."
