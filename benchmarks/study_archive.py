@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dsonas._utils import write_atomically
 
-KEPT = ("config.yaml", "study.json", "architectures/*.json")
+KEPT = ("config.yaml", "study.json", "user_code.json", "architectures/*.json")
 
 
 def kept_files(study: Path) -> Iterator[Path]:

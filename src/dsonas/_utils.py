@@ -238,7 +238,7 @@ def import_file(path: Path, option: str) -> ModuleType:
     """
     if not (path.is_file() and path.suffix == ".py"):
         raise ValueError(f"{option} must name a Python file (NAME.py) that exists, got {path}")
-    name = f"{_IMPORTED}{path.resolve()}:{_digest(path)}"  # one that has changed is another
+    name = f"{_IMPORTED}{path.resolve()}:{fingerprint(path)}"  # one that has changed is another
     if name not in sys.modules:
         spec = spec_from_file_location(name, path)
         assert spec is not None
@@ -265,12 +265,14 @@ def absolute_place(place: str) -> str:
 
 def is_imported(path: Path) -> bool:
     """Whether this process has imported a Python file of the user's, or one with its content."""
-    digest = _digest(path)
+    digest = fingerprint(path)
     return any(name.startswith(_IMPORTED) and name.endswith(digest) for name in list(sys.modules))
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def fingerprint(path: Path) -> str:
+    """Compute the SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def told_by(path: Path, error: Exception) -> str:

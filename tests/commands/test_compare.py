@@ -151,6 +151,21 @@ def test_an_own_augmentation_is_that_of_all_jobs(dsonas, tiny, tmp_path):
         assert f"augment: {augment}" in config.read_text()
     assert json.loads((out / "compare.json").read_text())["complete"]
 
+    rule = tmp_path / "rule.py"
+    rule.write_text("")
+    ended = dsonas("compare", "--import", rule, *tiny, *SMALL, *given)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "rule.py was not imported when it was begun" in ended.err
+    elsewhere = tmp_path / "elsewhere"
+    archive(["pack", out, tmp_path / "study.json"])
+    archive(["unpack", tmp_path / "study.json", elsewhere])
+    (tmp_path / "own.py").write_text("def flip(image):\n    return image\n")
+    for path in (out, elsewhere):
+        given[3] = path
+        ended = dsonas("compare", *tiny, *SMALL, *given)
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert "own.py has changed since" in ended.err
+
 
 MARK = """
 import os

@@ -176,6 +176,13 @@ def test_import_brings_operations_to_the_command_line(tmp_path, capsys):
     assert "test error" in capsys.readouterr().out
     assert "mine.py" not in (tmp_path / "run" / "config.yaml").read_text()
 
+    more = tmp_path / "more.py"
+    more.write_text("")
+    assert main([*arguments, "--import", str(more)]) == 2
+    assert "more.py was not imported when it was begun" in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert "is finished" in capsys.readouterr().out
+
 
 @pytest.mark.parametrize(
     ("text", "message"),

@@ -25,6 +25,7 @@ from dsonas.commands.configuring import (
     stored_config,
     to_config,
     to_yaml,
+    user_code,
 )
 from dsonas.cost import Budget
 from dsonas.run import (
@@ -63,12 +64,12 @@ def compare(command: str, arguments: list[str], stop: StopSignal) -> int:
     """Run a study, or one of its jobs, in a folder until done or interrupted."""
     values = parse(_parser(command), arguments)
     path = Path(values.out or f"runs/compare-{run_name(values)}").absolute()
-    user_code = [f"{IMPORT}={file}" for file in values.get("import") or ()]  # a file never runs any
+    code = [f"{IMPORT}={file}" for file in values.get("import") or ()]  # a file never runs any
     if ".py:" in values.data.augment:
-        user_code.append(f"--data.augment={values.data.augment}")
+        code.append(f"--data.augment={values.data.augment}")
     if values.job:
         task = read_task(path, values.job)
-        return do_job(path, task, stored_config(path, resumes=True)[0], user_code, stop)
+        return do_job(path, task, stored_config(path, resumes=True)[0], code, stop)
     jobs = JobsConfig(**{key: value for key, value in values.jobs.items() if value is not None})
     folder, config = RunFolder(path), _study_config(values)
     folder.require_kind("study")
@@ -86,16 +87,14 @@ def compare(command: str, arguments: list[str], stop: StopSignal) -> int:
         return 0
     with folder.lock():
         folder.require_images(split)
+        _refuse_other_study(folder, study.config, user_code(values))
         if split is not None:
             folder.write("split.csv", split.to_csv())
-        return _do_study(study, path, jobs, user_code, stop)
+        return _do_study(study, path, jobs, code, stop)
 
 
-def _do_study(
-    study: Study, path: Path, jobs: JobsConfig, user_code: list[str], stop: StopSignal
-) -> int:
+def _do_study(study: Study, path: Path, jobs: JobsConfig, code: list[str], stop: StopSignal) -> int:
     console = Console(highlight=False, soft_wrap=True)
-    _refuse_other_study(path, study.config)
     begin(path, study, to_yaml(study.config.run.groups()))
     stop.wait_for_step()
     # how Python starts this program; a user's script registers its own operations
@@ -106,7 +105,7 @@ def _do_study(
     def say(text: str) -> None:
         console.print(text, markup=False)
 
-    command = [*program, "compare", *user_code, "--out", str(path), "--job"]
+    command = [*program, "compare", *code, "--out", str(path), "--job"]
     pool = Pool(study.units, path, command, jobs, say)
     interrupted = pool.run(stop)
     value = comparison(study, path, pool.failed)
@@ -164,8 +163,9 @@ def _study_config(values: Namespace) -> StudyConfig:
     )
 
 
-def _refuse_other_study(path: Path, config: StudyConfig) -> None:
+def _refuse_other_study(folder: RunFolder, config: StudyConfig, code: dict[str, str]) -> None:
     """Refuse to go on with a study that means something else by the same job."""
+    path = folder.path
     fixed = {
         "trial_epochs": config.trial_epochs,
         "held_out": config.held_out,
@@ -175,5 +175,7 @@ def _refuse_other_study(path: Path, config: StudyConfig) -> None:
         stored = read_json(path / "study.json") if (path / "study.json").exists() else {}
         before = {**stored_config(path, resumes=True)[0].settings(), **fixed, **stored}
         after = {**config.run.settings(), **fixed}
-        RunFolder(path).refuse(changed_settings(before, after, "train"))
+        folder.refuse(changed_settings(before, after, "train"))
+        folder.require_code(code)
+    folder.write_code(code)
     write_atomically(path / "study.json", to_json(fixed))

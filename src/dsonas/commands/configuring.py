@@ -22,6 +22,7 @@ from dsonas._utils import (
     NonNegativeInt,
     PositiveInt,
     absolute_path,
+    fingerprint,
     import_file,
     rule_of,
 )
@@ -117,6 +118,13 @@ class OptionParser(ArgumentParser):
         """The dotted names of all options."""
         options = [action.dest for action in self._actions if action.option_strings]
         return [name for name in options if name not in (*_NO_SETTINGS, *GROUPS)]
+
+
+def user_code(values: Namespace) -> dict[str, str]:
+    """The Python files that ``--import`` and ``data.augment`` name: SHA-256 by file name."""
+    files = [*(values.get("import") or ()), values.data.augment.rpartition(":")[0]]
+    paths = [path for file in files if (path := Path(file)).is_file()]
+    return {path.name: fingerprint(path) for path in paths}
 
 
 def unknown_option(name: str, known: Iterable[str], dashes: str = "") -> str:

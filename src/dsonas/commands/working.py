@@ -21,6 +21,7 @@ from dsonas.commands.configuring import (
     stored_config,
     to_config,
     to_yaml,
+    user_code,
 )
 from dsonas.commands.finished import beside
 from dsonas.commands.pareto import Front, FrontConfig, add_front_options, asked_front, check_front
@@ -90,7 +91,8 @@ def run(
         reporter = Reporter(silent=not folder.writes)  # only the process that writes may speak
         try:
             with reporter:
-                _work(command, config, _subjects(values), front, folder, reporter, stop, study)
+                subjects, code = _subjects(values), user_code(values)
+                _work(command, config, subjects, code, front, folder, reporter, stop, study)
             if front:
                 stop.wait_for_step()
                 with Reporter() as reporter:
@@ -106,6 +108,7 @@ def _work(
     command: str,
     config: RunConfig,
     subjects: dict[str, str | None],
+    code: dict[str, str],
     front: FrontConfig | None,
     folder: RunFolder,
     reporter: Reporter,
@@ -122,7 +125,7 @@ def _work(
     if config.network.transfer and not path:
         raise UsageError("network.transfer needs a block: use dsonas train --architecture FILE")
     architecture = _given_architecture(path, config, folder) if path else None
-    stored = _refuse_other_run(folder, config, subjects)
+    stored = _refuse_other_run(folder, config, subjects, code)
     if architecture and not config.network.transfer:
         folder.require_architecture(architecture)
     refits = stored is not None and stored.budget != config.budget
@@ -150,6 +153,7 @@ def _work(
     check_front(front, job)
     known = {name: value for name, value in subjects.items() if value}
     folder.begin(to_yaml({**known, **config.groups()}), searches=not path, refits=refits)
+    folder.write_code(code)
     job.write_split()
     stop.wait_for_step()
     try:
@@ -272,7 +276,7 @@ def _parser(command: str) -> OptionParser:
 
 
 def _refuse_other_run(
-    folder: RunFolder, config: RunConfig, subjects: dict[str, str | None]
+    folder: RunFolder, config: RunConfig, subjects: dict[str, str | None], code: dict[str, str]
 ) -> RunConfig | None:
     """Refuse to mix two runs; returns the configuration of the one that the folder holds."""
     if folder.begun is None:
@@ -282,6 +286,7 @@ def _refuse_other_run(
     before = {**stored.settings(), **bounds[0], **stored_subjects}
     after = {**config.settings(), **bounds[1], **subjects}
     folder.refuse(changed_settings(before, after, folder.begun))
+    folder.require_code(code)
     return stored
 
 

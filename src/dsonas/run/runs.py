@@ -73,6 +73,7 @@ SUMMARY = (  # numbers of metrics.json that describe a finished run
 
 
 LOCK_NAME = ".lock"
+CODE_FILE = "user_code.json"
 NETWORK_FILE = "network.safetensors"
 COMPRESSED_FILE, MODEL_SOURCE = "compressed.json", "model.py"  # of dsonas compress
 MODEL_FOLDER = "model"  # of save_model
@@ -216,6 +217,26 @@ class RunFolder:
         if first:
             told = f"{self.path} holds a run with other settings ({'; '.join(first)}): {remedy}"
             raise RunError(told)
+
+    def require_code(self, code: Mapping[str, str]) -> None:
+        """Refuse to go on with other Python files of the user's, given as SHA-256 by name."""
+        path = self.path / CODE_FILE
+        before = read_json(path) if path.exists() else {}
+        names = dict.fromkeys((*before, *code))
+        changed = [name for name in names if before.get(name) != code.get(name)]
+        self.refuse(
+            f"{name} {'has changed since' if name in code else 'is missing: --import it'}"
+            if name in before
+            else f"{name} was not imported when it was begun"
+            for name in changed
+        )
+
+    def write_code(self, code: Mapping[str, str]) -> None:
+        """Note the Python files of the user's that a run or study is begun with."""
+        if code:
+            self.write(CODE_FILE, readable_json(code, 1) + "\n")
+        elif self.writes:
+            (self.path / CODE_FILE).unlink(missing_ok=True)
 
     @property
     def held(self) -> Architecture | None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from dsonas._utils import derive_seed, readable_json
+from dsonas._utils import derive_seed, fingerprint, readable_json
 from dsonas.run.console import readable_count
 from dsonas.run.network_files import Preprocessing, RunError, Shape
 from dsonas.run.pipeline import Job
@@ -23,7 +23,6 @@ from dsonas.run.user_models import (
     OwnModel,
     OwnSpace,
     contiguous,
-    fingerprint,
     give_weights,
     named_model,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -234,12 +233,6 @@ def named_model(place: str) -> LibraryModel | OwnModel:
             f"{place!r}"
         )
     return OwnModel.of(place)
-
-
-def fingerprint(path: Path) -> str:
-    """Compute the SHA-256 of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def give_weights(model: nn.Module, path: Path, num_classes: int) -> None:
