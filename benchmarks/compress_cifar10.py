@@ -2,10 +2,10 @@
 
     python benchmarks/compress_cifar10.py --data DIR --work TMP --models resnet20 --seeds 3
 
-DIR holds ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg``. Every model is trained dense once, then
-brought to each target by each kind and trained on, with the same number of further epochs, batches
-and learning rates for all. A row is written as soon as a case is done; a second call goes on, and
-``--latency`` adds to the rows of the first seed how long an image takes.
+DIR holds ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg``. For each seed every model is trained
+dense, then brought to each target by each kind and trained on, with the same number of further
+epochs, batches and learning rates for all. A row is written as soon as a case is done; a second
+call goes on, and ``--latency`` adds to the rows of the first seed how long an image takes.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import copy
 import json
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +144,14 @@ def error(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
     )
 
 
-def dense_model(name: str, train: tuple[Tensor, Tensor], args) -> nn.Module:
-    """The trained model that all cases begin with."""
-    torch.manual_seed(0)
+def dense_model(name: str, seed: int, train: tuple[Tensor, Tensor], args) -> nn.Module:
+    """The trained model that all cases of a seed begin with."""
+    torch.manual_seed(seed)
     model = MODELS[name]()
-    path = args.work / f"{name}-{args.size}-{args.images}-{args.dense_epochs}-{len(train[0])}.pt"
+    numbers = args.size, args.images, args.dense_epochs, len(train[0]), seed
+    path = args.work / f"{name}-{'-'.join(map(str, numbers))}.pt"
     if not path.exists():
-        loop, optimizer = Loop(train, args.dense_epochs, 0.1, 0, args), sgd(model.parameters())
+        loop, optimizer = Loop(train, args.dense_epochs, 0.1, seed, args), sgd(model.parameters())
         for _ in range(args.dense_epochs):
             loop.epoch(model, optimizer)
         torch.save(model.state_dict(), path)
@@ -191,9 +192,9 @@ def compress_theirs(model: nn.Module, example: Tensor, share: float, loop: Loop,
     return model, {}
 
 
-def run_case(name: str, kind: str, share: float, seed: int, data, args, dense: nn.Module) -> dict:
-    start = time.perf_counter()
+def run_case(name: str, kind: str, share: float, seed: int, data, args) -> dict[str, Any]:
     train, test = data
+    dense, start = dense_model(name, seed, train, args), time.perf_counter()
     if kind == "dense":
         return {
             "model": name, "kind": kind, "share": share, "seed": seed,
@@ -335,16 +336,13 @@ def main() -> None:
         measure_latency(known, args, test[0][:1])
         args.out.write_text(json.dumps(known, indent=1))
         return
-    dense = {name: dense_model(name, train, args) for name in args.models}
-    cases = [(name, "dense", 1.0, 0) for name in args.models]
-    cases += [(name, kind, share, seed) for share in args.shares for seed in range(args.seeds)
-              for name in args.models for kind in args.kinds]  # fmt: skip
-    for name, kind, share, seed in cases:
+    cases = [("dense", 1.0), *product(args.kinds, args.shares)]
+    for seed, name, (kind, share) in product(range(args.seeds), args.models, cases):
         case = {"model": name, "kind": kind, "share": share, "seed": seed}
         if any(row.items() >= case.items() for row in known["rows"]):
             continue
         try:
-            row = run_case(name, kind, share, seed, (train, test), args, dense[name])
+            row = run_case(name, kind, share, seed, (train, test), args)
         except ValueError as refusal:
             print(f"{case}: {refusal}", flush=True)
             continue
